@@ -1,0 +1,122 @@
+"""The command `align`. Nothing heavy is imported before a command runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from prompts.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train one-step text-to-image generators.")
+
+ConfigFile = Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="YAML laid over the preset.")]
+Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4.")]
+Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole state of the run folder.")]
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:  # fmt: skip
+    """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
+    from align import config as configs
+
+    resolved = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
+    if dry_run:
+        print(configs.dump(resolved), end="")
+        return
+    from align import runs
+
+    if not runs.train(resolved, output or Path("runs") / preset, resume=resume):
+        raise typer.Exit(130)
+
+
+@app.command()
+def pretrain(
+    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
+) -> None:  # fmt: skip
+    """Train the parts of an embedded world: autoencoder, reference diffusion model, CLIP."""
+    from align import config as configs
+    from align import runs
+
+    resolved = configs.resolve(preset, configs.PRETRAIN, config=config, sets=sets or ())
+    if not runs.pretrain(resolved, output or Path("runs") / preset, resume=resume):
+        raise typer.Exit(130)
+
+
+@app.command()
+def reward(
+    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="JSON lines with the keys prompt, preferred, rejected; the last two are picture files.")],
+    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")] = "shapes-preference",
+    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
+) -> None:  # fmt: skip
+    """Train a preference model on pairs of pictures of one prompt (Bradley-Terry)."""
+    from align import config as configs
+    from align import runs
+
+    resolved = configs.resolve(preset, configs.REWARD, config=config, sets=sets or ())
+    if not runs.reward(resolved, pairs, output or Path("runs") / preset, resume=resume):
+        raise typer.Exit(130)
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[str, typer.Argument(help="An embedded model (shapes/aligned), a folder that diffusers loads, or a hub id.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The PNG to write.")] = Path("sample.png"),
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Draw pictures from a checkpoint, one row a prompt."""
+    from align import runs
+
+    runs.sample(checkpoint, prompt, output, n=n, seed=seed)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp16",
+    pipeline: Annotated[Optional[str], typer.Option("--pipeline", metavar="MODEL", help="Write the network alone, and a recipe that takes all else from this folder or hub id.")] = None,
+) -> None:
+    """Copy a run's checkpoint in another precision, whole or as the bare network."""
+    from align import runs
+
+    runs.export(run, output, dtype=dtype, pipeline=pipeline)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from align import runs
+
+    runs.list_presets()
+
+
+@app.command()
+def bench(
+    preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
+    sets: Sets = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
+) -> None:
+    """Time a step, and measure its memory, for every gradient mode and storage of roles."""
+    from align import config as configs
+    from align.bench import bench as run
+
+    run(configs.resolve(preset, configs.TRAIN, sets=sets or ()), preset, steps=steps, output=output)
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"align: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,329 @@
+"""Configuration: presets, files and `--set key=value`, validated together; an unknown key names the nearest known one."""
+
+import contextlib
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from prompts.errors import UserError
+
+NonNegative = Annotated[float, Field(ge=0)]
+C = TypeVar("C", bound="Config")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Fit(Config):
+    """How a network is fitted to data: Adam, linear warm-up, cosine decay to zero, an average of the weights."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup: int = Field(100, ge=0, description="steps")
+    weight_decay: NonNegative = 0.0
+    clip: PositiveFloat = 1.0
+    ema: Fraction = 0.999
+    save_every: PositiveInt = 500
+
+
+class Sigmas(Config):
+    """The distribution that noise levels are drawn from: a name in `align.diffusion.TIMES` and its parameters."""
+
+    name: Literal["lognormal", "uniform"] = "lognormal"
+    parameters: dict[str, float] = {"mean": -2.0, "std": 2.0}
+
+
+class VaeConfig(Config):
+    """Stage `vae`: a diffusers AutoencoderKL on rendered pictures."""
+
+    stage: Literal["vae"]
+    seed: int = 0
+    fit: Fit
+    kl: NonNegative = Field(description="weight of the KL term, per picture, against mean squared error per channel value")
+    architecture: dict[str, Any]
+
+
+class TeacherConfig(Config):
+    """Stage `teacher`: text encoder and UNet, trained together in the latents of a finished autoencoder."""
+
+    stage: Literal["teacher"]
+    seed: int = 0
+    fit: Fit
+    vae: str = Field(description="folder of the autoencoder")
+    images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
+    drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
+    sigmas: Sigmas
+    scheduler: dict[str, Any]
+    text_encoder: dict[str, Any]
+    unet: dict[str, Any]
+
+
+class ClipConfig(Config):
+    """Stage `clip`: a small CLIP on rendered pictures and their captions."""
+
+    stage: Literal["clip"]
+    seed: int = 0
+    fit: Fit
+    tokenizer: str = Field(description="folder of the tokenizer")
+    architecture: dict[str, Any]
+
+
+class Optimizer(Config):
+    """How a role's parameters are updated."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: PositiveFloat
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
+    weight_decay: NonNegative = 0.0
+    clip: PositiveFloat | None = Field(10.0, description="largest norm of the gradient")
+
+
+class AssistantConfig(Optimizer):
+    """The assistant's optimiser and how often it runs."""
+
+    updates: PositiveInt = Field(1, description="per generator update; k_ta of DI* Algorithm 1")
+    warmup: int = Field(0, ge=0, description="updates on the student's samples before the student's first")
+    weight: Literal["constant", "edm"] = "edm"
+
+
+class Divergence(Config):
+    """How far the student may go from the reference. `distance`, `huber_c` and `gradient` belong to SIM and DI*."""
+
+    weight: Literal["constant", "edm", "dmd", "inverse_norm"] = "constant"
+    distance: str = "pseudo_huber"
+    huber_c: PositiveFloat | None = Field(None, description="denoiser units; by default 0.00054 sqrt(C H W)")
+    gradient: Literal["exact", "exact_sequential", "detached"] = "exact"
+
+
+class Guidance(Config):
+    """Classifier-free guidance: inside the reference (`in`), as a reward (`out`, alpha_cfg = scale - 1), or off."""
+
+    mode: Literal["off", "in", "out"] = "off"
+    scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
+
+
+class Reward(Config):
+    """A scorer that training maximises."""
+
+    scorer: str
+    scale: float = Field(description="alpha_rew, per picture, where the divergence is summed over C, H, W")
+    weights: str | None = Field(None, description="a local path in place of the scorer's own")
+
+
+class Generator(Config):
+    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
+
+    sigma_init: PositiveFloat = 2.5
+    noise_scale: Literal["sigma", "unit"] = "sigma"
+
+
+class LoraConfig(Config):
+    """LoRA adapters in place of full copies."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 64.0
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "net.0.proj", "net.2")
+
+
+class HeldOut(Config):
+    """Scorers that are not trained on, watched on fixed captions and noise while training runs."""
+
+    scorers: dict[str, NonNegative] = Field({}, description="scorer -> the fall, in its units, that trips the guard")
+    prompts: str | None = None
+    pictures: PositiveInt = 64
+    every: PositiveInt = Field(50, description="steps")
+    guard: Literal["stop", "warn", "off"] = "warn"
+
+
+class TrainConfig(Config):
+    """Stage `train`: one-step generators by Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
+
+    stage: Literal["train"]
+    method: Literal["di", "sim", "di++", "di*"]
+    seed: int = Field(0, ge=0)
+    reference: str = Field(description="embedded model, folder or hub id")
+    initial: str | None = Field(None, description="what the student starts from; by default the reference")
+    family: str = "sd15"
+    generator: Generator = Generator()
+    prompts: str = Field(description="shapes:train, or a file with one prompt a line")
+    steps: PositiveInt
+    batch_size: PositiveInt = Field(description="global: pictures a step, over all processes and micro-batches")
+    accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
+    sigmas: Sigmas = Sigmas()
+    divergence: Divergence = Divergence()
+    cfg: Guidance = Guidance()
+    rewards: tuple[Reward, ...] = ()
+    reward_vae: str | None = Field(None, description="a tiny autoencoder's folder or hub id; by default the reference's own")
+    student: Optimizer
+    assistant: AssistantConfig
+    ema: Fraction = 0.95
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    held_out: HeldOut = HeldOut()
+    save_every: PositiveInt = 100
+    sample_every: PositiveInt = 50
+    report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
+    trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        rewarded = self.method in ("di++", "di*")
+        if rewarded and not self.rewards:
+            raise ValueError(f"method {self.method} needs rewards; add one, or choose {'di' if self.method == 'di++' else 'sim'}")
+        if not rewarded and self.rewards:
+            raise ValueError(f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them")
+        if self.held_out.scorers and not self.held_out.prompts:
+            raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:test")
+        if self.cfg.mode == "off" and self.cfg.scale != 1:
+            raise ValueError(f"cfg.scale {self.cfg.scale:g} does nothing with cfg.mode off; set cfg.mode to in or out")
+        return self
+
+
+class RewardConfig(Config):
+    """Stage `reward`: a preference model by Bradley-Terry, from pairs of pictures of one prompt."""
+
+    stage: Literal["reward"]
+    seed: int = Field(0, ge=0)
+    fit: Fit
+    initial: ClipConfig = Field(description="the CLIP that it starts from")
+    held_out: Fraction = Field(0.2, description="share of the pairs' prompts that accuracy is measured on")
+
+
+PRETRAIN: dict[str, type[Config]] = {"vae": VaeConfig, "teacher": TeacherConfig, "clip": ClipConfig}
+TRAIN: dict[str, type[Config]] = {"train": TrainConfig}
+REWARD: dict[str, type[Config]] = {"reward": RewardConfig}
+
+
+def preset_files() -> list[Path]:
+    """The presets' files."""
+    return sorted(Path(str(resources.files("align") / "presets")).glob("*.yaml"))
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every preset by name, unvalidated."""
+    return {path.stem: read_yaml(path) for path in preset_files()}
+
+
+def describe(path: Path) -> str:
+    """The comment a preset opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file holding a mapping; UserError otherwise."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{where}; mend it there") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no keys; write 'key: value' lines")
+    return content
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
+
+
+def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` laid over `base`, key by key."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _assign(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """`content` with `a.b=value` carried out, the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: not of the form key=value; write for example --set batch_size=8")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: the value is not valid YAML; quote it") from None
+    if isinstance(parsed, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
+            parsed = float(parsed)
+    return _place(content, key.split("."), parsed)
+
+
+def _place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of `content` with `value` at `path`, in place of what was there."""
+    first, *rest = path
+    inner = content.get(first)
+    return {**content, first: _place(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys known beside the last one of `location`."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = [t for t in ([field.annotation, *getattr(field.annotation, "__args__", ())] if field else []) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def validate(model: type[C], content: dict[str, Any], source: str) -> C:
+    """A config from plain values; UserError names the source, the field and the remedy."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        field = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            raise UserError(f"{source}: unknown key {field!r}; {_nearest(str(error['loc'][-1]), _keys(model, error['loc']))}") from None
+        if error["type"] == "missing":
+            raise UserError(f"{source}: {field!r} is missing; give it a value") from None
+        if error["type"] == "value_error":
+            raise UserError(f"{source}: {error['ctx']['error']}") from None
+        raise UserError(f"{source}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
+
+
+def resolve(preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()) -> Config:
+    """Preset, then `config` laid over it, then `sets`; `model_of` maps the key `stage` to the model that validates it."""
+    known = presets()
+    mine = [name for name, content in known.items() if content.get("stage") in model_of]
+    if preset not in mine:
+        other = f" ({preset!r} belongs to 'align {command(known[preset]['stage'])}')" if preset in known else ""
+        raise UserError(f"no preset {preset!r} here{other}; {_nearest(preset, mine)}")
+    content, source = known[preset], f"preset {preset}"
+    if config:
+        content, source = _merge(content, read_yaml(config)), str(config)
+    for text in sets:
+        content, source = _assign(content, text), f"--set {text}"
+    return validate(model_of[known[preset]["stage"]], content, source)
+
+
+def command(stage: str) -> str:
+    """The command that runs presets of a stage."""
+    return {"train": "train", "reward": "reward"}.get(stage, "pretrain")
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, every key spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,89 @@
+"""What is watched while training runs: held-out scorers with a guard, and pictures from fixed noise."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from align.config import TrainConfig
+from align.data import read_prompts, seeded
+from align.rewards import Decoder, Rewards
+from evaluate import scorers
+
+if TYPE_CHECKING:
+    from align.roles import Roles
+    from align.train import Model
+
+GRID = 16  # pictures in a grid of samples
+LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
+
+
+class Monitor:
+    """Fixed captions and noise, the scorers they are scored with, and the first scores as a baseline."""
+
+    def __init__(self, config: TrainConfig, pipeline: Any, model: "Model", rewards: Rewards, decoder: Decoder, *, device: Any, dtype: torch.dtype):
+        self.config, self.model, self.rewards, self.decoder = config, model, rewards, decoder
+        held = config.held_out
+        prompts = read_prompts(held.prompts or config.prompts)
+        n = held.pictures if held.scorers else GRID
+        generator = torch.Generator().manual_seed(seeded(config.seed, 3))
+        picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
+        self.prompts = [prompts[i] for i in picks]
+        unet = pipeline.unet.config
+        shape = (n, unet.in_channels, unet.sample_size, unet.sample_size)
+        self.z = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+        self.noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+        encoded = model.family.encode(pipeline, self.prompts)
+        self.given = {key: value.to(device, dtype) for key, value in encoded.items()}
+        self.scorers = {name: scorers.load(name, device=device, dtype=dtype) for name in held.scorers}
+        self.baseline: dict[str, float] = {}
+
+    @torch.no_grad()
+    def evaluate(self, student: nn.Module) -> tuple[str | None, dict[str, float]]:
+        """Scores of the student on the held-out captions, and a sentence if the guard trips.
+
+        The guard trips when the training reward has risen since the first look while a held-out scorer has fallen by more
+        than `held_out.scorers` allows it.
+        """
+        if not self.scorers:
+            return None, {}
+        pictures = self.decoder(self.model.generate(student, self.z, self.given))
+        seen = {f"held_out/{name}": scorer.score(pictures, self.prompts).mean().item() for name, scorer in self.scorers.items()}
+        if self.rewards:
+            seen["held_out/reward"] = self.rewards.of(pictures, self.prompts)[0].mean().item()
+        if not self.baseline:
+            self.baseline = dict(seen)
+        if self.config.held_out.guard == "off" or seen.get("held_out/reward", 0) <= self.baseline.get("held_out/reward", 0):
+            return None, seen
+        for name, fall in self.config.held_out.scorers.items():
+            before, now = self.baseline[f"held_out/{name}"], seen[f"held_out/{name}"]
+            if now < before - fall:
+                return f"the reward rose but held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}", seen
+        return None, seen
+
+    @torch.no_grad()
+    def draw(self, step: int, roles: "Roles", folder: Path) -> None:
+        """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
+        assistant's and the reference's decoded predictions, at each of LEVELS."""
+        n = min(GRID, len(self.z))
+        given = {key: value[:n] for key, value in self.given.items()}
+        x0 = self.model.generate(roles.student, self.z[:n], given)
+        save_grid(self.decoder(x0), folder / f"step-{step:05d}.png", columns=8)
+        rows, some = [self.decoder(x0[:4])], {key: value[:4] for key, value in given.items()}
+        for level in LEVELS:
+            sigma = torch.full((4,), level, dtype=x0.dtype, device=x0.device)
+            x = x0[:4] + level * self.noise[:4]
+            rows.append(self.decoder(x))
+            rows += [self.decoder(self.model.denoiser(role, some)(x, sigma)) for role in (roles.assistant, roles.reference)]
+        save_grid(torch.stack(rows, 1).flatten(0, 1), folder / f"step-{step:05d}-predictions.png", columns=len(rows))
+
+
+def save_grid(pictures: Tensor, path: Path, *, columns: int) -> None:
+    """Pictures `[B, 3, H, W]` in [0, 1] as one PNG; small ones are enlarged so that a person can see them."""
+    from torchvision.utils import make_grid, save_image
+
+    enlarge = max(1, 96 // pictures.shape[-1])
+    shown = pictures.float().cpu().repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(shown, nrow=columns, padding=4, pad_value=1.0), path)

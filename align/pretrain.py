@@ -1,0 +1,229 @@
+"""Stage 1 of the papers' workflow on the embedded world: autoencoder, reference diffusion model, and a small CLIP.
+
+Data is rendered, not stored: what a step sees is a function of (seed, step), so resuming needs no position in a data set.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from align import state
+from align.config import ClipConfig, Config, Fit, TeacherConfig, VaeConfig
+from align.console import Watch, console, stop_on_signal, trim_log
+from align.data import seeded
+from align.diffusion import TIMES, Schedule, denoise
+from align.objectives import WEIGHTS, assistant_loss
+from prompts.errors import UserError
+from prompts.shapes import captions, render, sample_captions
+from prompts.shapes.grammar import FAMILIES
+
+BatchLoss = Callable[[nn.Module, int], Tensor]
+
+
+def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output: Path, *, resume: bool) -> nn.Module | None:
+    """Minimise `batch_loss(model, step)` and return the averaged model, or None if a signal stopped it before the end.
+
+    State goes to `output/state`, figures to `output/log.jsonl`.
+    """
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (config.warmup + 1), total_iters=config.warmup)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, config.steps - config.warmup))
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [config.warmup])
+    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+
+    start = 0
+    if resume and (found := state.load_newest(output / "state")):
+        start, saved = found
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        state.set_rng_state(saved["rng"])
+    trim_log(output / "log.jsonl", start)
+
+    def save(step: int) -> None:
+        state.save(output / "state", step, {name: part.state_dict() for name, part in parts.items()} | {"rng": state.rng_state()}, keep=1)
+
+    with stop_on_signal() as stop, Watch(title, config.steps, start=start, log=output / "log.jsonl") as watch:
+        for step in range(start, config.steps):
+            loss = batch_loss(model, step)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss of {title} is {loss.item()} at step {step}; lower fit.learning_rate, then --resume")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+            watch(step + 1, loss=loss.item())
+            if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                save(step + 1)
+            if stop:
+                console.print(f"stopped after step {step + 1}; go on with --resume")
+                return None
+    return average.module.eval()
+
+
+def _batch(n: int, *key: int) -> tuple[Tensor, list[str]]:
+    """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]."""
+    seed = seeded(*key)
+    drawn = sample_captions(n, split="train", seed=seed)
+    return torch.from_numpy(render(drawn, seed=seed)), drawn
+
+
+def save_half(module: Any, folder: Path) -> None:
+    """Write a diffusers or transformers model as fp16 safetensors."""
+    module.half().save_pretrained(folder)
+    module.float()
+
+
+def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:
+    """An AutoencoderKL whose latents have mean 0 and variance 1 in every channel, so that its scaling factor is 1."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL(**config.architecture, scaling_factor=1.0)
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        x = _batch(config.fit.batch_size, config.seed, step)[0] * 2 - 1
+        posterior = model.encode(x).latent_dist
+        error = model.decode(posterior.sample()).sample - x
+        return error.square().mean() + 0.2 * error.abs().mean() + config.kl * posterior.kl().mean() / x[0].numel()
+
+    trained = fit("shapes-vae", vae, loss, config.fit, output, resume=resume)
+    if trained is None:
+        return False
+    _standardise(trained, _batch(1000, config.seed, config.fit.steps)[0] * 2 - 1)
+    save_half(trained, output / "checkpoint")
+    return True
+
+
+@torch.no_grad()
+def _standardise(vae: Any, pictures: Tensor) -> None:
+    """Fold the latents' mean and scale into the 1 x 1 convolutions around them; decoded pictures stay the same."""
+    latents = vae.encode(pictures).latent_dist.mean
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    n = len(mean)
+    inner, outer = vae.quant_conv, vae.post_quant_conv
+    outer.bias += (outer.weight[:, :, 0, 0] * mean).sum(1)
+    outer.weight *= std[None, :, None, None]
+    inner.bias[:n] = (inner.bias[:n] - mean) / std
+    inner.weight[:n] /= std[:, None, None, None]
+    inner.bias[n:] -= 2 * std.log()  # the other half is the logarithm of the variance
+
+
+def make_tokenizer() -> Any:
+    """A CLIPTokenizer in which every word of the grammar is one token and any other text is still spelled out."""
+    from tokenizers import pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = CLIPTokenizer().backend_tokenizer
+    learner.train_from_iterator(
+        (caption for family in FAMILIES for caption in captions("train", family)),
+        trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", special_tokens=special, show_progress=False),
+    )
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *special]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24)
+
+
+def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
+    """Token ids `[B, model_max_length]`, padded and cut."""
+    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    return ids
+
+
+def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
+    """Text encoder and UNet by denoising score matching (DI++ eq. C.2 and C.7), saved as a StableDiffusionPipeline."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if not (Path(config.vae) / "config.json").is_file():
+        raise UserError(f"vae = {config.vae}: no autoencoder there; run 'align pretrain shapes-vae --output {Path(config.vae).parent}' first")
+    vae = AutoencoderKL.from_pretrained(config.vae).float().requires_grad_(False)
+    torch.manual_seed(config.seed)
+    tokenizer = make_tokenizer()
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **config.text_encoder))
+    unet = UNet2DConditionModel(cross_attention_dim=config.text_encoder["hidden_size"], **config.unet)
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    scheduler = EulerDiscreteScheduler(**config.scheduler)
+    schedule = Schedule.from_scheduler(scheduler)
+    draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
+
+    chunk, latents, prompts = 500, [], []
+    with torch.no_grad(), Watch("rendering", config.images) as watch:
+        for first in range(0, config.images, chunk):
+            pictures, texts = _batch(min(chunk, config.images - first), config.seed, 1, first)
+            latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean)
+            prompts += texts
+            watch(len(prompts))
+    data, tokens, null = torch.cat(latents), tokenize(tokenizer, prompts), tokenize(tokenizer, [""])
+
+    def loss(model: Any, step: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seeded(config.seed, 2, step))
+        pick = torch.randint(len(data), (config.fit.batch_size,), generator=rng)
+        x0 = data[pick]
+        dropped = torch.rand(len(x0), 1, generator=rng) < config.drop_prompt
+        text = model["text_encoder"](torch.where(dropped, null, tokens[pick])).last_hidden_state
+        sigma = draw_sigma(len(x0), rng).float()
+        noise = torch.randn(x0.shape, generator=rng)
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            def network(y: Tensor, t: Tensor) -> Tensor:
+                return model["unet"](y, t, encoder_hidden_states=text).sample
+
+            return denoise(network, x, sigma, schedule=schedule, prediction=scheduler.config.prediction_type)
+
+        return assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
+
+    trained = fit("shapes-teacher", model, loss, config.fit, output, resume=resume)
+    if trained is None:
+        return False
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=trained["text_encoder"], tokenizer=tokenizer, unet=trained["unet"], scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    save_half(pipeline, output / "checkpoint")
+    return True
+
+
+def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
+    """A small CLIP by the symmetric contrastive loss; captions equal to one another in a batch count as one."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
+    torch.manual_seed(config.seed)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    architecture = dict(config.architecture)
+    architecture["text_config"] = {"vocab_size": len(tokenizer), **ends, **architecture["text_config"]}
+    clip = CLIPModel(CLIPConfig(**architecture))
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        pictures, texts = _batch(config.fit.batch_size, config.seed, 3, step)
+        out = model(input_ids=tokenize(tokenizer, texts), pixel_values=pictures * 2 - 1)
+        same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
+        target = same / same.sum(1, keepdim=True)
+        cross_entropy = nn.functional.cross_entropy
+        return (cross_entropy(out.logits_per_image, target) + cross_entropy(out.logits_per_text, target)) / 2
+
+    trained = fit("shapes-clip", clip, loss, config.fit, output, resume=resume)
+    if trained is None:
+        return False
+    save_half(trained, output / "checkpoint")
+    tokenizer.save_pretrained(output / "checkpoint")
+    return True
+
+
+TRAINERS: dict[str, Callable[..., bool]] = {"vae": train_vae, "teacher": train_teacher, "clip": train_clip}
+
+
+def run(config: Config, output: Path, *, resume: bool) -> bool:
+    """Carry out one stage: `output/checkpoint` holds its result. Returns whether it ran to its end."""
+    return TRAINERS[config.stage](config, output, resume=resume)  # type: ignore[attr-defined]

@@ -1,0 +1,67 @@
+"""Rewards: scorers seen through the autoencoder, so that their gradient reaches the generator's latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from align.config import Reward
+from evaluate import scorers
+from evaluate.pipelines import locate
+from prompts.errors import UserError
+
+
+class Decoder:
+    """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
+
+    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False):
+        if tiny is not None:
+            from diffusers import AutoencoderTiny
+
+            try:
+                vae = AutoencoderTiny.from_pretrained(locate(tiny) or tiny)
+            except (OSError, ValueError) as error:
+                raise UserError(f"reward_vae = {tiny}: no tiny autoencoder ({str(error).splitlines()[0]}); name one, or leave it out") from None
+        self.vae, self.checkpointing = vae.requires_grad_(False).eval(), checkpointing
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        if self.checkpointing and torch.is_grad_enabled():
+            decoded = checkpoint(self._decode, scaled, use_reentrant=False)
+        else:
+            decoded = self._decode(scaled)
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+    def _decode(self, scaled: Tensor) -> Tensor:
+        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return decoded
+
+
+class Rewards:
+    """A weighted sum of scorers: `sum_i alpha_i r_i(decode(x0), c)` (DI++ eq. 3.3, DI* eq. 3.3)."""
+
+    def __init__(self, rewards: Sequence[Reward], decoder: Decoder, *, device: Any, dtype: torch.dtype = torch.float32):
+        self.decoder, self.scales = decoder, {}
+        self.scorers = {}
+        for reward in rewards:
+            scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
+            if not scorer.differentiable:
+                raise UserError(f"rewards: {reward.scorer!r} passes no gradient to pictures, so nothing can be trained on it; choose another")
+            self.scorers[reward.scorer], self.scales[reward.scorer] = scorer, reward.scale
+
+    def __bool__(self) -> bool:
+        return bool(self.scorers)
+
+    def __call__(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum `[B]` for latents x0, and each scorer's own scores `[B]` without a graph."""
+        return self.of(self.decoder(x0), prompts)
+
+    def of(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for pictures `[B, 3, H, W]` in [0, 1]."""
+        scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
+        total = torch.stack([self.scales[name] * score for name, score in scores.items()]).sum(0)
+        return total, {name: score.detach() for name, score in scores.items()}

@@ -1,0 +1,145 @@
+"""The three networks of every method, apart from how they are stored.
+
+`student` is the generator, `assistant` follows the student's distribution, `reference` stays what it was. They are three
+full copies, or LoRA adapters: the assistant an adapter over the reference, the student one over the network it starts from,
+which is the reference's own where the two are the same.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from align.config import LoraConfig
+
+
+class Average:
+    """Exponential moving average of a module's trainable parameters."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
+        self.decay, self.live = decay, parameters
+        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+
+    def update(self) -> None:
+        """One step of `average <- decay * average + (1 - decay) * live`."""
+        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within: the module holds the averaged parameters."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.live.items():
+            held = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(held)
+
+
+class Adapted(nn.Module):
+    """A network with one LoRA adapter switched on while it runs, or with all of them off (`adapter=None`)."""
+
+    def __init__(self, base: nn.Module, adapter: str | None):
+        super().__init__()
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.base, self.adapter = base, adapter
+        self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+        self._trainable = {name: p for name, p in base.named_parameters() if adapter and f".{adapter}." in name}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within: this adapter is the one in use."""
+        trainable = [p for p in self.base.parameters() if p.requires_grad]
+        for layer in self._layers:
+            layer.enable_adapters(self.adapter is not None)
+            if self.adapter is not None:
+                layer.set_adapter([self.adapter])
+        # peft freezes what it switches off; which parameters are trained is not for it to say here.
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        yield
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Not a submodule: assigned past nn.Module's bookkeeping.
+        self.base.__dict__["running"] = self
+        with self.active():
+            return self.base(*args, **kwargs)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name."""
+        return self._trainable
+
+
+class Roles:
+    """student, assistant, reference: modules called like the network they were made from."""
+
+    def __init__(self, initial: nn.Module, reference: nn.Module, *, same: bool, lora: LoraConfig | None, checkpointing: bool):
+        """initial: what the student starts from; `same` says that it is the reference's network."""
+        if lora is None:
+            self.reference: nn.Module = reference.requires_grad_(False).eval()
+            self.assistant: nn.Module = copy.deepcopy(reference).requires_grad_(True)
+            self.student: nn.Module = copy.deepcopy(initial).requires_grad_(True)
+        else:
+            base = reference.requires_grad_(False)
+            own = base if same else initial.requires_grad_(False)
+            _add_adapter(base, "assistant", lora)
+            _add_adapter(own, "student", lora)
+            self.reference = Adapted(base, None)
+            self.assistant, self.student = Adapted(base, "assistant"), Adapted(own, "student")
+            for module in (self.assistant, self.student):
+                for parameter in module.trainable().values():
+                    parameter.requires_grad_(True)
+        if checkpointing:
+            for role in (self.student, self.assistant, self.reference):
+                _enable_checkpointing(role)
+
+    @staticmethod
+    def trainable(role: nn.Module) -> dict[str, nn.Parameter]:
+        """What an optimiser of this role updates."""
+        return role.trainable() if isinstance(role, Adapted) else dict(role.named_parameters())
+
+
+def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
+    inject_adapter_in_model(config, network, adapter_name=name)
+
+
+def merged(role: nn.Module) -> dict[str, Tensor]:
+    """The role's network as one state dict, an adapter added into the weights it adapts."""
+    if not isinstance(role, Adapted):
+        return {name: value.detach() for name, value in role.state_dict().items()}
+    from peft.tuners.lora import LoraLayer
+
+    state = {name: value.detach() for name, value in role.base.state_dict().items() if ".lora_" not in name}
+    state = {name.replace(".base_layer.", "."): value for name, value in state.items()}
+    for name, layer in role.base.named_modules():
+        if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(role.adapter)
+    return state
+
+
+def _enable_checkpointing(role: nn.Module) -> None:
+    if not isinstance(role, Adapted):
+        role.enable_gradient_checkpointing()  # type: ignore[operator]
+        return
+    base = role.base
+
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        # Backward runs the block again, and by then another adapter may be switched on.
+        mine = base.running
+        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), mine.active()))
+
+    base.enable_gradient_checkpointing(gradient_checkpointing_func=run)  # type: ignore[operator]

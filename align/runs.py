@@ -1,0 +1,132 @@
+"""What the commands do: a run folder is made, filled, and never spoiled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from align import config as configs
+from align.config import Config, RewardConfig, TrainConfig
+from align.console import console
+from prompts.errors import UserError
+
+#: What may differ when a run goes on: nothing that changes what is computed up to a step.
+FREE = {"steps", "save_every", "sample_every", "trackers"}
+
+
+def open_folder(config: Config, output: Path, *, resume: bool) -> None:
+    """Make `output` a run folder for `config`, or check that it is one already when resuming."""
+    path = output / "config.yaml"
+    if resume:
+        if not path.is_file():
+            raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
+        old, new = configs.read_yaml(path), config.model_dump(mode="json")
+        changed = sorted(key for key in old.keys() | new.keys() if key not in FREE and old.get(key) != new.get(key))
+        if changed:
+            key = changed[0]
+            raise UserError(f"{path}: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the old value, or start in another folder")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        draft = output / ".config.yaml.partial"
+        draft.write_text(configs.dump(config), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
+
+
+def train(config: TrainConfig, output: Path, *, resume: bool) -> bool:
+    """`align train`."""
+    from accelerate import PartialState
+
+    from align.report import report
+    from align.train import train as loop
+
+    process = PartialState()
+    if process.is_main_process:
+        open_folder(config, output, resume=resume)
+    process.wait_for_everyone()
+    finished = loop(config, output, resume=resume)
+    if finished and process.is_main_process and config.report:
+        report(config, output)
+    return finished
+
+
+def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
+    """`align pretrain`."""
+    from align.pretrain import run
+
+    open_folder(config, output, resume=resume)
+    return run(config, output, resume=resume)
+
+
+def reward(config: RewardConfig, pairs: Path, output: Path, *, resume: bool) -> bool:
+    """`align reward`."""
+    from align.reward_model import read_pairs
+    from align.reward_model import train as fit
+
+    data = read_pairs(pairs)
+    open_folder(config, output, resume=resume)
+    return fit(config, data, output, resume=resume)
+
+
+def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, seed: int) -> None:
+    """`align sample`."""
+    import torch
+
+    from align.monitor import save_grid
+    from evaluate import pipelines
+
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: pictures are written as PNG; give it a name ending in .png")
+    pipeline, how = pipelines.load(checkpoint), pipelines.recipe(checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    each = [prompt for prompt in prompts for _ in range(n)]
+    keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
+    pictures = pipelines.draw(pipeline.to(device), how, each, seed=seed, keys=keys)
+    try:
+        save_grid(pictures, output, columns=n)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
+    console.print(f"{output}: {len(prompts)} x {n} pictures of {checkpoint}, seed {seed}")
+
+
+def export(run: Path, output: Path, *, dtype: str, pipeline: str | None) -> None:
+    """`align export`."""
+    import shutil
+
+    import torch
+
+    from evaluate import pipelines
+
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise UserError(f"--dtype {dtype}: unknown; choose fp32, fp16 or bf16")
+    source = run / "checkpoint" if (run / "checkpoint").is_dir() else run
+    if not source.is_dir():
+        raise UserError(f"{run}: no such run; give the folder that 'align train' wrote")
+    if output.exists():
+        raise UserError(f"{output}: already there; choose another --output")
+    loaded, how = pipelines.load(str(source), dtype=dtypes[dtype]), pipelines.recipe(str(source))
+    if pipeline is None:
+        loaded.save_pretrained(output)
+    else:
+        loaded.unet.save_pretrained(output / "unet")
+        loaded.scheduler.save_pretrained(output / "scheduler")
+        how = how.model_copy(update={"pipeline": pipeline, "unet": "unet"})
+    (output / "recipe.yaml").write_text(yaml.safe_dump(how.model_dump(mode="json", exclude_none=True), sort_keys=False))
+    if (source / "README.md").is_file():
+        shutil.copy(source / "README.md", output)
+    console.print(f"{output}: written in {dtype}")
+
+
+def list_presets() -> None:
+    """`align presets`."""
+    table = Table("preset", "command", "what it is")
+    for path in configs.preset_files():
+        content = configs.read_yaml(path)
+        table.add_row(path.stem, f"align {configs.command(content['stage'])}", configs.describe(path))
+    console.print(table)
+

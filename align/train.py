@@ -1,0 +1,324 @@
+"""Stage 3: train a one-step generator. One loop for Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*."""
+
+import json
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align import families, monitor, state
+from align.config import Optimizer, TrainConfig
+from align.console import Watch, console, stop_on_signal, trim_log
+from align.data import Draw, Source, read_prompts, seeded
+from align.diffusion import TIMES, Schedule, denoise
+from align.export import export
+from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss, guided, ikl_loss, score_divergence_loss
+from align.rewards import Decoder, Rewards
+from align.roles import Average, Roles, merged
+from evaluate import pipelines
+from prompts.errors import UserError
+
+#: A figure this many times its recent median is an explosion.
+EXPLOSION = 1e4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+class Diverged(UserError):
+    """A loss became infinite, NaN, or far too large."""
+
+
+class Model:
+    """What turns the roles' networks into denoisers and the student into a generator."""
+
+    def __init__(self, config: TrainConfig, pipeline: Any, autocast: Callable[[], Any]):
+        self.family, self.autocast = families.load(config.family), autocast
+        self.example = read_prompts(config.prompts)[0]
+        self.schedule = Schedule.from_scheduler(pipeline.scheduler)
+        self.prediction = pipeline.scheduler.config.prediction_type
+        self.sigma_init = self.schedule.snap(config.generator.sigma_init)
+        self.k = self.sigma_init if config.generator.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
+
+    def denoiser(self, network: nn.Module, conditioning: dict[str, Tensor]) -> Denoiser:
+        """`(x, sigma) -> x0_hat` of a network bound to its prompts."""
+
+        def bound(y: Tensor, t: Tensor) -> Tensor:
+            with self.autocast():
+                out: Tensor = self.family.call(network, y, t, conditioning)
+            return out
+
+        return lambda x, sigma: denoise(bound, x, sigma, schedule=self.schedule, prediction=self.prediction)
+
+    def generate(self, network: nn.Module, z: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+        """`G(z, c) = D(k z, sigma_init, c)` (DI++ eq. C.4): standard normal z `[B, C, H, W]` to x0."""
+        sigma = torch.full((len(z),), self.sigma_init, dtype=z.dtype, device=z.device)
+        return self.denoiser(network, conditioning)(self.k * z, sigma)
+
+
+class Conditioning:
+    """Every prompt encoded once; text encoders are not needed afterwards."""
+
+    def __init__(self, family: Any, pipeline: Any, prompts: list[str], *, device: Any, dtype: torch.dtype, chunk: int = 256):
+        unique = list(dict.fromkeys(prompts))
+        self.prompts, self.device = prompts, device
+        row = {prompt: i for i, prompt in enumerate(unique)}
+        self._rows = torch.tensor([row[prompt] for prompt in prompts])
+        parts = [family.encode(pipeline, unique[i : i + chunk]) for i in range(0, len(unique), chunk)]
+        self._encoded = {key: torch.cat([part[key].to("cpu", dtype) for part in parts]) for key in parts[0]}
+        self._null = {key: value.to(device, dtype) for key, value in family.null(pipeline).items()}
+
+    def __call__(self, picks: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+        """Conditioning, null conditioning and texts of the prompts at `picks`."""
+        rows = self._rows[torch.as_tensor(picks)]
+        given = {key: value[rows].to(self.device) for key, value in self._encoded.items()}
+        null = {key: value.expand(len(rows), *value.shape[1:]) for key, value in self._null.items()}
+        return given, null, [self.prompts[int(i)] for i in picks]
+
+
+def student_terms(
+    config: TrainConfig, x0: Tensor, draw: Draw, *, assistant: Denoiser, reference: Denoiser, null: Denoiser, rewards: Callable[[Tensor], Tensor] | None
+) -> dict[str, Callable[[], Tensor]]:
+    """The terms of the student's loss by name, each a function that computes it, `[B]` (DI* eq. 3.3, DI++ eq. 3.7-3.9)."""
+    options, target = config.divergence, reference
+    if config.cfg.mode == "in":
+        target = guided(reference, null, config.cfg.scale)
+    common: dict[str, Any] = {"assistant": assistant, "reference": target, "weight": WEIGHTS[options.weight]}
+
+    def divergence() -> Tensor:
+        if config.method in ("di", "di++"):
+            return ikl_loss(x0, draw.noise, draw.sigma, **common)
+        distance = {"distance": options.distance, "huber_c": options.huber_c, "gradient": options.gradient}
+        return score_divergence_loss(x0, draw.noise, draw.sigma, **common, **distance)  # type: ignore[arg-type]
+
+    def cfg() -> Tensor:
+        loss = cfg_reward_loss(x0, draw.noise, draw.sigma, conditional=reference, unconditional=null, weight=WEIGHTS[options.weight])
+        return (config.cfg.scale - 1) * loss
+
+    terms = {"divergence": divergence}
+    if config.cfg.mode == "out":
+        terms["cfg"] = cfg
+    if rewards:
+        terms["reward"] = lambda: -rewards(x0)
+    return terms
+
+
+def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool = True) -> bool:
+    """Train, and leave `output/checkpoint`. Returns whether it ran to its end (False: a signal or the guard stopped it)."""
+    from accelerate import Accelerator
+
+    # ---- processes, precision ------------------------------------------------------------------------------------------
+    mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
+    accelerator = Accelerator(mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(output))
+    rank, world, device, main = accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator.is_main_process
+    if config.batch_size % (world * config.accumulate):
+        raise UserError(f"batch_size = {config.batch_size} is not a multiple of {world} processes x accumulate {config.accumulate}; change one")
+    dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    torch.manual_seed(seeded(config.seed, 2, rank))
+
+    # ---- models ----------------------------------------------------------------------------------------------------------
+    pipeline = pipelines.load(config.reference, dtype=dtype)
+    model = Model(config, pipeline, accelerator.autocast)
+    reference = getattr(pipeline, model.family.network)
+    same = config.initial in (None, config.reference)
+    initial = reference if same else getattr(pipelines.load(str(config.initial), dtype=dtype), model.family.network)
+    if initial.config.in_channels != reference.config.in_channels:
+        raise UserError(f"initial = {config.initial}: its latents differ from those of {config.reference}; choose another")
+    texts = Conditioning(model.family, pipeline, read_prompts(config.prompts), device=device, dtype=dtype)
+    decoder = Decoder(pipeline.vae.to(device), tiny=config.reward_vae, checkpointing=config.gradient_checkpointing)
+    rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
+    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
+    roles = Roles(initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing)
+    trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
+    average = Average(trainable["student"], config.ema)
+
+    # ---- optimisers ------------------------------------------------------------------------------------------------------
+    optimizers, wrapped = {}, {}
+    for name in ("assistant", "student"):
+        # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
+        for other, parameters in trainable.items():
+            for parameter in parameters.values():
+                parameter.requires_grad_(other == name)
+        made = make_optimizer(getattr(config, name), list(trainable[name].values()))
+        wrapped[name], optimizers[name] = accelerator.prepare(getattr(roles, name), made)
+    for parameters in trainable.values():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+    shape = (reference.config.in_channels, reference.config.sample_size, reference.config.sample_size)
+    sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
+    source = Source(len(texts.prompts), shape, config.batch_size, sigmas, seed=config.seed)
+
+    # ---- resuming --------------------------------------------------------------------------------------------------------
+    start, total, warmup = 0, config.assistant.warmup + config.steps, config.assistant.warmup
+    if resume and (found := state.load_newest(output / "state")):
+        start, saved = found
+        with torch.no_grad():
+            for name, parameters in trainable.items():
+                for key, parameter in parameters.items():
+                    parameter.copy_(saved[name][key])
+        for key, value in average.values.items():
+            value.copy_(saved["average"][key])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
+        watcher.baseline = saved["baseline"]
+        state.set_rng_state(saved["rng"][rank] if rank < len(saved["rng"]) else saved["rng"][0])
+    if main:
+        trim_log(output / "log.jsonl", start)
+
+    def save(step: int) -> None:
+        rng = state.gather(state.rng_state(), world)
+        if main:
+            parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
+            extra = {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng, "baseline": watcher.baseline}
+            state.save(output / "state", step, parts | {"average": average.values} | extra)
+        accelerator.wait_for_everyone()
+
+    # ---- the loop --------------------------------------------------------------------------------------------------------
+    def batches(k: int) -> list[tuple[Draw, dict[str, Tensor], dict[str, Tensor], list[str]]]:
+        """This process's micro-batches of global batch k."""
+        whole = source(k, dtype)
+        parts = [whole.part(rank, world, m, config.accumulate) for m in range(config.accumulate)]
+        moved = [Draw(prompts=p.prompts, z=p.z.to(device), noise=p.noise.to(device), sigma=p.sigma.to(device)) for p in parts]
+        return [(part, *texts(part.prompts)) for part in moved]
+
+    def syncing(module: nn.Module, m: int) -> Any:
+        """Gradients are averaged over processes with the last micro-batch only."""
+        return nullcontext() if m + 1 == config.accumulate else accelerator.no_sync(module)
+
+    def apply(name: str) -> Tensor:
+        parameters = list(trainable[name].values())
+        limit = getattr(config, name).clip
+        norm: Tensor = accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        optimizers[name].step()
+        optimizers[name].zero_grad(set_to_none=True)
+        return norm.detach()
+
+    recent: dict[str, deque[float]] = {}
+    if config.trackers:
+        accelerator.init_trackers("align", config.model_dump(mode="json"))
+    title, per_step = f"{config.method}", config.assistant.updates + 1
+    with stop_on_signal() as stop, Watch(title, total, start=start, log=output / "log.jsonl" if main else None, show=main and show) as watch:
+        if start == 0:
+            watcher.evaluate(roles.student)  # the guard's baseline
+            if main:
+                watcher.draw(0, roles, output / "samples")
+        for step in range(start, total):
+            began, figures, prompts = time.perf_counter(), {}, []
+
+            # The assistant learns to denoise what the student makes now (DI* Algorithm 1, upper half).
+            for update in range(config.assistant.updates if step >= warmup else 1):
+                for m, (draw, given, _, prompts) in enumerate(batches(step * per_step + update)):
+                    with torch.no_grad():
+                        x0 = model.generate(roles.student, draw.z, given)
+                    with syncing(wrapped["assistant"], m):
+                        denoiser = model.denoiser(wrapped["assistant"], given)
+                        loss = assistant_loss(x0, draw.noise, draw.sigma, assistant=denoiser, weight=WEIGHTS[config.assistant.weight]).mean()
+                        accelerator.backward(loss / config.accumulate)
+                    _add(figures, "assistant", loss / (config.accumulate * (config.assistant.updates if step >= warmup else 1)))
+                figures["assistant_gradient"] = apply("assistant")
+
+            # The student moves towards reward and reference (lower half).
+            for m, (draw, given, null, prompts) in enumerate(batches(step * per_step + per_step - 1) if step >= warmup else []):
+                with syncing(wrapped["student"], m):
+                    x0 = model.generate(wrapped["student"], draw.z, given)
+                    leaf = x0.detach().requires_grad_()
+                    scores: dict[str, Tensor] = {}
+
+                    def reward(pictures: Tensor, texts: list[str] = prompts, scores: dict[str, Tensor] = scores) -> Tensor:
+                        weighted, each = rewards(pictures, texts)
+                        scores.update(each)
+                        return weighted
+
+                    terms = student_terms(
+                        config, leaf, draw,
+                        assistant=model.denoiser(roles.assistant, given), reference=model.denoiser(roles.reference, given),
+                        null=model.denoiser(roles.reference, null), rewards=reward if rewards else None,
+                    )  # fmt: skip
+                    direction = torch.zeros_like(leaf)
+                    for name, term in terms.items():
+                        loss = term().mean()
+                        (slope,) = torch.autograd.grad(loss, leaf)
+                        direction += slope
+                        _add(figures, name, loss / config.accumulate)
+                        # Per picture, so that the figure does not depend on the batch.
+                        _add(figures, f"{name}_gradient", slope.flatten(1).norm(dim=1).mean() * len(slope) / config.accumulate)
+                    for name, score in scores.items():
+                        _add(figures, f"reward/{name}", score.mean() / config.accumulate)
+                    accelerator.backward((x0 * direction).sum() / config.accumulate)
+            if step >= warmup:
+                figures["student_gradient"] = apply("student")
+                average.update()
+
+            # What a person watches, and what stops a run.
+            values = _reduce(accelerator, figures)
+            if "reward" in values:
+                values["reward_ratio"] = values["reward_gradient"] / max(values["divergence_gradient"], 1e-30)
+            _check(values, recent, step + 1, prompts, output, main=main)
+            seconds = time.perf_counter() - began
+            values |= {"seconds": seconds, "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds}
+            tripped = None
+            if (step + 1) % config.held_out.every == 0 or step + 1 == total:
+                with average.applied():
+                    tripped, seen = watcher.evaluate(roles.student)
+                values |= seen
+            if main and ((step + 1) % config.sample_every == 0 or step + 1 == total):
+                with average.applied():
+                    watcher.draw(step + 1, roles, output / "samples")
+            watch(step + 1, ("assistant", "divergence", "reward", "reward_ratio"), **values)
+            if config.trackers:
+                accelerator.log(values, step=step + 1)
+            if tripped:
+                console.print(f"step {step + 1}: {tripped}")
+            halt = bool(state.any_of(bool(stop), world)) or bool(tripped and config.held_out.guard == "stop")
+            if halt or (step + 1) % config.save_every == 0 or step + 1 == total:
+                save(step + 1)
+            if halt:
+                break
+    # ---- the result ------------------------------------------------------------------------------------------------------
+    if config.trackers:
+        accelerator.end_training()
+    with average.applied():
+        if main:
+            export(config, model, pipeline, merged(roles.student), output, step=watch.step)
+    accelerator.wait_for_everyone()
+    if stop and main:
+        console.print(f"stopped after step {watch.step}; go on with --resume")
+    return watch.step == total
+
+
+def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser a config names."""
+    if options.name == "sgd":
+        return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
+    return kind(parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+
+
+def _add(figures: dict[str, Tensor], name: str, value: Tensor) -> None:
+    figures[name] = figures.get(name, torch.zeros_like(value)) + value.detach()
+
+
+def _reduce(accelerator: Any, figures: dict[str, Tensor]) -> dict[str, float]:
+    """The mean over processes of every figure, in one message."""
+    stacked = torch.stack([value.double().reshape(()) for value in figures.values()])
+    return dict(zip(figures, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
+
+
+def _check(values: dict[str, float], recent: dict[str, deque[float]], step: int, prompts: list[str], output: Path, *, main: bool) -> None:
+    """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a figure is not finite or has exploded."""
+    for name, value in values.items():
+        past = recent.setdefault(name, deque(maxlen=50))
+        # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.
+        exploded = name.endswith(("assistant", "gradient")) and len(past) >= 20 and value > EXPLOSION * max(statistics.median(past), 1e-12)
+        if not math.isfinite(value) or exploded:
+            if main:
+                (output / "failed-batch.json").write_text(json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1))
+            raise Diverged(f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})")
+        past.append(value)

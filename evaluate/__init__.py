@@ -1,0 +1,1 @@
+"""Score text-to-image models under named protocols."""

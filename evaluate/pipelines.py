@@ -1,0 +1,137 @@
+"""Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
+
+A model is a name of an embedded one (`shapes/base`), a folder, or a hub id. Its folder may hold `recipe.yaml`:
+
+    pipeline: ../teacher        a folder or hub id with everything that is not in this folder; without it, this folder
+    unet: unet                  a subfolder whose network replaces the pipeline's
+    steps: 1
+    timesteps: [625]            in place of the scheduler's own
+    guidance_scale: 1.0         1 is no guidance
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from torch import Tensor
+
+from evaluate import embedded, weights
+from prompts.errors import UserError
+
+
+class Recipe(BaseModel):
+    """How pictures are drawn from a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pipeline: str | None = None
+    unet: str | None = None
+    steps: PositiveInt = 50
+    timesteps: tuple[int, ...] | None = None
+    guidance_scale: float = Field(7.5, ge=0)
+
+    def call(self) -> dict[str, Any]:
+        """Arguments for the pipeline's call."""
+        steps = {"timesteps": list(self.timesteps)} if self.timesteps else {"num_inference_steps": self.steps}
+        return steps | {"guidance_scale": self.guidance_scale}
+
+
+def quiet() -> None:
+    """Keep diffusers and transformers from drawing progress bars of their own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def locate(model: str) -> Path | None:
+    """The folder a model's name or path stands for; None for what only the hub can know."""
+    for folder in (Path(model), embedded.folder(model)):
+        if folder.is_dir():
+            return folder
+    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"{model}: no such folder; check the path, or name one of {', '.join(embedded.names())}")
+    return None
+
+
+def recipe(model: str) -> Recipe:
+    """The model's recipe, or the defaults where it has none."""
+    folder = locate(model)
+    path = folder / "recipe.yaml" if folder else None
+    if path is None or not path.is_file():
+        return Recipe()
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else None
+        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
+        raise UserError(f"{path}: {field}; mend it") from None
+
+
+def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The model as a diffusers pipeline, every weight matched by name. Raises UserError with the remedy."""
+    from diffusers import DiffusionPipeline
+
+    quiet()
+    folder, how = locate(model), recipe(model)
+    if folder and how.pipeline:
+        relative = folder / how.pipeline
+        pipeline = load(str(relative) if relative.is_dir() else how.pipeline, dtype=dtype)
+    else:
+        pipeline = _load_whole(DiffusionPipeline, model, folder, dtype)
+    if folder and how.unet:
+        _replace_unet(pipeline, folder / how.unet, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _load_whole(cls: Any, model: str, folder: Path | None, dtype: torch.dtype) -> Any:
+    if folder and not (folder / "model_index.json").is_file():
+        raise UserError(f"{folder}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+    parts = [p for p in sorted(folder.iterdir()) if any(p.glob("*.safetensors"))] if folder else []
+    for part in parts:
+        weights.check_folder(part)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about safety checkers and the like; what matters is checked below
+            pipeline = cls.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: cannot be loaded ({str(error).splitlines()[0]}); check its name, or fetch it again") from None
+    for part in parts:
+        weights.check_folder(part, getattr(pipeline, part.name))
+    return pipeline
+
+
+def _replace_unet(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
+    weights.check_folder(folder)
+    unet = type(pipeline.unet).from_config(type(pipeline.unet).load_config(folder))
+    tensors = {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in weights.read(path).items()}
+    weights.load_strict(unet, tensors, folder)
+    pipeline.register_modules(unet=unet.to(dtype).eval())
+
+
+def noise(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
+    """Standard normal noise that depends on (seed, key) alone, drawn on the CPU in float32."""
+    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(*shape, generator=generator)
+
+
+@torch.no_grad()
+def draw(pipeline: Any, how: Recipe, prompts: Sequence[str], *, seed: int, keys: Sequence[str] | None = None, **overrides: Any) -> Tensor:
+    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt. keys: what noise is drawn from, by default the prompts."""
+    size = pipeline.unet.config.sample_size
+    shape = (pipeline.unet.config.in_channels, size, size)
+    latents = torch.stack([noise(shape, seed=seed, key=key) for key in keys or prompts])
+    result = pipeline(list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides))
+    images: Tensor = result.images.float().cpu()
+    return images

@@ -1,0 +1,1 @@
+"""Metrics of a whole set of pictures, which no single picture has."""

@@ -1,0 +1,75 @@
+"""Weights arrive as untrusted files: they are read as plain tensors only, matched key by key, and hashed."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prompts.errors import UserError
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of a pickle that holds nothing but tensors, on the CPU."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again") from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: not a mapping of names to tensors; give a file of weights")
+    return content
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+    own = module.state_dict()
+    _match({key: tuple(value.shape) for key, value in own.items()}, {key: tuple(value.shape) for key, value in tensors.items()}, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_folder(folder: Path, module: nn.Module | None = None) -> None:
+    """Check that a component's safetensors files are whole and, given the module made from them, that every key matched.
+
+    diffusers and transformers draw at random what a file lacks; here that is an error.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no .safetensors weights there; fetch or export the model again")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as content:
+                shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again") from None
+    if module is not None:
+        _match({key: tuple(value.shape) for key, value in module.state_dict().items()}, shapes, folder)
+
+
+def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: object) -> None:
+    missing, extra = own.keys() - given.keys(), given.keys() - own.keys()
+    remedy = "these are the weights of another model"
+    if missing:
+        raise UserError(f"{source}: key {min(missing)!r} is missing ({len(missing)} in all); {remedy}")
+    if extra:
+        raise UserError(f"{source}: key {min(extra)!r} is not known ({len(extra)} in all); {remedy}")
+    for key, shape in own.items():
+        if given[key] != shape:
+            raise UserError(f"{source}: {key!r} has shape {given[key]}, expected {shape}; {remedy}")

@@ -1,0 +1,108 @@
+"""Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out.
+
+    one    "a small red circle on a white background"
+    count  "two blue squares on a grey background"
+    pair   "a small red circle left of a large blue square on a black background"
+"""
+
+import functools
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+SIZES = ("small", "large")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
+SHAPES = ("circle", "square", "triangle")
+BACKGROUNDS = ("white", "black", "grey")
+RELATIONS = ("left of", "right of", "above", "below")
+COUNTS = {"two": 2, "three": 3}
+FAMILIES = ("one", "count", "pair")
+#: Share of each family's captions that no training ever sees.
+HELD_OUT = 0.2
+#: How often each family is drawn by `sample_captions`.
+MIX = {"one": 0.3, "count": 0.2, "pair": 0.5}
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Object:
+    """One thing a caption names. `size` is None where the caption leaves it open (the family `count`)."""
+
+    colour: str
+    shape: str
+    size: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, ("a", self.size, self.colour, self.shape)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a caption says. `relation` places the first of two objects relative to the second."""
+
+    objects: tuple[Object, ...]
+    background: str
+    relation: str | None = None
+
+    @property
+    def family(self) -> str:
+        return "one" if len(self.objects) == 1 else "pair" if self.relation else "count"
+
+    @property
+    def caption(self) -> str:
+        first = self.objects[0]
+        match self.family:
+            case "one":
+                subject = f"{first}"
+            case "count":
+                number = {n: word for word, n in COUNTS.items()}[len(self.objects)]
+                subject = f"{number} {first.colour} {first.shape}s"
+            case _:
+                subject = f"{first} {self.relation} {self.objects[1]}"
+        return f"{subject} on a {self.background} background"
+
+
+@functools.cache
+def _scenes() -> dict[str, Scene]:
+    sized = [Object(size=s, colour=c, shape=h) for s, c, h in itertools.product(SIZES, COLOURS, SHAPES)]
+    unsized = [Object(colour=c, shape=h) for c, h in itertools.product(COLOURS, SHAPES)]
+    scenes = [Scene(objects=(o,), background=b) for o, b in itertools.product(sized, BACKGROUNDS)]
+    scenes += [
+        Scene(objects=(o,) * n, background=b) for o, n, b in itertools.product(unsized, COUNTS.values(), BACKGROUNDS)
+    ]
+    scenes += [
+        Scene(objects=(a, o), relation=r, background=b)
+        for a, o, r, b in itertools.product(sized, sized, RELATIONS, BACKGROUNDS)
+        if a.colour != o.colour
+    ]
+    return {scene.caption: scene for scene in scenes}
+
+
+def parse(caption: str) -> Scene:
+    """The scene a caption describes. Raises ValueError for a sentence outside the grammar."""
+    try:
+        return _scenes()[caption]
+    except KeyError:
+        raise ValueError(
+            f"{caption!r} is not a caption of the world 'shapes'; write it like {next(iter(_scenes()))!r}"
+        ) from None
+
+
+@functools.cache
+def captions(split: Split, family: str) -> tuple[str, ...]:
+    """All captions of one family and split, in an order fixed for good."""
+    if split not in ("train", "test") or family not in FAMILIES:
+        raise ValueError(f"no captions for split {split!r}, family {family!r}; splits: train, test; families: {FAMILIES}")
+    members = [caption for caption, scene in _scenes().items() if scene.family == family]
+    random.Random(f"shapes/{family}").shuffle(members)
+    held_out = round(HELD_OUT * len(members))
+    return tuple(members[:held_out] if split == "test" else members[held_out:])
+
+
+def sample_captions(n: int, *, split: Split, seed: int, family: str | None = None) -> list[str]:
+    """`n` captions drawn with replacement, families in the proportions of `MIX` unless one is named."""
+    rng = random.Random(f"shapes/{split}/{seed}")
+    families = [family] * n if family else rng.choices(list(MIX), weights=list(MIX.values()), k=n)
+    return [rng.choice(captions(split, f)) for f in families]
