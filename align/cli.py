@@ -113,6 +113,24 @@ def bench(
     run(configs.resolve(preset, configs.TRAIN, sets=sets or ()), preset, steps=steps, output=output)
 
 
+@app.command()
+def world(
+    work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again.")] = Path("runs"),
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")] = Path("world"),
+) -> None:
+    """Make the embedded world `shapes` again, from its seeds: about two hours on two cores."""
+    from align.world import build
+
+    build(work, output)
+
+
+@app.callback()
+def _check_environment() -> None:
+    from evaluate.environment import check
+
+    check()
+
+
 def main() -> None:
     """Entry point: a user's error is one sentence on stderr and exit code 2."""
     try:

@@ -73,7 +73,6 @@ class ClipConfig(Config):
     stage: Literal["clip"]
     seed: int = 0
     fit: Fit
-    tokenizer: str = Field(description="folder of the tokenizer")
     architecture: dict[str, Any]
 
 
@@ -197,7 +196,7 @@ class RewardConfig(Config):
     stage: Literal["reward"]
     seed: int = Field(0, ge=0)
     fit: Fit
-    initial: ClipConfig = Field(description="the CLIP that it starts from")
+    initial: str = Field(description="folder of the CLIP that it starts from")
     held_out: Fraction = Field(0.2, description="share of the pairs' prompts that accuracy is measured on")
 
 

@@ -4,20 +4,23 @@ Data is rendered, not stored: what a step sees is a function of (seed, step), so
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from align import state
 from align.config import ClipConfig, Config, Fit, TeacherConfig, VaeConfig
 from align.console import Watch, console, stop_on_signal, trim_log
 from align.data import seeded
 from align.diffusion import TIMES, Schedule, denoise
+from align.export import replace
 from align.objectives import WEIGHTS, assistant_loss
+from align.roles import Average
+from evaluate.pipelines import quiet
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -30,7 +33,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
 
     State goes to `output/state`, figures to `output/log.jsonl`.
     """
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = Average(dict(model.named_parameters()), config.ema)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (config.warmup + 1), total_iters=config.warmup)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, config.steps - config.warmup))
@@ -58,14 +61,15 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             schedule.step()
-            average.update_parameters(model)
+            average.update()
             watch(step + 1, loss=loss.item())
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if stop:
                 console.print(f"stopped after step {step + 1}; go on with --resume")
                 return None
-    return average.module.eval()
+    average.swap()
+    return model.eval()
 
 
 def _batch(n: int, *key: int) -> tuple[Tensor, list[str]]:
@@ -76,9 +80,12 @@ def _batch(n: int, *key: int) -> tuple[Tensor, list[str]]:
 
 
 def save_half(module: Any, folder: Path) -> None:
-    """Write a diffusers or transformers model as fp16 safetensors."""
-    module.half().save_pretrained(folder)
-    module.float()
+    """Write a diffusers or transformers model as fp16 safetensors, in place of what is there. The module ends up in fp16."""
+    quiet()
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    (module.to(dtype=torch.float16) if hasattr(module, "components") else module.half()).save_pretrained(draft)
+    replace(draft, folder)
 
 
 def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:
@@ -196,9 +203,9 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
 
 def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
     """A small CLIP by the symmetric contrastive loss; captions equal to one another in a batch count as one."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel
 
-    tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = make_tokenizer()
     torch.manual_seed(config.seed)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     architecture = dict(config.architecture)

@@ -28,17 +28,27 @@ class Average:
         """One step of `average <- decay * average + (1 - decay) * live`."""
         torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return self.values
+
+    def load_state_dict(self, values: dict[str, Tensor]) -> None:
+        """Undo `state_dict`."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within: the module holds the averaged parameters."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the module's parameters and their averages."""
         for name, parameter in self.live.items():
             held = parameter.detach().clone()
             parameter.copy_(self.values[name])

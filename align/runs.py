@@ -30,9 +30,11 @@ def open_folder(config: Config, output: Path, *, resume: bool) -> None:
         raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        draft = output / ".config.yaml.partial"
-        draft.write_text(configs.dump(config), encoding="utf-8")
-        draft.replace(path)
+        text = configs.dump(config)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            draft = output / ".config.yaml.partial"
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 

@@ -163,8 +163,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             for name, parameters in trainable.items():
                 for key, parameter in parameters.items():
                     parameter.copy_(saved[name][key])
-        for key, value in average.values.items():
-            value.copy_(saved["average"][key])
+        average.load_state_dict(saved["average"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
         watcher.baseline = saved["baseline"]
@@ -177,7 +176,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         if main:
             parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
             extra = {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng, "baseline": watcher.baseline}
-            state.save(output / "state", step, parts | {"average": average.values} | extra)
+            state.save(output / "state", step, parts | {"average": average.state_dict()} | extra)
         accelerator.wait_for_everyone()
 
     # ---- the loop --------------------------------------------------------------------------------------------------------

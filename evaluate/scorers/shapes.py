@@ -51,9 +51,7 @@ class DualEncoder(Scorer):
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         length = self.clip.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        with torch.no_grad():
-            text = self.clip.text_model(input_ids=tokens.input_ids.to(images.device)).pooler_output
-            text = self.clip.text_projection(text)
+        text = self.clip.text_projection(self.clip.text_model(input_ids=tokens.input_ids.to(images.device)).pooler_output)
         picture = self.clip.visual_projection(self.features(images))
         return 100 * torch.cosine_similarity(picture.float(), text.float(), dim=-1)
 

@@ -1,0 +1,75 @@
+"""What an alignment did: the result beside its start, on the same held-out captions and the same noise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from align.config import TrainConfig
+from align.console import Watch, console
+from align.data import read_prompts
+from align.monitor import save_grid
+from evaluate import pipelines, scorers
+from evaluate.sets.shapes import fd_shapes
+from evaluate.stats import paired_difference
+
+SEED = 10_000  # noise that no training and no watching has seen
+CHUNK = 64
+SHOWN = 16
+
+
+def pictures_of(model: str, prompts: list[str], *, title: str, **overrides: Any) -> Tensor:
+    """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers."""
+    pipeline, how = pipelines.load(model), pipelines.recipe(model)
+    pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    drawn = []
+    with Watch(title, len(prompts)) as watch:
+        for first in range(0, len(prompts), CHUNK):
+            chunk = prompts[first : first + CHUNK]
+            drawn.append(pipelines.draw(pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides))
+            watch(min(first + CHUNK, len(prompts)))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def compare(before: Tensor, after: Tensor, prompts: list[str], names: list[str]) -> list[dict[str, Any]]:
+    """A row per scorer: both means, and the paired difference with its 95 % interval and win rate."""
+    rows = []
+    for name in names:
+        scorer = scorers.load(name)
+        a, b = (scorer.score(x, prompts).double().numpy() for x in (before, after))
+        rows.append({"metric": scorer.protocol, "start": a.mean(), "result": b.mean(), **paired_difference(a, b)._asdict()})
+    return rows
+
+
+def report(config: TrainConfig, output: Path) -> None:
+    """Print the comparison, and write `comparison.json` and `comparison.png`."""
+    available = list(dict.fromkeys(read_prompts(config.held_out.prompts or config.prompts)))
+    prompts = [available[i % len(available)] for i in range(config.report)]
+    start, result = config.initial or config.reference, str(output / "checkpoint")
+    before, after = pictures_of(start, prompts, title=f"drawing {start}"), pictures_of(result, prompts, title="drawing the result")
+    rewards = [reward.scorer for reward in config.rewards]
+    rows = compare(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
+
+    table = Table(title=f"{output.name}: {len(prompts)} held-out captions, same noise", caption="difference with its 95 % interval, paired")
+    for column in ("metric", start, output.name, "difference", "wins"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for row in rows:
+        interval = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        note = " (reward)" if row["metric"] in rewards else ""
+        table.add_row(row["metric"] + note, f"{row['start']:.4f}", f"{row['result']:.4f}", interval, f"{row['win_rate']:.0%}")
+    figures: dict[str, Any] = {"n": len(prompts), "seed": SEED, "start": start, "rows": rows}
+    if config.prompts.startswith("shapes:"):
+        a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
+        table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")
+        figures["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}
+    console.print(table)
+    (output / "comparison.json").write_text(json.dumps(figures, indent=1))
+    shown = [i * len(prompts) // SHOWN for i in range(SHOWN)] if len(prompts) >= SHOWN else list(range(len(prompts)))
+    half = (len(shown) + 1) // 2
+    grid = torch.cat([x[rows] for rows in (shown[:half], shown[half:]) for x in (before, after) if rows])
+    save_grid(grid, output / "comparison.png", columns=half)
+    console.print(f"{output / 'comparison.png'}: rows 1 and 3 {start}, rows 2 and 4 the result; the model is {result}")

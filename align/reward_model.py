@@ -1,0 +1,109 @@
+"""Stage 2 of the papers' workflow: a preference model from pairs of pictures of one prompt."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from align.config import RewardConfig
+from align.console import console
+from align.data import seeded
+from align.pretrain import fit, save_half
+from evaluate.scorers.shapes import DualEncoder, load
+from prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """prompts: N texts; preferred and rejected: pictures [N, 3, H, W], uint8."""
+
+    prompts: list[str]
+    preferred: Tensor
+    rejected: Tensor
+
+    def pick(self, rows: Tensor) -> "Pairs":
+        """The pairs at `rows`."""
+        return Pairs([self.prompts[int(i)] for i in rows], self.preferred[rows], self.rejected[rows])
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"--pairs {path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--pairs {path}: cannot be read as UTF-8 text ({error}); check it") from None
+    prompts: list[str] = []
+    pictures: dict[str, list[Tensor]] = {"preferred": [], "rejected": []}
+    for number, line in enumerate(filter(str.strip, lines), 1):
+        try:
+            row = json.loads(line)
+            prompts.append(row["prompt"])
+            files = {key: path.parent / row[key] for key in pictures}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it") from None
+        for key, file in files.items():
+            try:
+                with Image.open(file) as image:
+                    pixels = np.array(image.convert("RGB"))
+            except OSError as error:
+                raise UserError(f"{path}, line {number}: {key} = {file} cannot be read as a picture ({error}); replace it") from None
+            pictures[key].append(torch.from_numpy(pixels).permute(2, 0, 1))
+    if len(prompts) < 2:
+        raise UserError(f"{path}: holds {len(prompts)} pairs; give at least 2")
+    sizes = {tuple(picture.shape) for each in pictures.values() for picture in each}
+    if len(sizes) > 1:
+        raise UserError(f"{path}: pictures of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size")
+    return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]))
+
+
+def pair_accuracy(scorer: DualEncoder, pairs: Pairs) -> float:
+    """Share of pairs in which the preferred picture scores higher."""
+    with torch.no_grad():
+        better = scorer.score(pairs.preferred, pairs.prompts) > scorer.score(pairs.rejected, pairs.prompts)
+    return better.float().mean().item()
+
+
+def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> bool:
+    """Fit `-log sigmoid(r(preferred) - r(rejected))` (Bradley and Terry 1952; DI++ section 5, reward modelling stage).
+
+    Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`; returns whether it ran to its end.
+    """
+    scorer = load("shapes/preference", config.initial)
+    assert isinstance(scorer, DualEncoder)
+    if pairs.preferred.shape[-1] != scorer.size or pairs.preferred.shape[-2] != scorer.size:
+        raise UserError(f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {scorer.size} x {scorer.size}; resize them")
+    unique = sorted(set(pairs.prompts))
+    random.Random(config.seed).shuffle(unique)
+    held = set(unique[: max(1, round(config.held_out * len(unique)))])
+    mask = torch.tensor([prompt in held for prompt in pairs.prompts])
+    if mask.all():
+        raise UserError("--pairs: all pairs share one prompt, so none is left to train on; add pairs of other prompts")
+    test, data = pairs.pick(torch.nonzero(mask)[:, 0]), pairs.pick(torch.nonzero(~mask)[:, 0])
+    torch.manual_seed(config.seed)
+    before = pair_accuracy(scorer, test)
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seeded(config.seed, 4, step))
+        batch = data.pick(torch.randint(len(data.prompts), (config.fit.batch_size,), generator=generator))
+        margin = scorer.score(batch.preferred, batch.prompts) - scorer.score(batch.rejected, batch.prompts)
+        return -nn.functional.logsigmoid(margin).mean()
+
+    scorer.train().requires_grad_(True)
+    if fit("preference model", scorer.clip, loss, config.fit, output, resume=resume) is None:
+        return False
+    figures = {
+        "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": pair_accuracy(scorer.eval(), test),
+        "held_out_accuracy_before": before, "training_accuracy": pair_accuracy(scorer, data),
+    }  # fmt: skip
+    save_half(scorer.clip, output / "checkpoint")
+    scorer.tokenizer.save_pretrained(output / "checkpoint")
+    (output / "metrics.json").write_text(json.dumps(figures, indent=1))
+    console.print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return True
