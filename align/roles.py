@@ -6,6 +6,7 @@ which is the reference's own where the two are the same.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -124,7 +125,9 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import inject_adapter_in_model
 
     config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
-    inject_adapter_in_model(config, network, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
+        inject_adapter_in_model(config, network, adapter_name=name)
 
 
 def merged(role: nn.Module) -> dict[str, Tensor]:

@@ -41,12 +41,13 @@ def open_folder(config: Config, output: Path, *, resume: bool) -> None:
 
 def train(config: TrainConfig, output: Path, *, resume: bool) -> bool:
     """`align train`."""
+    import torch
     from accelerate import PartialState
 
     from align.report import report
     from align.train import train as loop
 
-    process = PartialState()
+    process = PartialState(cpu=not torch.cuda.is_available())
     if process.is_main_process:
         open_folder(config, output, resume=resume)
     process.wait_for_everyone()

@@ -116,7 +116,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
-    accelerator = Accelerator(mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(output))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(output))
     rank, world, device, main = accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator.is_main_process
     if config.batch_size % (world * config.accumulate):
         raise UserError(f"batch_size = {config.batch_size} is not a multiple of {world} processes x accumulate {config.accumulate}; change one")

@@ -54,6 +54,43 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
+#: A run of a few steps on a tiny pipeline; tests lay their changes over it.
+SMALL_RUN: dict[str, Any] = {
+    "stage": "train", "method": "di", "prompts": "shapes:train", "steps": 4, "batch_size": 8,
+    "sigmas": {"name": "lognormal", "parameters": {"mean": 0.0, "std": 1.2}},
+    "divergence": {"weight": "inverse_norm"},
+    "student": {"learning_rate": 1e-3}, "assistant": {"learning_rate": 1e-3, "warmup": 1}, "ema": 0.5,
+    "held_out": {"scorers": {"shapes/oracle": 0.5}, "prompts": "shapes:test", "pictures": 4, "every": 5, "guard": "off"},
+    "save_every": 100, "sample_every": 100,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPConfig, CLIPModel
+
+    from align.pretrain import make_tokenizer
+
+    torch.manual_seed(7)
+    tokenizer = make_tokenizer()
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), **ends, **small, "max_position_embeddings": 24}
+    clip = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}))
+    folder = tmp_path_factory.mktemp("scorers") / "shapes" / "clip"
+    clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_clip(_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shapes/clip` is a random network of a few parameters."""
+    from evaluate import embedded
+
+    monkeypatch.setattr(embedded, "HERE", _clip_folder.parents[1])
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Any:
     """accelerate keeps its precision for the life of a process; tests want their own."""

@@ -1,0 +1,285 @@
+"""What users can get wrong ends in one sentence that names the place and the remedy, and loses nothing."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SMALL_RUN
+from PIL import Image
+
+from align import cli, runs, state
+from align import config as configs
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def align(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command and return its exit code and what it wrote to stderr."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["align", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+            return code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def small(tiny: Path, tmp_path: Path) -> Path:
+    """A config file that turns the preset shapes-di into a run of seconds."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}))
+    return path
+
+
+def refused(result: tuple[int, str], *words: str) -> None:
+    code, error = result
+    assert code == 2, error
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("align: ")]
+    assert len(lines) == 1, error
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["shapes-distart"], ["no preset 'shapes-distart'", "did you mean 'shapes-distar'?"]),
+        (["shapes-vae"], ["belongs to 'align pretrain'"]),
+        (["shapes-di", "--set", "stepz=3"], ["--set stepz=3", "unknown key 'stepz'", "did you mean 'steps'?"]),
+        (["shapes-di", "--set", "student.learning_rat=3"], ["'student.learning_rat'", "did you mean 'learning_rate'?"]),
+        (["shapes-di", "--set", "steps=-3"], ["steps = -3", "greater than 0"]),
+        (["shapes-di", "--set", "ema=1.5"], ["ema = 1.5", "less than 1"]),
+        (["shapes-di", "--set", "student.learning_rate=nan"], ["student.learning_rate", "finite"]),
+        (["shapes-di", "--set", "steps"], ["not of the form key=value"]),
+        (["shapes-di", "--set", "steps=[1"], ["not valid YAML"]),
+        (["shapes-di", "--set", "method=di*"], ["needs rewards"]),
+        (["shapes-di", "--set", "rewards=[{scorer: shapes/clip, scale: 1}]"], ["takes no rewards"]),
+        (["shapes-di", "--set", "cfg.mode=off"], ["cfg.mode"]),
+        (["shapes-di", "--set", "accumulate=5"], ["not a multiple of accumulate"]),
+        (["shapes-di", "--config", "/no/such.yaml"], ["/no/such.yaml: no such file"]),
+        (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
+        (["shapes-di", "--set", "prompts=/no/prompts.txt"], ["/no/prompts.txt: no such file"]),
+        (["shapes-di", "--resume"], ["no run to resume there"]),
+    ],
+)  # fmt: skip
+def test_bad_arguments(align: Run, tmp_path: Path, tiny: Path, arguments: list[str], words: list[str]) -> None:
+    reference = [] if any("reference" in a for a in arguments) else ["--set", f"reference={tiny}"]
+    refused(align("train", *arguments, *reference, "--output", tmp_path / "run"), *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"steps: [", ["not valid YAML at line"]), (b"\xff\xfe", ["not UTF-8"]), (b"", ["holds no keys"]), (b"- 1\n", ["holds no keys"])],
+)
+def test_bad_config_files(align: Run, tmp_path: Path, content: bytes, words: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    refused(align("train", "shapes-di", "--config", path, "--output", tmp_path / "run"), str(path), *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["holds no prompt"]),
+        (b"\n  \n", ["holds no prompt"]),
+        (b"fine\n\xff\xfe\n", ["not UTF-8", "byte 5"]),
+        (b"fine\n" + b"word " * 10_000 + b"\n", ["line 2", "10,000 words"]),
+    ],
+)
+def test_bad_prompt_files(align: Run, tmp_path: Path, small: Path, content: bytes, words: list[str]) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    result = align("train", "shapes-di", "--config", small, "--set", f"prompts={path}", "--output", tmp_path / "run")
+    refused(result, str(path), *words)
+
+
+def test_a_prompt_file_trains(align: Run, tmp_path: Path, small: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text('a "quoted" prompt\nein Würfel, größer als 3 €\n')
+    code, error = align("train", "shapes-di", "--config", small, "--set", f"prompts={path}", "--output", tmp_path / "run")
+    assert code == 0, error
+
+
+def test_an_existing_folder_is_left_alone(align: Run, tmp_path: Path, small: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "run"), "already there", "--resume")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+    refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "small.yaml"), "already there")
+
+
+def test_an_unwritable_folder(align: Run, tmp_path: Path, small: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "file" / "run"), "cannot be written to", "choose another")
+
+
+def test_resuming_with_a_changed_config_names_the_key(align: Run, tmp_path: Path, small: Path) -> None:
+    run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
+    assert align(*run)[0] == 0
+    refused(align(*run), "already there")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    refused(align(*run, "--resume", "--set", "batch_size=4"), "config.yaml", "batch_size was 8 and is now 4")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert align(*run, "--resume", "--set", "steps=5")[0] == 0
+    assert max(state.steps(tmp_path / "run" / "state")) == 6
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+def test_a_full_disk_while_saving_loses_nothing(
+    align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
+    assert align(*run, "--set", "steps=2")[0] == 0
+    kept = {path: path.read_bytes() for folder in ("state", "checkpoint") for path in (tmp_path / "run" / folder).rglob("*") if path.is_file()}
+    original = state.torch.save
+
+    def full(part: Any, path: Path) -> None:
+        if path.stem == "optimizers":
+            raise error
+        original(part, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.torch, "save", full)
+        refused(align(*run, "--resume"), "cannot save the state of step 5", "free some space")
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert not list((tmp_path / "run" / "state").glob(".*"))
+    assert align(*run, "--resume")[0] == 0
+
+
+def test_a_full_disk_while_exporting_keeps_the_old_checkpoint(align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
+    assert align(*run, "--set", "steps=2")[0] == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").rglob("*") if path.is_file()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusionPipeline, "save_pretrained", full)
+        refused(align(*run, "--resume"), "checkpoint: cannot be written", "free some space")
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_a_dry_run_prints_what_would_run(align: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["align", "train", "shapes-distar", "--dry-run", "--set", "steps=7"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["steps"] == 7
+    assert configs.validate(configs.TrainConfig, printed, "printed")
+
+
+@pytest.mark.parametrize("preset", configs.presets())
+def test_every_preset_is_valid_and_says_what_it_is(preset: str) -> None:
+    models = configs.TRAIN | configs.PRETRAIN | configs.REWARD
+    assert configs.resolve(preset, models)
+    path = next(path for path in configs.preset_files() if path.stem == preset)
+    assert len(configs.describe(path)) > 20
+
+
+def test_presets_are_listed(align: Run) -> None:
+    code, error = align("presets")
+    assert code == 0
+    assert "shapes-distar" in error
+
+
+# ---- sample, export --------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_draws_a_row_a_prompt(align: Run, tmp_path: Path, tiny: Path) -> None:
+    code, error = align("sample", tiny, "--prompt", "a", "--prompt", "b", "--n", 3, "--output", tmp_path / "s.png")
+    assert code == 0, error
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.width > image.height
+
+
+def test_bad_sampling(align: Run, tmp_path: Path, tiny: Path) -> None:
+    refused(align("sample", tmp_path / "none", "--prompt", "a"), "no such folder")
+    refused(align("sample", tmp_path, "--prompt", "a", "--output", tmp_path / "s.png"), "no model_index.json")
+    refused(align("sample", tiny, "--prompt", "a", "--output", tmp_path / "s.jpg"), "PNG")
+
+
+def test_exporting(align: Run, tmp_path: Path, small: Path, tiny: Path) -> None:
+    assert align("train", "shapes-di", "--config", small, "--output", tmp_path / "run")[0] == 0
+    code, error = align("export", tmp_path / "run", "--output", tmp_path / "bare", "--pipeline", tiny)
+    assert code == 0, error
+    size = sum(path.stat().st_size for path in (tmp_path / "bare").rglob("*") if path.is_file())
+    assert size < 0.5 * sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoint").rglob("*") if path.is_file())
+    assert align("sample", tmp_path / "bare", "--prompt", "a", "--output", tmp_path / "s.png")[0] == 0
+    refused(align("export", tmp_path / "run", "--output", tmp_path / "bare"), "already there")
+    refused(align("export", tmp_path / "none", "--output", tmp_path / "x"), "no such run")
+    refused(align("export", tmp_path / "run", "--output", tmp_path / "x", "--dtype", "int8"), "int8")
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------------
+
+
+def write_pairs(folder: Path, n: int = 12, size: int = 32) -> Path:
+    rows = []
+    for i in range(n):
+        for key, shade in (("preferred", 250), ("rejected", 20)):
+            Image.new("RGB", (size, size), (shade, 10, 10)).save(folder / f"{i}-{key}.png")
+        rows.append({"prompt": f"prompt {i // 2}", "preferred": f"{i}-preferred.png", "rejected": f"{i}-rejected.png"})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, _clip_folder: Path) -> None:
+    options = ["--set", f"initial={_clip_folder}", "--set", "fit={steps: 30, batch_size: 8, learning_rate: 1e-2, warmup: 2, ema: 0.5}"]
+    code, error = align("reward", "--pairs", write_pairs(tmp_path), *options, "--output", tmp_path / "reward")
+    assert code == 0, error
+    figures = json.loads((tmp_path / "reward" / "metrics.json").read_text())
+    assert figures["training_accuracy"] == 1.0
+    assert figures["held_out_pairs"] + 1 < figures["pairs"] == 12
+    from evaluate import scorers
+
+    assert scorers.load("shapes/preference", weights=str(tmp_path / "reward" / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.unlink(), ["no such file"]),
+        (lambda path: path.write_text(""), ["holds 0 pairs"]),
+        (lambda path: path.write_text("{"), ["line 1", "not JSON with the keys"]),
+        (lambda path: path.write_text('{"prompt": "a"}\n'), ["line 1", "not JSON with the keys"]),
+        (lambda path: (path.parent / "3-rejected.png").write_bytes(b"no picture"), ["line 4", "3-rejected.png", "cannot be read as a picture"]),
+        (lambda path: (path.parent / "3-rejected.png").unlink(), ["line 4", "3-rejected.png"]),
+        (lambda path: Image.new("RGB", (8, 8)).save(path.parent / "3-rejected.png"), ["several sizes"]),
+        (lambda path: write_pairs(path.parent, n=2), ["share one prompt"]),
+        (lambda path: write_pairs(path.parent, size=16), ["32 x 32"]),
+    ],
+)
+def test_bad_pairs(align: Run, tmp_path: Path, _clip_folder: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
+    path = write_pairs(tmp_path)
+    spoil(path)
+    refused(align("reward", "--pairs", path, "--set", f"initial={_clip_folder}", "--output", tmp_path / "reward"), *words)
+
+
+def test_another_owner_of_the_name_evaluate_is_named(align: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluate import environment
+
+    monkeypatch.setattr(environment, "packages_distributions", lambda: {"evaluate": ["evaluate", "onestep-align"]})
+    refused(align("presets"), "the distribution 'evaluate' installs a package called 'evaluate' as well")
+
+
+def test_a_folder_opens_once(tmp_path: Path) -> None:
+    config = configs.resolve("shapes-di", configs.TRAIN)
+    runs.open_folder(config, tmp_path / "run", resume=False)
+    assert configs.validate(configs.TrainConfig, configs.read_yaml(tmp_path / "run" / "config.yaml"), "written") == config

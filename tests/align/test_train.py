@@ -1,0 +1,284 @@
+"""The loop: methods, storage of roles, resuming, processes, and what it leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL_RUN, save_tiny
+
+from align import config as configs
+from align import state
+from align import train as module
+from align.config import TrainConfig
+from align.roles import Roles, merged
+from align.train import Diverged, train
+from evaluate import pipelines, weights
+from prompts.errors import UserError
+
+
+def make(tiny: Path, **changes: Any) -> TrainConfig:
+    content = SMALL_RUN | {"reference": str(tiny)} | changes
+    return configs.validate(TrainConfig, content, "test")
+
+
+def run(config: TrainConfig, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """Train in `folder` and return the network of its checkpoint."""
+    folder.mkdir(exist_ok=True)
+    assert train(config, folder, show=False, **options)
+    return network(folder)
+
+
+def network(folder: Path) -> dict[str, torch.Tensor]:
+    return weights.read(folder / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[key] - b[key]).abs().max().item() for key in a)
+
+
+REWARDED = {"rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}
+METHODS: dict[str, dict[str, Any]] = {
+    "di": {},
+    "sim": {},
+    "di++": REWARDED | {"cfg": {"mode": "out", "scale": 2.0}},
+    "di*": REWARDED | {"cfg": {"mode": "in", "scale": 2.0}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: Path, method: str, tiny_clip: None) -> None:
+    trained = run(make(tiny, method=method, **METHODS[method]), tmp_path / "run")
+    before = weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")
+    assert largest_difference(trained, before) > 1e-6
+    lines = log(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert "divergence" not in lines[0], "the first step is the assistant's warm-up"
+    expected = {"assistant", "divergence", "divergence_gradient", "student_gradient", "pictures_per_second", "held_out/shapes/oracle"}
+    assert expected <= lines[-1].keys()
+    if METHODS[method]:
+        assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])
+        assert "reward/shapes/clip" in lines[-1]
+    pictures = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= pictures
+
+
+@pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+def test_stock_diffusers_draws_the_trainers_picture(
+    tiny: Path, tmp_path: Path, noise_scale: str, sigma_init: float, lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    models: list[Any] = []
+    drawn: list[torch.Tensor] = []
+    original, reference = module.Model, pipelines.load(str(tiny))
+    z = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    prompts = ["a small red circle on a white background", "", "nothing of the grammar, at all!"]
+
+    def remember(*args: Any) -> Any:
+        models.append(original(*args))
+        return models[-1]
+
+    def draw_before_merging(role: Any) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            drawn.append(models[0].generate(role, z, models[0].family.encode(reference, prompts)))
+        return merged(role)
+
+    monkeypatch.setattr(module, "Model", remember)
+    monkeypatch.setattr(module, "merged", draw_before_merging)
+    run(make(tiny, generator={"noise_scale": noise_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
+
+    folder = tmp_path / "run" / "checkpoint"
+    stock = DiffusionPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    latents = stock(prompts, latents=z, output_type="latent", **pipelines.recipe(str(folder)).call()).images
+    assert (latents - drawn[0]).abs().max().item() < 1e-5
+    assert drawn[0].std() > 0.1
+
+
+def test_resuming_is_bit_identical(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:
+    options: dict[str, Any] = {"method": "di*", "save_every": 2, **REWARDED}
+    whole = run(make(tiny, **options), tmp_path / "whole")
+    run(make(tiny, **options, steps=2), tmp_path / "parts")
+    assert largest_difference(whole, network(tmp_path / "parts")) > 0
+    parts = run(make(tiny, **options), tmp_path / "parts", resume=True)
+    assert largest_difference(whole, parts) == 0
+    # The shorter run also looked at the held-out captions when it ended.
+    same = [[{k: v for k, v in line.items() if "second" not in k and "held_out" not in k} for line in log(tmp_path / name)] for name in ("whole", "parts")]
+    assert same[0] == same[1]
+
+
+def test_a_torn_state_is_skipped(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny, save_every=2)
+    whole = run(config, tmp_path / "run")
+    newest = max(state.steps(tmp_path / "run" / "state"))
+    torn = tmp_path / "run" / "state" / f"step-{newest}" / "student.pt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="skipping a torn state"):
+        again = run(config, tmp_path / "run", resume=True)
+    assert largest_difference(whole, again) == 0
+
+
+EXACT = {"precision": "fp64", "student": {"name": "sgd", "learning_rate": 1e-3}, "assistant": {"name": "sgd", "learning_rate": 1e-6, "warmup": 1}}
+
+
+def test_micro_batches_equal_one_batch(tiny: Path, tmp_path: Path) -> None:
+    one = run(make(tiny, **EXACT), tmp_path / "one")
+    four = run(make(tiny, **EXACT, accumulate=4), tmp_path / "four")
+    assert largest_difference(one, four) < 1e-12
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path, lora: dict[str, Any] | None) -> None:
+    options = EXACT | {"method": "sim", "lora": lora}
+    plain = run(make(tiny, **options), tmp_path / "plain")
+    checkpointed = run(make(tiny, **options, gradient_checkpointing=True), tmp_path / "checkpointed")
+    assert largest_difference(plain, checkpointed) < 1e-12
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+def test_gradient_modes_agree_in_training(tiny: Path, tmp_path: Path, lora: dict[str, Any] | None) -> None:
+    options = EXACT | {"method": "sim", "lora": lora}
+    results = {mode: run(make(tiny, **options, divergence={"gradient": mode}), tmp_path / mode) for mode in ("exact", "exact_sequential", "detached")}
+    assert largest_difference(results["exact"], results["exact_sequential"]) < 1e-12
+    assert largest_difference(results["exact"], results["detached"]) > 1e-9
+
+
+def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
+    base = pipelines.load(str(tiny)).unet
+    x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
+    with torch.no_grad():
+        expected = base(x, t, encoder_hidden_states=text)[0]
+    roles = Roles(base, base, same=True, lora=configs.LoraConfig(rank=2, alpha=4.0), checkpointing=False)
+    student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
+    assert student.keys().isdisjoint(assistant.keys())
+    assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
+    with torch.no_grad():
+        for parameter in student.values():
+            parameter.normal_()
+        outputs = [role(x, t, encoder_hidden_states=text)[0] for role in (roles.student, roles.assistant, roles.reference)]
+    assert (outputs[0] - expected).abs().max() > 1e-3
+    torch.testing.assert_close(outputs[1], expected)
+    torch.testing.assert_close(outputs[2], expected)
+    fresh = pipelines.load(str(tiny)).unet
+    fresh.load_state_dict(merged(roles.student))
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(x, t, encoder_hidden_states=text)[0], outputs[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precisions(tiny: Path, tmp_path: Path, precision: str) -> None:
+    run(make(tiny, precision=precision), tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 runs on a GPU")
+def test_fp16_without_a_gpu_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bf16"):
+        train(make(tiny, precision="fp16"), tmp_path)
+
+
+def test_divergence_stops_the_run_and_names_step_term_and_batch(tiny: Path, tmp_path: Path) -> None:
+    options = {"student": {"learning_rate": 1e30}, "steps": 5}
+    with pytest.raises(Diverged, match=r"step \d+: \w+ is (nan|inf)"):
+        train(make(tiny, **options), tmp_path, show=False)
+    failed = json.loads((tmp_path / "failed-batch.json").read_text())
+    assert failed["step"] >= 2
+    assert len(failed["prompts"]) == 8
+
+
+@pytest.mark.parametrize("guard", ["stop", "warn"])
+def test_the_guard_names_the_scorer_that_fell(
+    tiny: Path, tmp_path: Path, guard: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_clip: None
+) -> None:
+    looks = iter(range(100))
+
+    class Falling:
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return torch.full((len(images),), 5.0 - next(looks))
+
+    load = module.monitor.scorers.load
+    monkeypatch.setattr(module.monitor.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw))
+    # A reward that always rises: minus the scale of a falling one would do; here the baseline is pulled down.
+    held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "pictures": 4, "every": 1, "guard": guard}
+    evaluate = module.monitor.Monitor.evaluate
+
+    def with_a_low_baseline(self: Any, student: Any) -> Any:
+        result = evaluate(self, student)
+        self.baseline["held_out/reward"] = -1e9
+        return result
+
+    monkeypatch.setattr(module.monitor.Monitor, "evaluate", with_a_low_baseline)
+    finished = train(make(tiny, method="di*", **REWARDED, held_out=held), tmp_path)
+    assert "shapes/oracle fell from 5 to 3, more than 1.5" in " ".join(capsys.readouterr().err.split())
+    assert finished == (guard == "warn")
+    assert len(log(tmp_path)) == (5 if guard == "warn" else 2)
+    assert (tmp_path / "checkpoint" / "model_index.json").is_file()
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from align import config, train
+if sys.argv[3] == "drop":
+    # What the equality below must notice: the second process's gradients are thrown away before they are averaged.
+    import os
+    original = train.make_optimizer
+    def drop(options, parameters):
+        if os.environ.get("RANK") == "1":
+            for parameter in parameters:
+                parameter.register_hook(torch.zeros_like)
+        return original(options, parameters)
+    train.make_optimizer = drop
+content = json.loads(Path(sys.argv[1]).read_text())
+assert train.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False)
+"""
+
+
+def launch(config: TrainConfig, folder: Path, variant: str = "all") -> dict[str, torch.Tensor]:
+    """Two processes over gloo, as a user would start them."""
+    folder.mkdir()
+    (folder / "worker.py").write_text(WORKER)
+    (folder / "content.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", "0", str(folder / "worker.py"), str(folder / "content.json"), str(folder), variant]  # fmt: skip
+    root = str(Path(module.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return network(folder)
+
+
+@pytest.mark.parametrize("options", [{"method": "sim"}, {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "accumulate": 2, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])
+def test_two_processes_equal_one(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    config = make(tiny, **EXACT | options)
+    one = run(config, tmp_path / "one")
+    two = launch(config, tmp_path / "two")
+    assert largest_difference(one, two) < 1e-9
+    assert largest_difference(one, weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")) > 1e-6
+
+
+def test_dropping_one_process_gradients_is_noticed(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny, **EXACT, method="sim")
+    one = run(config, tmp_path / "one")
+    two = launch(config, tmp_path / "two", "drop")
+    assert largest_difference(one, two) > 1e-8
+
+
+def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", seed=1)
+    trained = run(make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run")
+    assert largest_difference(trained, weights.read(other / "unet" / "diffusion_pytorch_model.safetensors")) < 1e-6

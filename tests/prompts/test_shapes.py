@@ -1,0 +1,94 @@
+"""The world's captions, pictures and oracle."""
+
+import numpy as np
+import pytest
+
+from prompts.shapes import Object, Scene, captions, parse, render, sample_captions, verify
+from prompts.shapes.grammar import FAMILIES, RELATIONS
+from prompts.shapes.oracle import FACTS, accuracy
+from prompts.shapes.taste import preferred, vividness
+
+N = 200
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_caption_is_both_trained_on_and_held_out(family: str) -> None:
+    train, test = set(captions("train", family)), set(captions("test", family))
+    assert not train & test
+    assert len(test) == pytest.approx(0.2 * len(train | test), abs=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_caption_is_parsed_into_the_scene_that_writes_it(family: str) -> None:
+    for caption in captions("train", family)[:N]:
+        assert parse(caption).caption == caption
+        assert parse(caption).family == family
+
+
+def test_what_is_not_a_caption_is_refused() -> None:
+    with pytest.raises(ValueError, match="write it like 'a small red circle on a white background'"):
+        parse("a dog")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_oracle_reads_what_the_renderer_drew(family: str) -> None:
+    drawn = sample_captions(N, split="test", seed=1, family=family)
+    assert accuracy(render(drawn, seed=2), drawn)["correct"] >= 0.99
+
+
+CHANGES = {
+    "background": {"background": "black"},
+    "count": {"objects": (Object(size="small", colour="red", shape="circle"),), "relation": None},
+    "colour": {"objects": (Object(size="small", colour="green", shape="circle"), Object(size="large", colour="blue", shape="square"))},
+    "shape": {"objects": (Object(size="small", colour="red", shape="triangle"), Object(size="large", colour="blue", shape="square"))},
+    "size": {"objects": (Object(size="large", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square"))},
+    "relation": {"relation": "right of"},
+}
+
+
+@pytest.mark.parametrize("fact", CHANGES)
+def test_the_oracle_notices_a_wrong(fact: str) -> None:
+    scene = {
+        "objects": (Object(size="small", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square")),
+        "relation": "left of", "background": "white",
+    }  # fmt: skip
+    caption = Scene(**scene).caption
+    for picture in render([Scene(**scene | CHANGES[fact]).caption] * 20, seed=3):
+        seen = verify(picture, caption)
+        assert not seen[fact]
+        assert not seen["correct"]
+        if fact in ("background", "relation", "size"):
+            assert all(seen[other] for other in FACTS if other not in (fact, "correct"))
+
+
+def test_every_relation_is_drawn_and_read() -> None:
+    a, b = Object(size="small", colour="red", shape="circle"), Object(size="small", colour="blue", shape="square")
+    for drawn in RELATIONS:
+        picture = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
+        for read in RELATIONS:
+            assert verify(picture, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (read == drawn)
+
+
+def test_noise_and_blanks_are_not_correct() -> None:
+    caption = "a small red circle on a white background"
+    blank, noise = np.ones((3, 32, 32), np.float32), np.random.default_rng(0).random((3, 32, 32), np.float32)
+    assert not verify(blank, caption)["correct"]
+    assert not verify(noise, caption)["correct"]
+
+
+def test_pictures_depend_on_the_seed_and_nothing_else() -> None:
+    drawn = sample_captions(20, split="train", seed=5)
+    assert (render(drawn, seed=6) == render(drawn, seed=6)).all()
+    assert (render(drawn, seed=6) != render(drawn, seed=7)).any()
+    same = render([drawn[0]] * 8, seed=8)
+    assert len({picture.tobytes() for picture in same}) == 8, "a caption has a distribution of pictures"
+
+
+def test_the_rule_prefers_facts_to_vividness() -> None:
+    caption, wrong = "a small red circle on a white background", "a small green circle on a white background"
+    right, other = render([caption, wrong], seed=9)
+    pale = 0.5 + 0.7 * (right - 0.5)
+    assert vividness(pale) < vividness(right)
+    assert preferred(pale, right, caption)
+    assert not preferred(right, pale, caption)
+    assert preferred(other, pale, caption)
