@@ -26,7 +26,9 @@ def hardware() -> str:
     """The machine in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
     return f"{model}, {torch.get_num_threads()} threads"
 
 
@@ -37,7 +39,9 @@ def _lines(path: str) -> list[str]:
 def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) -> None:
     """Measure each combination in a process of its own, print a table, and write JSON."""
     if config.method not in ("sim", "di*"):
-        raise UserError(f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim or di*")
+        raise UserError(
+            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim or di*"
+        )
     rows = []
     for storage, lora in STORAGES.items():
         for gradient in GRADIENTS:
@@ -53,7 +57,9 @@ def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) 
     for column in ("roles", "gradient", "s / step", "pictures / s", "peak MiB"):
         table.add_column(column, justify="left" if column in ("roles", "gradient") else "right")
     for row in rows:
-        table.add_row(row["storage"], row["gradient"], f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.1f}", f"{row['peak_mib']:.0f}")
+        table.add_row(
+            row["storage"], row["gradient"], f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.1f}", f"{row['peak_mib']:.0f}"
+        )
     console.print(table)
     text = json.dumps(result, indent=1)
     if output:
@@ -69,7 +75,9 @@ def _measure(content: dict[str, Any]) -> dict[str, float]:
         path.write_text(yaml.safe_dump(content))
         done = subprocess.run([sys.executable, "-m", "align.bench", str(path)], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"bench: a run failed ({(done.stderr.strip().splitlines() or ['no output'])[-1]}); try a smaller batch_size with --set")
+            raise UserError(
+                f"bench: a run failed ({(done.stderr.strip().splitlines() or ['no output'])[-1]}); try a smaller batch_size with --set"
+            )
         measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
         return measured
 

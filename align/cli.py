@@ -8,10 +8,15 @@ import typer
 
 from prompts.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train one-step text-to-image generators.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train one-step text-to-image generators."
+)
 
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="YAML laid over the preset.")]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4.")]
+Sets = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4."),
+]
 Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole state of the run folder.")]
 
@@ -66,8 +71,12 @@ def reward(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="An embedded model (shapes/aligned), a folder that diffusers loads, or a hub id.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="An embedded model (shapes/aligned), a folder that diffusers loads, or a hub id.")
+    ],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The PNG to write.")] = Path("sample.png"),
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -83,7 +92,14 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint folder.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")],
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp16",
-    pipeline: Annotated[Optional[str], typer.Option("--pipeline", metavar="MODEL", help="Write the network alone, and a recipe that takes all else from this folder or hub id.")] = None,
+    pipeline: Annotated[
+        Optional[str],
+        typer.Option(
+            "--pipeline",
+            metavar="MODEL",
+            help="Write the network alone, and a recipe that takes all else from this folder or hub id.",
+        ),
+    ] = None,
 ) -> None:
     """Copy a run's checkpoint in another precision, whole or as the bare network."""
     from align import runs
@@ -115,8 +131,12 @@ def bench(
 
 @app.command()
 def world(
-    work: Annotated[Path, typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again.")] = Path("runs"),
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")] = Path("world"),
+    work: Annotated[
+        Path, typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again.")
+    ] = Path("runs"),
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")
+    ] = Path("world"),
 ) -> None:
     """Make the embedded world `shapes` again, from its seeds: about two hours on two cores."""
     from align.world import build
@@ -138,3 +158,7 @@ def main() -> None:
     except UserError as error:
         print(f"align: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":  # for accelerate launch -m align.cli
+    main()

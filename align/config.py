@@ -3,10 +3,10 @@
 import contextlib
 import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -19,6 +19,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
+    """What every section shares: it is frozen and knows all its keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -29,6 +31,7 @@ class Fit(Config):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup: int = Field(100, ge=0, description="steps")
+    decay: PositiveInt | None = Field(None, description="steps over which the cosine falls to zero; by default all")
     weight_decay: NonNegative = 0.0
     clip: PositiveFloat = 1.0
     ema: Fraction = 0.999
@@ -59,6 +62,7 @@ class TeacherConfig(Config):
     seed: int = 0
     fit: Fit
     vae: str = Field(description="folder of the autoencoder")
+    initial: str | None = Field(None, description="folder of an earlier teacher to go on from, in place of random weights")
     images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     sigmas: Sigmas
@@ -130,7 +134,18 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 64
     alpha: PositiveFloat = 64.0
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "net.0.proj", "net.2")
+    targets: tuple[str, ...] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "conv1",
+        "conv2",
+        "proj_in",
+        "proj_out",
+        "net.0.proj",
+        "net.2",
+    )
 
 
 class HeldOut(Config):
@@ -178,11 +193,17 @@ class TrainConfig(Config):
     def _consistent(self) -> "TrainConfig":
         rewarded = self.method in ("di++", "di*")
         if rewarded and not self.rewards:
-            raise ValueError(f"method {self.method} needs rewards; add one, or choose {'di' if self.method == 'di++' else 'sim'}")
+            raise ValueError(
+                f"method {self.method} needs rewards; add one, or choose {'di' if self.method == 'di++' else 'sim'}"
+            )
         if not rewarded and self.rewards:
-            raise ValueError(f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}")
+            raise ValueError(
+                f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}"
+            )
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them"
+            )
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:test")
         if self.cfg.mode == "off" and self.cfg.scale != 1:
@@ -245,12 +266,19 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
 
 
-def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` laid over `base`, key by key."""
+def _section(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The model of the section `key` of `model`, None where the field is no section."""
+    field = model.model_fields.get(key) if model else None
+    types = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
+
+
+def _merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` laid over `base`: sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in change.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        section, old = _section(model, key), merged.get(key)
+        merged[key] = _merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -278,44 +306,53 @@ def _place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[
 
 def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys known beside the last one of `location`."""
+    inner: type[BaseModel] | None = model
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = [t for t in ([field.annotation, *getattr(field.annotation, "__args__", ())] if field else []) if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
+        inner = inner if isinstance(part, int) else _section(inner, str(part))
+    return list(inner.model_fields) if inner else []
 
 
-def validate(model: type[C], content: dict[str, Any], source: str) -> C:
-    """A config from plain values; UserError names the source, the field and the remedy."""
+def validate(model: type[C], content: dict[str, Any], source: str | Callable[[str], str]) -> C:
+    """A config from plain values. UserError names the source (or what `source` makes of the field), the field and the remedy."""
     try:
         return model.model_validate(content)
     except ValidationError as failure:
         error = failure.errors()[0]
         field = ".".join(str(part) for part in error["loc"])
+        where = source(field) if callable(source) else source
         if error["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key {field!r}; {_nearest(str(error['loc'][-1]), _keys(model, error['loc']))}") from None
+            raise UserError(
+                f"{where}: unknown key {field!r}; {_nearest(str(error['loc'][-1]), _keys(model, error['loc']))}"
+            ) from None
         if error["type"] == "missing":
-            raise UserError(f"{source}: {field!r} is missing; give it a value") from None
+            raise UserError(f"{where}: {field!r} is missing; give it a value") from None
         if error["type"] == "value_error":
-            raise UserError(f"{source}: {error['ctx']['error']}") from None
-        raise UserError(f"{source}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
+            raise UserError(f"{where}: {error['ctx']['error']}") from None
+        raise UserError(f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
 
 
-def resolve(preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()) -> Config:
+def resolve(
+    preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()
+) -> Config:
     """Preset, then `config` laid over it, then `sets`; `model_of` maps the key `stage` to the model that validates it."""
     known = presets()
     mine = [name for name, content in known.items() if content.get("stage") in model_of]
     if preset not in mine:
         other = f" ({preset!r} belongs to 'align {command(known[preset]['stage'])}')" if preset in known else ""
         raise UserError(f"no preset {preset!r} here{other}; {_nearest(preset, mine)}")
-    content, source = known[preset], f"preset {preset}"
-    if config:
-        content, source = _merge(content, read_yaml(config)), str(config)
+    content, model = known[preset], model_of[known[preset]["stage"]]
+    file = read_yaml(config) if config else {}
+    content = _merge(model, content, file)
     for text in sets:
-        content, source = _assign(content, text), f"--set {text}"
-    return validate(model_of[known[preset]["stage"]], content, source)
+        content = _assign(content, text)
+
+    def source(field: str) -> str:
+        for text in reversed(sets):
+            if not field or f"{field}.".startswith(f"{text.partition('=')[0]}."):
+                return f"--set {text}"
+        return str(config) if config and (not field or field.split(".")[0] in file) else f"preset {preset}"
+
+    return validate(model, content, source)
 
 
 def command(stage: str) -> str:

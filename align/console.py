@@ -29,7 +29,14 @@ class Watch:
     def __init__(self, title: str, total: int, *, start: int = 0, log: Path | None = None, show: bool = True):
         self.total, self.step = total, start
         self._log = log.open("a", encoding="utf-8") if log else None
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
         self._progress = Progress(*columns, console=console, disable=not show, speed_estimate_period=60)
         self._task = self._progress.add_task(title, total=total, completed=start, figures="")
 

@@ -42,7 +42,9 @@ def read_prompts(source: str) -> list[str]:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from None
     for number, line in enumerate(lines, 1):
         if len(line.split()) > MAX_WORDS:
-            raise UserError(f"{source}, line {number}: a prompt of {len(line.split()):,} words; shorten it to {MAX_WORDS:,} or fewer")
+            raise UserError(
+                f"{source}, line {number}: a prompt of {len(line.split()):,} words; shorten it to {MAX_WORDS:,} or fewer"
+            )
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{source}: holds no prompt; write one a line")
@@ -68,7 +70,9 @@ class Draw:
 class Source:
     """Draws global batches: batch k is always the same, and prompts come epoch by epoch, each in an order of its own."""
 
-    def __init__(self, n_prompts: int, shape: Sequence[int], batch: int, sigmas: Callable[[int, torch.Generator], Tensor], *, seed: int):
+    def __init__(
+        self, n_prompts: int, shape: Sequence[int], batch: int, sigmas: Callable[[int, torch.Generator], Tensor], *, seed: int
+    ):
         self.n, self.shape, self.batch, self.sigmas, self.seed = n_prompts, tuple(shape), batch, sigmas, seed
         self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(n_prompts))
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prompts.errors import UserError
+
 
 class Prediction(NamedTuple):
     """How a network is fed and read at noise level sigma (all tensors broadcastable to x)."""
@@ -26,9 +28,11 @@ def _variance_preserving(sigma: Tensor) -> Tensor:
 #: prediction type -> (factor on x before the network sees it, (x, sigma, output) -> x0), named as diffusers names them.
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": Prediction(_variance_preserving, lambda x, sigma, out: x - sigma * out),
-    "v_prediction": Prediction(_variance_preserving, lambda x, sigma, out: x / (1 + sigma**2) - sigma * (1 + sigma**2).rsqrt() * out),
+    "v_prediction": Prediction(
+        _variance_preserving, lambda x, sigma, out: x / (1 + sigma**2) - sigma * (1 + sigma**2).rsqrt() * out
+    ),
     "sample": Prediction(_variance_preserving, lambda x, sigma, out: out),
-    "flow": Prediction(lambda sigma: 1 / (1 + sigma), lambda x, sigma, out: (x - sigma * out) / (1 + sigma)),
+    "flow_prediction": Prediction(lambda sigma: 1 / (1 + sigma), lambda x, sigma, out: (x - sigma * out) / (1 + sigma)),
 }
 
 
@@ -50,12 +54,18 @@ class Schedule:
     def from_scheduler(cls, scheduler: Any) -> "Schedule":
         """Read a diffusers scheduler's `betas`, in float64 where its own `alphas_cumprod` is float32."""
         config = scheduler.config
+        if "beta_schedule" not in config:
+            raise UserError(f"{type(scheduler).__name__} has no betas; give a model whose scheduler is a variance-preserving one")
+        if config.get("rescale_betas_zero_snr"):
+            raise UserError("the scheduler's rescale_betas_zero_snr is not supported, its last sigma being infinite; choose another model")
         if config.get("trained_betas") is not None:
             betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
         else:
             power = {"linear": 1.0, "scaled_linear": 0.5}.get(config.beta_schedule)
             if power is None:
-                raise ValueError(f"beta_schedule {config.beta_schedule!r} of the scheduler is not supported; use linear or scaled_linear")
+                raise UserError(
+                    f"beta_schedule {config.beta_schedule!r} of the scheduler is not supported; use linear or scaled_linear"
+                )
             ends = (config.beta_start**power, config.beta_end**power)
             betas = torch.linspace(*ends, config.num_train_timesteps, dtype=torch.float64) ** (1 / power)
         abar = (1 - betas).cumprod(0)
@@ -93,7 +103,7 @@ def denoise(
     x, level = x.to(wide), expand(sigma.to(wide), x)
     kind = PREDICTIONS[prediction]
     # A flow-matching network's time is sigma / (1 + sigma) of the way to noise, continuous.
-    time = 1000 * sigma / (1 + sigma) if prediction == "flow" else schedule.timestep(sigma)
+    time = 1000 * sigma / (1 + sigma) if prediction == "flow_prediction" else schedule.timestep(sigma)
     return kind.to_x0(x, level, network(x * kind.scale_input(level), time).to(wide))
 
 

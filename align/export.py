@@ -46,7 +46,9 @@ def one_step(config: TrainConfig, model: "Model", scheduler: Any) -> tuple[Any, 
     return made, {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
 
 
-def export(config: TrainConfig, model: "Model", pipeline: Any, weights: Mapping[str, Tensor], output: Path, *, step: int) -> Path:
+def export(
+    config: TrainConfig, model: "Model", pipeline: Any, weights: Mapping[str, Tensor], output: Path, *, step: int
+) -> Path:
     """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml, README.md."""
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     network = getattr(pipeline, model.family.network)

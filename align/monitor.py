@@ -22,7 +22,17 @@ LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
 class Monitor:
     """Fixed captions and noise, the scorers they are scored with, and the first scores as a baseline."""
 
-    def __init__(self, config: TrainConfig, pipeline: Any, model: "Model", rewards: Rewards, decoder: Decoder, *, device: Any, dtype: torch.dtype):
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipeline: Any,
+        model: "Model",
+        rewards: Rewards,
+        decoder: Decoder,
+        *,
+        device: Any,
+        dtype: torch.dtype,
+    ):
         self.config, self.model, self.rewards, self.decoder = config, model, rewards, decoder
         held = config.held_out
         prompts = read_prompts(held.prompts or config.prompts)

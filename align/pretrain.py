@@ -21,6 +21,7 @@ from align.export import replace
 from align.objectives import WEIGHTS, assistant_loss
 from align.roles import Average
 from evaluate.pipelines import quiet
+from evaluate.weights import load_strict, read
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -34,9 +35,11 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     State goes to `output/state`, figures to `output/log.jsonl`.
     """
     average = Average(dict(model.named_parameters()), config.ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (config.warmup + 1), total_iters=config.warmup)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, config.steps - config.warmup))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, (config.decay or config.steps) - config.warmup))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [config.warmup])
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
 
@@ -49,13 +52,20 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     trim_log(output / "log.jsonl", start)
 
     def save(step: int) -> None:
-        state.save(output / "state", step, {name: part.state_dict() for name, part in parts.items()} | {"rng": state.rng_state()}, keep=1)
+        state.save(
+            output / "state",
+            step,
+            {name: part.state_dict() for name, part in parts.items()} | {"rng": state.rng_state()},
+            keep=1,
+        )
 
     with stop_on_signal() as stop, Watch(title, config.steps, start=start, log=output / "log.jsonl") as watch:
         for step in range(start, config.steps):
             loss = batch_loss(model, step)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss of {title} is {loss.item()} at step {step}; lower fit.learning_rate, then --resume")
+                raise FloatingPointError(
+                    f"the loss of {title} is {loss.item()} at step {step}; lower fit.learning_rate, then --resume"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -84,7 +94,10 @@ def save_half(module: Any, folder: Path) -> None:
     quiet()
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    (module.to(dtype=torch.float16) if hasattr(module, "components") else module.half()).save_pretrained(draft)
+    for part in getattr(module, "components", {"": module}).values():
+        if isinstance(part, nn.Module):
+            part.half()
+    module.save_pretrained(draft)
     replace(draft, folder)
 
 
@@ -142,7 +155,9 @@ def make_tokenizer() -> Any:
 
 def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
     """Token ids `[B, model_max_length]`, padded and cut."""
-    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
     return ids
 
 
@@ -152,14 +167,24 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if not (Path(config.vae) / "config.json").is_file():
-        raise UserError(f"vae = {config.vae}: no autoencoder there; run 'align pretrain shapes-vae --output {Path(config.vae).parent}' first")
+        raise UserError(
+            f"vae = {config.vae}: no autoencoder there; run 'align pretrain shapes-vae --output {Path(config.vae).parent}' first"
+        )
     vae = AutoencoderKL.from_pretrained(config.vae).float().requires_grad_(False)
     torch.manual_seed(config.seed)
     tokenizer = make_tokenizer()
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **config.text_encoder))
     unet = UNet2DConditionModel(cross_attention_dim=config.text_encoder["hidden_size"], **config.unet)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    if config.initial:
+        for name, part in model.items():
+            tensors = {key: value for path in sorted((Path(config.initial) / name).glob("*.safetensors")) for key, value in read(path).items()}
+            load_strict(part, tensors, Path(config.initial) / name)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
     schedule = Schedule.from_scheduler(scheduler)
     draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
@@ -207,7 +232,11 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
 
     tokenizer = make_tokenizer()
     torch.manual_seed(config.seed)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     architecture = dict(config.architecture)
     architecture["text_config"] = {"vocab_size": len(tokenizer), **ends, **architecture["text_config"]}
     clip = CLIPModel(CLIPConfig(**architecture))

@@ -29,7 +29,9 @@ def pictures_of(model: str, prompts: list[str], *, title: str, **overrides: Any)
     with Watch(title, len(prompts)) as watch:
         for first in range(0, len(prompts), CHUNK):
             chunk = prompts[first : first + CHUNK]
-            drawn.append(pipelines.draw(pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides))
+            drawn.append(
+                pipelines.draw(pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides)
+            )
             watch(min(first + CHUNK, len(prompts)))
     return torch.cat(drawn)
 
@@ -50,11 +52,17 @@ def report(config: TrainConfig, output: Path) -> None:
     available = list(dict.fromkeys(read_prompts(config.held_out.prompts or config.prompts)))
     prompts = [available[i % len(available)] for i in range(config.report)]
     start, result = config.initial or config.reference, str(output / "checkpoint")
-    before, after = pictures_of(start, prompts, title=f"drawing {start}"), pictures_of(result, prompts, title="drawing the result")
+    before, after = (
+        pictures_of(start, prompts, title=f"drawing {start}"),
+        pictures_of(result, prompts, title="drawing the result"),
+    )
     rewards = [reward.scorer for reward in config.rewards]
     rows = compare(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
 
-    table = Table(title=f"{output.name}: {len(prompts)} held-out captions, same noise", caption="difference with its 95 % interval, paired")
+    table = Table(
+        title=f"{output.name}: {len(prompts)} held-out captions, same noise",
+        caption="difference with its 95 % interval, paired",
+    )
     for column in ("metric", start, output.name, "difference", "wins"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for row in rows:

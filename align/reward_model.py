@@ -47,19 +47,25 @@ def read_pairs(path: Path) -> Pairs:
             prompts.append(row["prompt"])
             files = {key: path.parent / row[key] for key in pictures}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it") from None
+            raise UserError(
+                f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it"
+            ) from None
         for key, file in files.items():
             try:
                 with Image.open(file) as image:
                     pixels = np.array(image.convert("RGB"))
             except OSError as error:
-                raise UserError(f"{path}, line {number}: {key} = {file} cannot be read as a picture ({error}); replace it") from None
+                raise UserError(
+                    f"{path}, line {number}: {key} = {file} cannot be read as a picture ({error}); replace it"
+                ) from None
             pictures[key].append(torch.from_numpy(pixels).permute(2, 0, 1))
     if len(prompts) < 2:
         raise UserError(f"{path}: holds {len(prompts)} pairs; give at least 2")
     sizes = {tuple(picture.shape) for each in pictures.values() for picture in each}
     if len(sizes) > 1:
-        raise UserError(f"{path}: pictures of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size")
+        raise UserError(
+            f"{path}: pictures of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size"
+        )
     return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]))
 
 
@@ -78,7 +84,9 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     scorer = load("shapes/preference", config.initial)
     assert isinstance(scorer, DualEncoder)
     if pairs.preferred.shape[-1] != scorer.size or pairs.preferred.shape[-2] != scorer.size:
-        raise UserError(f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {scorer.size} x {scorer.size}; resize them")
+        raise UserError(
+            f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {scorer.size} x {scorer.size}; resize them"
+        )
     unique = sorted(set(pairs.prompts))
     random.Random(config.seed).shuffle(unique)
     held = set(unique[: max(1, round(config.held_out * len(unique)))])

@@ -1,7 +1,6 @@
 """Rewards: scorers seen through the autoencoder, so that their gradient reaches the generator's latents."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,9 @@ class Decoder:
             try:
                 vae = AutoencoderTiny.from_pretrained(locate(tiny) or tiny)
             except (OSError, ValueError) as error:
-                raise UserError(f"reward_vae = {tiny}: no tiny autoencoder ({str(error).splitlines()[0]}); name one, or leave it out") from None
+                raise UserError(
+                    f"reward_vae = {tiny}: no tiny autoencoder ({str(error).splitlines()[0]}); name one, or leave it out"
+                ) from None
         self.vae, self.checkpointing = vae.requires_grad_(False).eval(), checkpointing
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -50,7 +51,9 @@ class Rewards:
         for reward in rewards:
             scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
             if not scorer.differentiable:
-                raise UserError(f"rewards: {reward.scorer!r} passes no gradient to pictures, so nothing can be trained on it; choose another")
+                raise UserError(
+                    f"rewards: {reward.scorer!r} passes no gradient to pictures, so nothing can be trained on it; choose another"
+                )
             self.scorers[reward.scorer], self.scales[reward.scorer] = scorer, reward.scale
 
     def __bool__(self) -> bool:

@@ -81,6 +81,7 @@ class Adapted(nn.Module):
         yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output with this adapter."""
         # Not a submodule: assigned past nn.Module's bookkeeping.
         self.base.__dict__["running"] = self
         with self.active():

@@ -25,7 +25,9 @@ def open_folder(config: Config, output: Path, *, resume: bool) -> None:
         changed = sorted(key for key in old.keys() | new.keys() if key not in FREE and old.get(key) != new.get(key))
         if changed:
             key = changed[0]
-            raise UserError(f"{path}: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the old value, or start in another folder")
+            raise UserError(
+                f"{path}: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the old value, or start in another folder"
+            )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
     try:
@@ -132,4 +134,3 @@ def list_presets() -> None:
         content = configs.read_yaml(path)
         table.add_row(path.stem, f"align {configs.command(content['stage'])}", configs.describe(path))
     console.print(table)
-

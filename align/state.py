@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from evaluate.weights import sha256
@@ -35,11 +34,9 @@ def _flush(path: Path) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """Every random generator of this process."""
-    name, keys, *rest = np.random.get_state()
+    """The generators that layers draw from; what training itself draws is a function of seed and step."""
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -48,8 +45,6 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Undo `rng_state`."""
     random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -92,7 +87,9 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], *, keep: int = 2) ->
         _flush(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(draft, ignore_errors=True)
-        raise StateError(f"cannot save the state of step {step} to {folder}: {error}; free some space, then --resume") from error
+        raise StateError(
+            f"cannot save the state of step {step} to {folder}: {error}; free some space, then --resume"
+        ) from error
     for old in steps(folder)[keep:]:
         shutil.rmtree(folder / f"step-{old}")
     return target

@@ -17,7 +17,7 @@ from align import families, monitor, state
 from align.config import Optimizer, TrainConfig
 from align.console import Watch, console, stop_on_signal, trim_log
 from align.data import Draw, Source, read_prompts, seeded
-from align.diffusion import TIMES, Schedule, denoise
+from align.diffusion import PREDICTIONS, TIMES, Schedule, denoise
 from align.export import export
 from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss, guided, ikl_loss, score_divergence_loss
 from align.rewards import Decoder, Rewards
@@ -42,6 +42,8 @@ class Model:
         self.example = read_prompts(config.prompts)[0]
         self.schedule = Schedule.from_scheduler(pipeline.scheduler)
         self.prediction = pipeline.scheduler.config.prediction_type
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"reference = {config.reference}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}")
         self.sigma_init = self.schedule.snap(config.generator.sigma_init)
         self.k = self.sigma_init if config.generator.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
 
@@ -82,7 +84,14 @@ class Conditioning:
 
 
 def student_terms(
-    config: TrainConfig, x0: Tensor, draw: Draw, *, assistant: Denoiser, reference: Denoiser, null: Denoiser, rewards: Callable[[Tensor], Tensor] | None
+    config: TrainConfig,
+    x0: Tensor,
+    draw: Draw,
+    *,
+    assistant: Denoiser,
+    reference: Denoiser,
+    null: Denoiser,
+    rewards: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Callable[[], Tensor]]:
     """The terms of the student's loss by name, each a function that computes it, `[B]` (DI* eq. 3.3, DI++ eq. 3.7-3.9)."""
     options, target = config.divergence, reference
@@ -97,7 +106,9 @@ def student_terms(
         return score_divergence_loss(x0, draw.noise, draw.sigma, **common, **distance)  # type: ignore[arg-type]
 
     def cfg() -> Tensor:
-        loss = cfg_reward_loss(x0, draw.noise, draw.sigma, conditional=reference, unconditional=null, weight=WEIGHTS[options.weight])
+        loss = cfg_reward_loss(
+            x0, draw.noise, draw.sigma, conditional=reference, unconditional=null, weight=WEIGHTS[options.weight]
+        )
         return (config.cfg.scale - 1) * loss
 
     terms = {"divergence": divergence}
@@ -116,10 +127,23 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(output))
-    rank, world, device, main = accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator.is_main_process
+    _check_trackers(config)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=mixed,
+        log_with=list(config.trackers) or None,
+        project_dir=str(output),
+    )
+    rank, world, device, main = (
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device,
+        accelerator.is_main_process,
+    )
     if config.batch_size % (world * config.accumulate):
-        raise UserError(f"batch_size = {config.batch_size} is not a multiple of {world} processes x accumulate {config.accumulate}; change one")
+        raise UserError(
+            f"batch_size = {config.batch_size} is not a multiple of {world} processes x accumulate {config.accumulate}; change one"
+        )
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
     torch.manual_seed(seeded(config.seed, 2, rank))
 
@@ -135,7 +159,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     decoder = Decoder(pipeline.vae.to(device), tiny=config.reward_vae, checkpointing=config.gradient_checkpointing)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
-    roles = Roles(initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing)
+    roles = Roles(
+        initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing
+    )
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
     average = Average(trainable["student"], config.ema)
 
@@ -175,7 +201,11 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         rng = state.gather(state.rng_state(), world)
         if main:
             parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
-            extra = {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng, "baseline": watcher.baseline}
+            extra = {
+                "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+                "rng": rng,
+                "baseline": watcher.baseline,
+            }
             state.save(output / "state", step, parts | {"average": average.state_dict()} | extra)
         accelerator.wait_for_everyone()
 
@@ -203,7 +233,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if config.trackers:
         accelerator.init_trackers("align", config.model_dump(mode="json"))
     title, per_step = f"{config.method}", config.assistant.updates + 1
-    with stop_on_signal() as stop, Watch(title, total, start=start, log=output / "log.jsonl" if main else None, show=main and show) as watch:
+    with (
+        stop_on_signal() as stop,
+        Watch(title, total, start=start, log=output / "log.jsonl" if main else None, show=main and show) as watch,
+    ):
         if start == 0:
             watcher.evaluate(roles.student)  # the guard's baseline
             if main:
@@ -213,12 +246,14 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
 
             # The assistant learns to denoise what the student makes now (DI* Algorithm 1, upper half).
             for update in range(config.assistant.updates if step >= warmup else 1):
-                for m, (draw, given, _, prompts) in enumerate(batches(step * per_step + update)):
+                for m, (draw, given, _, prompts) in enumerate(batches(step * per_step + update)):  # noqa: B007
                     with torch.no_grad():
                         x0 = model.generate(roles.student, draw.z, given)
                     with syncing(wrapped["assistant"], m):
                         denoiser = model.denoiser(wrapped["assistant"], given)
-                        loss = assistant_loss(x0, draw.noise, draw.sigma, assistant=denoiser, weight=WEIGHTS[config.assistant.weight]).mean()
+                        loss = assistant_loss(
+                            x0, draw.noise, draw.sigma, assistant=denoiser, weight=WEIGHTS[config.assistant.weight]
+                        ).mean()
                         accelerator.backward(loss / config.accumulate)
                     _add(figures, "assistant", loss / (config.accumulate * (config.assistant.updates if step >= warmup else 1)))
                 figures["assistant_gradient"] = apply("assistant")
@@ -261,7 +296,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
                 values["reward_ratio"] = values["reward_gradient"] / max(values["divergence_gradient"], 1e-30)
             _check(values, recent, step + 1, prompts, output, main=main)
             seconds = time.perf_counter() - began
-            values |= {"seconds": seconds, "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds}
+            values |= {
+                "seconds": seconds,
+                "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds,
+            }
             tripped = None
             if (step + 1) % config.held_out.every == 0 or step + 1 == total:
                 with average.applied():
@@ -292,6 +330,16 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     return watch.step == total
 
 
+def _check_trackers(config: TrainConfig) -> None:
+    """accelerate passes over a tracker it cannot find without a word."""
+    from accelerate.tracking import get_available_trackers
+
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in config.trackers:
+        if name not in available:
+            raise UserError(f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}")
+
+
 def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser a config names."""
     if options.name == "sgd":
@@ -310,14 +358,24 @@ def _reduce(accelerator: Any, figures: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(figures, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
 
 
-def _check(values: dict[str, float], recent: dict[str, deque[float]], step: int, prompts: list[str], output: Path, *, main: bool) -> None:
+def _check(
+    values: dict[str, float], recent: dict[str, deque[float]], step: int, prompts: list[str], output: Path, *, main: bool
+) -> None:
     """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a figure is not finite or has exploded."""
     for name, value in values.items():
         past = recent.setdefault(name, deque(maxlen=50))
         # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.
-        exploded = name.endswith(("assistant", "gradient")) and len(past) >= 20 and value > EXPLOSION * max(statistics.median(past), 1e-12)
+        exploded = (
+            name.endswith(("assistant", "gradient"))
+            and len(past) >= 20
+            and value > EXPLOSION * max(statistics.median(past), 1e-12)
+        )
         if not math.isfinite(value) or exploded:
             if main:
-                (output / "failed-batch.json").write_text(json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1))
-            raise Diverged(f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})")
+                (output / "failed-batch.json").write_text(
+                    json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1)
+                )
+            raise Diverged(
+                f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})"
+            )
         past.append(value)

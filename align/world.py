@@ -16,6 +16,7 @@ from torch import Tensor
 from align import config as configs
 from align import runs
 from align.console import console
+from align.monitor import save_grid
 from align.report import pictures_of
 from evaluate import embedded
 from evaluate.sets.shapes import fd_shapes
@@ -26,6 +27,10 @@ from prompts.shapes.taste import preferred
 
 PAIRS = 1500  # few, on purpose
 MEASURED = 256  # held-out captions a family and figure
+STAGES = (
+    "shapes-vae", "shapes-teacher", "shapes-teacher-relations", "shapes-clip", "shapes-preference-clip",
+    "shapes-di", "shapes-preference", "shapes-distar",
+)  # fmt: skip
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
 
 
@@ -34,13 +39,14 @@ def build(work: Path, target: Path) -> None:
     home = target / "shapes"
     embedded.HERE = target  # so that presets find this world's parts, not those that shipped
     work.mkdir(parents=True, exist_ok=True)
-    vae = f"vae={work / 'shapes-vae' / 'checkpoint'}"
-    for preset, sets in (("shapes-vae", []), ("shapes-teacher", [vae]), ("shapes-clip", []), ("shapes-preference-clip", [])):
+    vae, first = (f"{key}={work / name / 'checkpoint'}" for key, name in (("vae", "shapes-vae"), ("initial", "shapes-teacher")))
+    needs = {"shapes-teacher": [vae], "shapes-teacher-relations": [vae, first]}
+    for preset in STAGES[:5]:
         if not (work / preset / "checkpoint").is_dir():
             resume = (work / preset / "config.yaml").is_file()
-            if not runs.pretrain(configs.resolve(preset, configs.PRETRAIN, sets=sets), work / preset, resume=resume):
+            if not runs.pretrain(configs.resolve(preset, configs.PRETRAIN, sets=needs.get(preset, ())), work / preset, resume=resume):
                 raise KeyboardInterrupt
-    _place_whole(work / "shapes-teacher" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
+    _place_whole(work / "shapes-teacher-relations" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
     _place_whole(work / "shapes-clip" / "checkpoint", home / "clip")
     _train("shapes-di", work)
     _place_network(work / "shapes-di", home / "base")
@@ -97,6 +103,15 @@ def make_pairs(folder: Path, *, n: int = PAIRS, model: str = "shapes/base") -> P
     return path
 
 
+def draw_samples(path: Path, *, columns: int = 8) -> None:
+    """A grid of held-out captions: the renderer, the teacher, the base and the aligned generator, a row each."""
+    shown = (("one", "count", "pair", "pair")[i % 4] for i in range(columns))
+    prompts = [sample_captions(columns, split="test", seed=11, family=family)[i] for i, family in enumerate(shown)]
+    rows = [torch.from_numpy(render(prompts, seed=1))]
+    rows += [pictures_of(f"shapes/{model}", prompts, title=f"drawing {model}") for model in ("teacher", "base", "aligned")]
+    save_grid(torch.cat(rows), path, columns=columns)
+
+
 def measure() -> dict[str, dict[str, Any]]:
     """Oracle accuracy by family and `fd-shapes` of the renderer and of every model, on held-out captions."""
     prompts = {family: sample_captions(MEASURED, split="test", seed=5, family=family) for family in FAMILIES}
@@ -104,7 +119,9 @@ def measure() -> dict[str, dict[str, Any]]:
     sources: dict[str, Tensor] = {"renderer": torch.from_numpy(render(everything, seed=77))}
     for model in ("teacher", "base", "aligned"):
         sources[model] = pictures_of(f"shapes/{model}", everything, title=f"measuring {model}")
-    sources["teacher, unguided"] = pictures_of("shapes/teacher", everything, title="measuring teacher, unguided", guidance_scale=1.0)
+    sources["teacher, unguided"] = pictures_of(
+        "shapes/teacher", everything, title="measuring teacher, unguided", guidance_scale=1.0
+    )
     result: dict[str, dict[str, Any]] = {}
     for name, pictures in sources.items():
         parts = dict(zip(FAMILIES, pictures.split(MEASURED), strict=True))
@@ -116,12 +133,31 @@ def measure() -> dict[str, dict[str, Any]]:
 def write_card(work: Path, home: Path) -> None:
     """`README.md` and `card.json` beside the weights: how they were made and how good they are."""
     figures = measure()
-    stages = [name for name in ("shapes-vae", "shapes-teacher", "shapes-clip", "shapes-preference-clip", "shapes-di", "shapes-preference", "shapes-distar") if (work / name).is_dir()]
-    made = {name: {"seed": configs.read_yaml(work / name / "config.yaml")["seed"], "minutes": _minutes(work / name), "config": configs.read_yaml(work / name / "config.yaml")} for name in stages}
+    stages = [name for name in STAGES if (work / name).is_dir()]
+    made = {
+        name: {
+            "seed": configs.read_yaml(work / name / "config.yaml")["seed"],
+            "minutes": _minutes(work / name),
+            "config": configs.read_yaml(work / name / "config.yaml"),
+        }
+        for name in stages
+    }
     preference = json.loads((work / "shapes-preference" / "metrics.json").read_text())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    commit = (
+        subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
+        or "unknown"
+    )
     size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 2**20
-    card = {"command": "align world", "commit": commit, "torch": torch.__version__, "machine": platform.machine(), "stages": made, "quality": figures, "preference": preference}
+    card = {
+        "command": "align world",
+        "commit": commit,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "stages": made,
+        "quality": figures,
+        "preference": preference,
+    }
+    draw_samples(home / "samples.png")
     (home / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (home / "README.md").write_text(_card_text(card, size))
     console.print(f"{home}: {size:.1f} MiB; its card is {home / 'README.md'}")

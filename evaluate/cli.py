@@ -6,7 +6,12 @@ import typer
 
 from prompts.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Score text-to-image models under named protocols.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Score text-to-image models under named protocols.",
+)
 
 
 @app.command()

@@ -102,7 +102,9 @@ def _load_whole(cls: Any, model: str, folder: Path | None, dtype: torch.dtype) -
             warnings.simplefilter("ignore")  # about safety checkers and the like; what matters is checked below
             pipeline = cls.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot be loaded ({str(error).splitlines()[0]}); check its name, or fetch it again") from None
+        raise UserError(
+            f"{model}: cannot be loaded ({str(error).splitlines()[0]}); check its name, or fetch it again"
+        ) from None
     for part in parts:
         weights.check_folder(part, getattr(pipeline, part.name))
     return pipeline
@@ -127,11 +129,15 @@ def noise(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
 
 
 @torch.no_grad()
-def draw(pipeline: Any, how: Recipe, prompts: Sequence[str], *, seed: int, keys: Sequence[str] | None = None, **overrides: Any) -> Tensor:
+def draw(
+    pipeline: Any, how: Recipe, prompts: Sequence[str], *, seed: int, keys: Sequence[str] | None = None, **overrides: Any
+) -> Tensor:
     """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt. keys: what noise is drawn from, by default the prompts."""
     size = pipeline.unet.config.sample_size
     shape = (pipeline.unet.config.in_channels, size, size)
     latents = torch.stack([noise(shape, seed=seed, key=key) for key in keys or prompts])
-    result = pipeline(list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides))
+    result = pipeline(
+        list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides)
+    )
     images: Tensor = result.images.float().cpu()
     return images

@@ -28,7 +28,9 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it") from None
+        raise UserError(
+            f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it"
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -40,7 +42,11 @@ def read(path: Path) -> dict[str, Tensor]:
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
     own = module.state_dict()
-    _match({key: tuple(value.shape) for key, value in own.items()}, {key: tuple(value.shape) for key, value in tensors.items()}, source)
+    _match(
+        {key: tuple(value.shape) for key, value in own.items()},
+        {key: tuple(value.shape) for key, value in tensors.items()},
+        source,
+    )
     module.load_state_dict(dict(tensors))
 
 
@@ -58,7 +64,9 @@ def check_folder(folder: Path, module: nn.Module | None = None) -> None:
             with safe_open(path, "pt") as content:
                 shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again") from None
+            raise UserError(
+                f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again"
+            ) from None
     if module is not None:
         _match({key: tuple(value.shape) for key, value in module.state_dict().items()}, shapes, folder)
 

@@ -18,8 +18,18 @@ def tiny_components(seed: int, *, prediction: str = "v_prediction") -> dict[str,
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+    }
     return {
         "vae": AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=[8, 8],
@@ -66,14 +76,18 @@ SMALL_RUN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def _clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     from align.pretrain import make_tokenizer
 
     torch.manual_seed(7)
     tokenizer = make_tokenizer()
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": len(tokenizer), **ends, **small, "max_position_embeddings": 24}
     clip = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}))
@@ -84,11 +98,11 @@ def _clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_clip(_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_clip(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`shapes/clip` is a random network of a few parameters."""
     from evaluate import embedded
 
-    monkeypatch.setattr(embedded, "HERE", _clip_folder.parents[1])
+    monkeypatch.setattr(embedded, "HERE", clip_folder.parents[1])
 
 
 @pytest.fixture(autouse=True)

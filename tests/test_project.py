@@ -16,7 +16,13 @@ ALLOWED = {"prompts": {"prompts"}, "evaluate": {"prompts", "evaluate"}, "align":
 def test_imports_point_one_way(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for name in names:
                 top = name.split(".")[0]
                 assert top not in ALLOWED or top in ALLOWED[package], f"{path}:{node.lineno} imports {name}"
@@ -47,5 +53,7 @@ def test_every_package_is_listed() -> None:
     import tomllib
 
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    there = {str(path.parent.relative_to(ROOT)).replace("/", ".") for top in ALLOWED for path in (ROOT / top).rglob("__init__.py")}
+    there = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".") for top in ALLOWED for path in (ROOT / top).rglob("__init__.py")
+    }
     assert listed == there

@@ -1,0 +1,1 @@
+"""One YAML a run; the comment it opens with says what it is."""

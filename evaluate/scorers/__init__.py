@@ -36,11 +36,16 @@ class Scorer(nn.Module):
         return self.forward(images, prompts).float()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores `[B]` of float pictures of one size; what a scorer implements."""
         raise NotImplementedError
 
 
 def _families() -> dict[str, Any]:
-    return {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+    return {
+        m.name: importlib.import_module(f"{__name__}.{m.name}")
+        for m in pkgutil.iter_modules(__path__)
+        if not m.name.startswith("_")
+    }
 
 
 def variants() -> dict[str, str]:

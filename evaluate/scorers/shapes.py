@@ -25,6 +25,7 @@ class Oracle(Scorer):
     differentiable: ClassVar[bool] = False
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """1 or 0 a picture."""
         from prompts.shapes import verify
 
         pictures = images.detach().clamp(0, 1).float().cpu().numpy()
@@ -49,6 +50,7 @@ class DualEncoder(Scorer):
         return pooled
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """100 x cosine."""
         length = self.clip.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         text = self.clip.text_projection(self.clip.text_model(input_ids=tokens.input_ids.to(images.device)).pooler_output)
@@ -66,7 +68,9 @@ def load(name: str, path: str | None) -> Scorer:
 
     folder = Path(path) if path else embedded.folder(name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align reward'")
+        raise UserError(
+            f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align reward'"
+        )
     weights.check_folder(folder)
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     weights.check_folder(folder, clip)

@@ -1,8 +1,8 @@
 """Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out.
 
-    one    "a small red circle on a white background"
-    count  "two blue squares on a grey background"
-    pair   "a small red circle left of a large blue square on a black background"
+one    "a small red circle on a white background"
+count  "two blue squares on a grey background"
+pair   "a small red circle left of a large blue square on a black background"
 """
 
 import functools
@@ -48,10 +48,12 @@ class Scene:
 
     @property
     def family(self) -> str:
+        """One of FAMILIES."""
         return "one" if len(self.objects) == 1 else "pair" if self.relation else "count"
 
     @property
     def caption(self) -> str:
+        """The sentence that says it."""
         first = self.objects[0]
         match self.family:
             case "one":
@@ -69,9 +71,7 @@ def _scenes() -> dict[str, Scene]:
     sized = [Object(size=s, colour=c, shape=h) for s, c, h in itertools.product(SIZES, COLOURS, SHAPES)]
     unsized = [Object(colour=c, shape=h) for c, h in itertools.product(COLOURS, SHAPES)]
     scenes = [Scene(objects=(o,), background=b) for o, b in itertools.product(sized, BACKGROUNDS)]
-    scenes += [
-        Scene(objects=(o,) * n, background=b) for o, n, b in itertools.product(unsized, COUNTS.values(), BACKGROUNDS)
-    ]
+    scenes += [Scene(objects=(o,) * n, background=b) for o, n, b in itertools.product(unsized, COUNTS.values(), BACKGROUNDS)]
     scenes += [
         Scene(objects=(a, o), relation=r, background=b)
         for a, o, r, b in itertools.product(sized, sized, RELATIONS, BACKGROUNDS)

@@ -39,7 +39,11 @@ def align(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def small(tiny: Path, tmp_path: Path) -> Path:
     """A config file that turns the preset shapes-di into a run of seconds."""
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}))
+    path.write_text(
+        yaml.safe_dump(
+            {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+        )
+    )
     return path
 
 
@@ -73,6 +77,7 @@ def refused(result: tuple[int, str], *words: str) -> None:
         (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
         (["shapes-di", "--set", "prompts=/no/prompts.txt"], ["/no/prompts.txt: no such file"]),
         (["shapes-di", "--resume"], ["no run to resume there"]),
+        (["shapes-di", "--set", "trackers=[clipboard]"], ["trackers: 'clipboard' is not installed"]),
     ],
 )  # fmt: skip
 def test_bad_arguments(align: Run, tmp_path: Path, tiny: Path, arguments: list[str], words: list[str]) -> None:
@@ -82,7 +87,12 @@ def test_bad_arguments(align: Run, tmp_path: Path, tiny: Path, arguments: list[s
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"steps: [", ["not valid YAML at line"]), (b"\xff\xfe", ["not UTF-8"]), (b"", ["holds no keys"]), (b"- 1\n", ["holds no keys"])],
+    [
+        (b"steps: [", ["not valid YAML at line"]),
+        (b"\xff\xfe", ["not UTF-8"]),
+        (b"", ["holds no keys"]),
+        (b"- 1\n", ["holds no keys"]),
+    ],
 )
 def test_bad_config_files(align: Run, tmp_path: Path, content: bytes, words: list[str]) -> None:
     path = tmp_path / "c.yaml"
@@ -123,7 +133,11 @@ def test_an_existing_folder_is_left_alone(align: Run, tmp_path: Path, small: Pat
 
 def test_an_unwritable_folder(align: Run, tmp_path: Path, small: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "file" / "run"), "cannot be written to", "choose another")
+    refused(
+        align("train", "shapes-di", "--config", small, "--output", tmp_path / "file" / "run"),
+        "cannot be written to",
+        "choose another",
+    )
 
 
 def test_resuming_with_a_changed_config_names_the_key(align: Run, tmp_path: Path, small: Path) -> None:
@@ -137,13 +151,20 @@ def test_resuming_with_a_changed_config_names_the_key(align: Run, tmp_path: Path
     assert max(state.steps(tmp_path / "run" / "state")) == 6
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
 def test_a_full_disk_while_saving_loses_nothing(
     align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
     assert align(*run, "--set", "steps=2")[0] == 0
-    kept = {path: path.read_bytes() for folder in ("state", "checkpoint") for path in (tmp_path / "run" / folder).rglob("*") if path.is_file()}
+    kept = {
+        path: path.read_bytes()
+        for folder in ("state", "checkpoint")
+        for path in (tmp_path / "run" / folder).rglob("*")
+        if path.is_file()
+    }
     original = state.torch.save
 
     def full(part: Any, path: Path) -> None:
@@ -159,7 +180,9 @@ def test_a_full_disk_while_saving_loses_nothing(
     assert align(*run, "--resume")[0] == 0
 
 
-def test_a_full_disk_while_exporting_keeps_the_old_checkpoint(align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_exporting_keeps_the_old_checkpoint(
+    align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from diffusers import StableDiffusionPipeline
 
     run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
@@ -175,7 +198,9 @@ def test_a_full_disk_while_exporting_keeps_the_old_checkpoint(align: Run, tmp_pa
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
-def test_a_dry_run_prints_what_would_run(align: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_prints_what_would_run(
+    align: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["align", "train", "shapes-distar", "--dry-run", "--set", "steps=7"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -240,8 +265,13 @@ def write_pairs(folder: Path, n: int = 12, size: int = 32) -> Path:
     return path
 
 
-def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, _clip_folder: Path) -> None:
-    options = ["--set", f"initial={_clip_folder}", "--set", "fit={steps: 30, batch_size: 8, learning_rate: 1e-2, warmup: 2, ema: 0.5}"]
+def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_folder: Path) -> None:
+    options = [
+        "--set",
+        f"initial={clip_folder}",
+        "--set",
+        "fit={steps: 30, batch_size: 8, learning_rate: 1e-2, warmup: 2, ema: 0.5}",
+    ]
     code, error = align("reward", "--pairs", write_pairs(tmp_path), *options, "--output", tmp_path / "reward")
     assert code == 0, error
     figures = json.loads((tmp_path / "reward" / "metrics.json").read_text())
@@ -259,17 +289,20 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, _clip_
         (lambda path: path.write_text(""), ["holds 0 pairs"]),
         (lambda path: path.write_text("{"), ["line 1", "not JSON with the keys"]),
         (lambda path: path.write_text('{"prompt": "a"}\n'), ["line 1", "not JSON with the keys"]),
-        (lambda path: (path.parent / "3-rejected.png").write_bytes(b"no picture"), ["line 4", "3-rejected.png", "cannot be read as a picture"]),
+        (
+            lambda path: (path.parent / "3-rejected.png").write_bytes(b"no picture"),
+            ["line 4", "3-rejected.png", "cannot be read as a picture"],
+        ),
         (lambda path: (path.parent / "3-rejected.png").unlink(), ["line 4", "3-rejected.png"]),
         (lambda path: Image.new("RGB", (8, 8)).save(path.parent / "3-rejected.png"), ["several sizes"]),
         (lambda path: write_pairs(path.parent, n=2), ["share one prompt"]),
         (lambda path: write_pairs(path.parent, size=16), ["32 x 32"]),
     ],
 )
-def test_bad_pairs(align: Run, tmp_path: Path, _clip_folder: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
+def test_bad_pairs(align: Run, tmp_path: Path, clip_folder: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
     path = write_pairs(tmp_path)
     spoil(path)
-    refused(align("reward", "--pairs", path, "--set", f"initial={_clip_folder}", "--output", tmp_path / "reward"), *words)
+    refused(align("reward", "--pairs", path, "--set", f"initial={clip_folder}", "--output", tmp_path / "reward"), *words)
 
 
 def test_another_owner_of_the_name_evaluate_is_named(align: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,17 @@ KILLS = 10
 
 
 def start(folder: Path, output: Path, *, resume: bool) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from align.cli import main; main()", "train", "shapes-di", "--config", str(folder / "small.yaml"), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-c",
+        "from align.cli import main; main()",
+        "train",
+        "shapes-di",
+        "--config",
+        str(folder / "small.yaml"),
+        "--output",
+        str(output),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *(["--resume"] if resume else [])], stderr=subprocess.PIPE, text=True, env=environment)
 

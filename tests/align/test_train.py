@@ -63,7 +63,14 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
     lines = log(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert "divergence" not in lines[0], "the first step is the assistant's warm-up"
-    expected = {"assistant", "divergence", "divergence_gradient", "student_gradient", "pictures_per_second", "held_out/shapes/oracle"}
+    expected = {
+        "assistant",
+        "divergence",
+        "divergence_gradient",
+        "student_gradient",
+        "pictures_per_second",
+        "held_out/shapes/oracle",
+    }
     assert expected <= lines[-1].keys()
     if METHODS[method]:
         assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])
@@ -75,7 +82,12 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
 @pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
 def test_stock_diffusers_draws_the_trainers_picture(
-    tiny: Path, tmp_path: Path, noise_scale: str, sigma_init: float, lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    tmp_path: Path,
+    noise_scale: str,
+    sigma_init: float,
+    lora: dict[str, Any] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from diffusers import DiffusionPipeline
 
@@ -114,7 +126,10 @@ def test_resuming_is_bit_identical(tiny: Path, tmp_path: Path, tiny_clip: None) 
     parts = run(make(tiny, **options), tmp_path / "parts", resume=True)
     assert largest_difference(whole, parts) == 0
     # The shorter run also looked at the held-out captions when it ended.
-    same = [[{k: v for k, v in line.items() if "second" not in k and "held_out" not in k} for line in log(tmp_path / name)] for name in ("whole", "parts")]
+    same = [
+        [{k: v for k, v in line.items() if "second" not in k and "held_out" not in k} for line in log(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
     assert same[0] == same[1]
 
 
@@ -129,7 +144,11 @@ def test_a_torn_state_is_skipped(tiny: Path, tmp_path: Path) -> None:
     assert largest_difference(whole, again) == 0
 
 
-EXACT = {"precision": "fp64", "student": {"name": "sgd", "learning_rate": 1e-3}, "assistant": {"name": "sgd", "learning_rate": 1e-6, "warmup": 1}}
+EXACT = {
+    "precision": "fp64",
+    "student": {"name": "sgd", "learning_rate": 1e-3},
+    "assistant": {"name": "sgd", "learning_rate": 1e-6, "warmup": 1},
+}
 
 
 def test_micro_batches_equal_one_batch(tiny: Path, tmp_path: Path) -> None:
@@ -149,7 +168,10 @@ def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path, lora: dict[st
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
 def test_gradient_modes_agree_in_training(tiny: Path, tmp_path: Path, lora: dict[str, Any] | None) -> None:
     options = EXACT | {"method": "sim", "lora": lora}
-    results = {mode: run(make(tiny, **options, divergence={"gradient": mode}), tmp_path / mode) for mode in ("exact", "exact_sequential", "detached")}
+    results = {
+        mode: run(make(tiny, **options, divergence={"gradient": mode}), tmp_path / mode)
+        for mode in ("exact", "exact_sequential", "detached")
+    }
     assert largest_difference(results["exact"], results["exact_sequential"]) < 1e-12
     assert largest_difference(results["exact"], results["detached"]) > 1e-9
 
@@ -207,7 +229,9 @@ def test_the_guard_names_the_scorer_that_fell(
             return torch.full((len(images),), 5.0 - next(looks))
 
     load = module.monitor.scorers.load
-    monkeypatch.setattr(module.monitor.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw))
+    monkeypatch.setattr(
+        module.monitor.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw)
+    )
     # A reward that always rises: minus the scale of a falling one would do; here the baseline is pulled down.
     held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "pictures": 4, "every": 1, "guard": guard}
     evaluate = module.monitor.Monitor.evaluate
@@ -262,7 +286,14 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all") -> dict[str,
     return network(folder)
 
 
-@pytest.mark.parametrize("options", [{"method": "sim"}, {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "accumulate": 2, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "sim"},
+        {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "accumulate": 2, "student": {"name": "sgd", "learning_rate": 1.0}},
+    ],
+    ids=["full", "lora"],
+)
 def test_two_processes_equal_one(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     config = make(tiny, **EXACT | options)
     one = run(config, tmp_path / "one")

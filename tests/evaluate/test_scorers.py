@@ -18,9 +18,9 @@ NAMES = list(scorers.variants())
 
 
 @pytest.fixture(params=NAMES)
-def scorer(request: pytest.FixtureRequest, tiny_clip: None, _clip_folder: Path) -> scorers.Scorer:
+def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path) -> scorers.Scorer:
     needs_weights = request.param != "shapes/oracle"
-    return scorers.load(request.param, weights=str(_clip_folder) if needs_weights else None)
+    return scorers.load(request.param, weights=str(clip_folder) if needs_weights else None)
 
 
 def test_a_score_a_picture(scorer: scorers.Scorer) -> None:
@@ -59,7 +59,7 @@ def test_a_protocol_is_a_name_of_its_own() -> None:
     assert len(NAMES) == len(set(NAMES))
 
 
-@pytest.mark.parametrize("module", [m for m in scorers._families()])
+@pytest.mark.parametrize("module", list(scorers._families()))
 def test_a_family_declares_what_it_must(module: str) -> None:
     family = importlib.import_module(f"evaluate.scorers.{module}")
     assert family.VARIANTS
@@ -71,8 +71,8 @@ def test_an_unknown_name_lists_the_known() -> None:
         scorers.load("hps")
 
 
-def test_the_cosine_is_the_cosine(_clip_folder: Path) -> None:
-    scorer = scorers.load("shapes/clip", weights=str(_clip_folder))
+def test_the_cosine_is_the_cosine(clip_folder: Path) -> None:
+    scorer = scorers.load("shapes/clip", weights=str(clip_folder))
     assert isinstance(scorer, DualEncoder)
     tokens = scorer.tokenizer(CAPTIONS, padding="max_length", max_length=24, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -81,6 +81,6 @@ def test_the_cosine_is_the_cosine(_clip_folder: Path) -> None:
     torch.testing.assert_close(scorer.score(PICTURES, CAPTIONS), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_of_another_size_are_refused(_clip_folder: Path) -> None:
+def test_pictures_of_another_size_are_refused(clip_folder: Path) -> None:
     with pytest.raises(ValueError, match="3 x 32 x 32"):
-        scorers.load("shapes/clip", weights=str(_clip_folder)).score(torch.rand(1, 3, 64, 64), CAPTIONS[:1])
+        scorers.load("shapes/clip", weights=str(clip_folder)).score(torch.rand(1, 3, 64, 64), CAPTIONS[:1])

@@ -39,9 +39,15 @@ def test_the_oracle_reads_what_the_renderer_drew(family: str) -> None:
 CHANGES = {
     "background": {"background": "black"},
     "count": {"objects": (Object(size="small", colour="red", shape="circle"),), "relation": None},
-    "colour": {"objects": (Object(size="small", colour="green", shape="circle"), Object(size="large", colour="blue", shape="square"))},
-    "shape": {"objects": (Object(size="small", colour="red", shape="triangle"), Object(size="large", colour="blue", shape="square"))},
-    "size": {"objects": (Object(size="large", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square"))},
+    "colour": {
+        "objects": (Object(size="small", colour="green", shape="circle"), Object(size="large", colour="blue", shape="square"))
+    },
+    "shape": {
+        "objects": (Object(size="small", colour="red", shape="triangle"), Object(size="large", colour="blue", shape="square"))
+    },
+    "size": {
+        "objects": (Object(size="large", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square"))
+    },
     "relation": {"relation": "right of"},
 }
 
@@ -66,7 +72,9 @@ def test_every_relation_is_drawn_and_read() -> None:
     for drawn in RELATIONS:
         picture = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
         for read in RELATIONS:
-            assert verify(picture, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (read == drawn)
+            assert verify(picture, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (
+                read == drawn
+            )
 
 
 def test_noise_and_blanks_are_not_correct() -> None:

@@ -1,0 +1,64 @@
+"""Rewards through the autoencoder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.config import Reward
+from align.rewards import Decoder, Rewards
+from evaluate import pipelines
+from prompts.errors import UserError
+
+PROMPTS = ["a small red circle on a white background", "two blue squares on a grey background"]
+
+
+@pytest.fixture
+def x0() -> torch.Tensor:
+    return torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def test_decoding_is_what_stock_diffusers_does(tiny: Path, x0: torch.Tensor) -> None:
+    pipeline = pipelines.load(str(tiny))
+    with torch.no_grad():
+        stock = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor)[0]
+        expected = pipeline.image_processor.postprocess(stock, output_type="pt")
+    torch.testing.assert_close(Decoder(pipeline.vae)(x0), expected)
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_reaches_the_latents_and_nothing_else(
+    tiny: Path, tmp_path: Path, tiny_clip: None, x0: torch.Tensor, tiny_vae: bool, checkpointing: bool
+) -> None:
+    from diffusers import AutoencoderTiny
+
+    path = None
+    if tiny_vae:
+        blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+        AutoencoderTiny(**blocks).save_pretrained(tmp_path / "tiny")
+        path = str(tmp_path / "tiny")
+    vae = pipelines.load(str(tiny)).vae
+    rewards = Rewards([Reward(scorer="shapes/clip", scale=2.0)], Decoder(vae, tiny=path, checkpointing=checkpointing), device="cpu")
+    total, each = rewards(x0, PROMPTS)
+    torch.testing.assert_close(total.detach(), 2 * each["shapes/clip"])
+    total.mean().backward()
+    assert x0.grad is not None
+    assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
+    assert all(p.grad is None for p in [*rewards.decoder.vae.parameters(), *rewards.scorers["shapes/clip"].parameters()])
+
+
+def test_several_rewards_are_summed_with_their_scales(tiny: Path, clip_folder: Path, tiny_clip: None, x0: torch.Tensor) -> None:
+    given = [Reward(scorer="shapes/clip", scale=2.0), Reward(scorer="shapes/preference", scale=-0.5, weights=str(clip_folder))]
+    total, each = Rewards(given, Decoder(pipelines.load(str(tiny)).vae), device="cpu")(x0, PROMPTS)
+    torch.testing.assert_close(total.detach(), 2.0 * each["shapes/clip"] - 0.5 * each["shapes/preference"])
+
+
+def test_a_scorer_without_a_gradient_is_no_reward(tiny: Path) -> None:
+    with pytest.raises(UserError, match="passes no gradient"):
+        Rewards([Reward(scorer="shapes/oracle", scale=1.0)], Decoder(pipelines.load(str(tiny)).vae), device="cpu")
+
+
+def test_a_missing_tiny_autoencoder_is_named(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reward_vae"):
+        Decoder(pipelines.load(str(tiny)).vae, tiny=str(tmp_path))

@@ -1,0 +1,71 @@
+"""The weights that ship: small, whole, and as good as their card says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from align.report import compare, pictures_of
+from align.world import make_pairs
+from evaluate import embedded, scorers
+from prompts.shapes import sample_captions
+from prompts.shapes.grammar import FAMILIES
+from prompts.shapes.oracle import accuracy
+
+HOME = embedded.HERE / "shapes"
+N = 48
+
+
+@pytest.fixture(scope="module")
+def card() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    return json.loads((HOME / "card.json").read_text())
+
+
+def test_they_are_small() -> None:
+    assert sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file()) <= 10 * 2**20
+    assert {"shapes/teacher", "shapes/base", "shapes/aligned", "shapes/clip", "shapes/preference"} <= set(embedded.names())
+
+
+@pytest.mark.parametrize("model", ["teacher", "base", "aligned"])
+def test_a_model_is_as_good_as_its_card_says(card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str) -> None:
+    for family in FAMILIES:
+        captions = sample_captions(N, split="test", seed=21, family=family)
+        seen = accuracy(pictures_of(f"shapes/{model}", captions, title=model).numpy(), captions)
+        for fact in ("correct", "colour"):
+            said = card["quality"][model][family][fact]
+            # Four standard errors of a share of N, and of the card's own.
+            error = np.sqrt(max(said * (1 - said), 0.02) * (1 / N + 1 / 256))
+            assert abs(seen[fact] - said) < 4 * error, (model, family, fact, seen[fact], said)
+
+
+def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, dict[str, dict[str, float]]]]) -> None:
+    teacher, renderer = card["quality"]["teacher"], card["quality"]["renderer"]
+    assert teacher["one"]["correct"] >= 0.8 * renderer["one"]["correct"]
+    assert teacher["pair"]["correct"] >= 0.6 * renderer["pair"]["correct"]
+    assert all(teacher[family]["colour"] >= 0.95 for family in ("one", "pair"))
+
+
+def test_the_aligned_generator_has_more_reward_than_the_base() -> None:
+    captions = sample_captions(128, split="test", seed=22)
+    before, after = (pictures_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))
+    (row,) = compare(before, after, captions, ["shapes/preference"])
+    assert row["low"] > 0
+
+
+def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
+    a, b = (scorers.load(name).state_dict() for name in ("shapes/clip", "shapes/preference"))
+    shared = a.keys() & b.keys()
+    assert len(shared) > 10
+    floats = [key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].std() > 1e-3]
+    assert all(torch.corrcoef(torch.stack([a[key].flatten(), b[key].flatten()]))[0, 1].abs() < 0.9 for key in floats if a[key].numel() > 500)
+
+
+def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from align.reward_model import read_pairs
+    from prompts.shapes.taste import preferred
+
+    pairs = read_pairs(make_pairs(tmp_path_factory.mktemp("pairs"), n=24))
+    for prompt, better, worse in zip(pairs.prompts, pairs.preferred, pairs.rejected, strict=True):
+        a, b = (picture.float().div(255).numpy() for picture in (worse, better))
+        assert not preferred(b, a, prompt)
