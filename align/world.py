@@ -26,7 +26,7 @@ from prompts.shapes.oracle import accuracy
 from prompts.shapes.taste import preferred
 
 PAIRS = 1500  # few, on purpose
-MEASURED = 256  # held-out captions a family and figure
+MEASURED = 128  # held-out captions a family and figure
 STAGES = (
     "shapes-vae", "shapes-teacher", "shapes-teacher-relations", "shapes-clip", "shapes-preference-clip",
     "shapes-di", "shapes-preference", "shapes-distar",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from align.report import compare, pictures_of
-from align.world import make_pairs
+from align.world import MEASURED, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -34,8 +34,8 @@ def test_a_model_is_as_good_as_its_card_says(card: dict[str, dict[str, dict[str,
         seen = accuracy(pictures_of(f"shapes/{model}", captions, title=model).numpy(), captions)
         for fact in ("correct", "colour"):
             said = card["quality"][model][family][fact]
-            # Four standard errors of a share of N, and of the card's own.
-            error = np.sqrt(max(said * (1 - said), 0.02) * (1 / N + 1 / 256))
+            # Four standard errors of the difference of two shares.
+            error = np.sqrt(max(said * (1 - said), 0.02) * (1 / N + 1 / MEASURED))
             assert abs(seen[fact] - said) < 4 * error, (model, family, fact, seen[fact], said)
 
 
