@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from prompts.errors import UserError
+from prompts.shapes.grammar import MIX
 
 NonNegative = Annotated[float, Field(ge=0)]
 C = TypeVar("C", bound="Config")
@@ -64,6 +65,9 @@ class TeacherConfig(Config):
     vae: str = Field(description="folder of the autoencoder")
     initial: str | None = Field(None, description="folder of an earlier teacher to go on from, in place of random weights")
     images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
+    mix: dict[Literal["one", "count", "pair"], NonNegative] = Field(
+        dict(MIX), description="how often each family of captions is drawn"
+    )
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     sigmas: Sigmas
     scheduler: dict[str, Any]

@@ -55,9 +55,13 @@ class Schedule:
         """Read a diffusers scheduler's `betas`, in float64 where its own `alphas_cumprod` is float32."""
         config = scheduler.config
         if "beta_schedule" not in config:
-            raise UserError(f"{type(scheduler).__name__} has no betas; give a model whose scheduler is a variance-preserving one")
+            raise UserError(
+                f"{type(scheduler).__name__} has no betas; give a model whose scheduler is a variance-preserving one"
+            )
         if config.get("rescale_betas_zero_snr"):
-            raise UserError("the scheduler's rescale_betas_zero_snr is not supported, its last sigma being infinite; choose another model")
+            raise UserError(
+                "the scheduler's rescale_betas_zero_snr is not supported, its last sigma being infinite; choose another model"
+            )
         if config.get("trained_betas") is not None:
             betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
         else:

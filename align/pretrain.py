@@ -5,7 +5,7 @@ Data is rendered, not stored: what a step sees is a function of (seed, step), so
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from evaluate.pipelines import quiet
 from evaluate.weights import load_strict, read
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
-from prompts.shapes.grammar import FAMILIES
+from prompts.shapes.grammar import FAMILIES, MIX
 
 BatchLoss = Callable[[nn.Module, int], Tensor]
 
@@ -82,10 +82,10 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     return model.eval()
 
 
-def _batch(n: int, *key: int) -> tuple[Tensor, list[str]]:
+def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX) -> tuple[Tensor, list[str]]:
     """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]."""
     seed = seeded(*key)
-    drawn = sample_captions(n, split="train", seed=seed)
+    drawn = sample_captions(n, split="train", seed=seed, mix=mix)
     return torch.from_numpy(render(drawn, seed=seed)), drawn
 
 
@@ -183,7 +183,11 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     if config.initial:
         for name, part in model.items():
-            tensors = {key: value for path in sorted((Path(config.initial) / name).glob("*.safetensors")) for key, value in read(path).items()}
+            tensors = {
+                key: value
+                for path in sorted((Path(config.initial) / name).glob("*.safetensors"))
+                for key, value in read(path).items()
+            }
             load_strict(part, tensors, Path(config.initial) / name)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
     schedule = Schedule.from_scheduler(scheduler)
@@ -192,7 +196,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     chunk, latents, prompts = 500, [], []
     with torch.no_grad(), Watch("rendering", config.images) as watch:
         for first in range(0, config.images, chunk):
-            pictures, texts = _batch(min(chunk, config.images - first), config.seed, 1, first)
+            pictures, texts = _batch(min(chunk, config.images - first), config.seed, 1, first, mix=config.mix)
             latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean)
             prompts += texts
             watch(len(prompts))

@@ -43,7 +43,9 @@ class Model:
         self.schedule = Schedule.from_scheduler(pipeline.scheduler)
         self.prediction = pipeline.scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
-            raise UserError(f"reference = {config.reference}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}")
+            raise UserError(
+                f"reference = {config.reference}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}"
+            )
         self.sigma_init = self.schedule.snap(config.generator.sigma_init)
         self.k = self.sigma_init if config.generator.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
 
@@ -120,7 +122,10 @@ def student_terms(
 
 
 def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool = True) -> bool:
-    """Train, and leave `output/checkpoint`. Returns whether it ran to its end (False: a signal or the guard stopped it)."""
+    """Train, and leave `output/checkpoint`. Returns whether it ran to its end (False: a signal stopped it).
+
+    Raises UserError, the checkpoint being written, when the guard stops the run.
+    """
     from accelerate import Accelerator
 
     # ---- processes, precision ------------------------------------------------------------------------------------------
@@ -230,6 +235,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         return norm.detach()
 
     recent: dict[str, deque[float]] = {}
+    guarded = False
     if config.trackers:
         accelerator.init_trackers("align", config.model_dump(mode="json"))
     title, per_step = f"{config.method}", config.assistant.updates + 1
@@ -295,12 +301,11 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             if "reward" in values:
                 values["reward_ratio"] = values["reward_gradient"] / max(values["divergence_gradient"], 1e-30)
             _check(values, recent, step + 1, prompts, output, main=main)
-            seconds = time.perf_counter() - began
+            tripped, seconds = None, time.perf_counter() - began
             values |= {
                 "seconds": seconds,
                 "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds,
             }
-            tripped = None
             if (step + 1) % config.held_out.every == 0 or step + 1 == total:
                 with average.applied():
                     tripped, seen = watcher.evaluate(roles.student)
@@ -311,9 +316,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             watch(step + 1, ("assistant", "divergence", "reward", "reward_ratio"), **values)
             if config.trackers:
                 accelerator.log(values, step=step + 1)
-            if tripped:
+            if tripped and main:
                 console.print(f"step {step + 1}: {tripped}")
-            halt = bool(state.any_of(bool(stop), world)) or bool(tripped and config.held_out.guard == "stop")
+            guarded = bool(tripped) and config.held_out.guard == "stop"
+            halt = state.any_of(bool(stop) or guarded, world)
             if halt or (step + 1) % config.save_every == 0 or step + 1 == total:
                 save(step + 1)
             if halt:
@@ -325,6 +331,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         if main:
             export(config, model, pipeline, merged(roles.student), output, step=watch.step)
     accelerator.wait_for_everyone()
+    if guarded:
+        raise UserError(
+            f"stopped at step {watch.step} by held_out.guard; {output / 'checkpoint'} is that step's: start again with a lower reward scale"
+        )
     if stop and main:
         console.print(f"stopped after step {watch.step}; go on with --resume")
     return watch.step == total

@@ -44,7 +44,9 @@ def build(work: Path, target: Path) -> None:
     for preset in STAGES[:5]:
         if not (work / preset / "checkpoint").is_dir():
             resume = (work / preset / "config.yaml").is_file()
-            if not runs.pretrain(configs.resolve(preset, configs.PRETRAIN, sets=needs.get(preset, ())), work / preset, resume=resume):
+            if not runs.pretrain(
+                configs.resolve(preset, configs.PRETRAIN, sets=needs.get(preset, ())), work / preset, resume=resume
+            ):
                 raise KeyboardInterrupt
     _place_whole(work / "shapes-teacher-relations" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
     _place_whole(work / "shapes-clip" / "checkpoint", home / "clip")

@@ -42,12 +42,13 @@ class Recipe(BaseModel):
 
 
 def quiet() -> None:
-    """Keep diffusers and transformers from drawing progress bars of their own."""
+    """Keep diffusers and transformers from drawing progress bars of their own, and from advice to developers."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def locate(model: str) -> Path | None:

@@ -58,7 +58,11 @@ def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
     shared = a.keys() & b.keys()
     assert len(shared) > 10
     floats = [key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].std() > 1e-3]
-    assert all(torch.corrcoef(torch.stack([a[key].flatten(), b[key].flatten()]))[0, 1].abs() < 0.9 for key in floats if a[key].numel() > 500)
+    assert all(
+        torch.corrcoef(torch.stack([a[key].flatten(), b[key].flatten()]))[0, 1].abs() < 0.9
+        for key in floats
+        if a[key].numel() > 500
+    )
 
 
 def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -8,6 +8,7 @@ pair   "a small red circle left of a large blue square on a black background"
 import functools
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,8 +102,8 @@ def captions(split: Split, family: str) -> tuple[str, ...]:
     return tuple(members[:held_out] if split == "test" else members[held_out:])
 
 
-def sample_captions(n: int, *, split: Split, seed: int, family: str | None = None) -> list[str]:
-    """`n` captions drawn with replacement, families in the proportions of `MIX` unless one is named."""
+def sample_captions(n: int, *, split: Split, seed: int, family: str | None = None, mix: Mapping[str, float] = MIX) -> list[str]:
+    """`n` captions drawn with replacement, families in the proportions of `mix` unless one is named."""
     rng = random.Random(f"shapes/{split}/{seed}")
-    families = [family] * n if family else rng.choices(list(MIX), weights=list(MIX.values()), k=n)
+    families = [family] * n if family else rng.choices(list(mix), weights=list(mix.values()), k=n)
     return [rng.choice(captions(split, f)) for f in families]

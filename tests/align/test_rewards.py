@@ -35,11 +35,18 @@ def test_the_gradient_reaches_the_latents_and_nothing_else(
 
     path = None
     if tiny_vae:
-        blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+        blocks = {
+            "encoder_block_out_channels": (8, 8),
+            "decoder_block_out_channels": (8, 8),
+            "num_encoder_blocks": (1, 1),
+            "num_decoder_blocks": (1, 1),
+        }
         AutoencoderTiny(**blocks).save_pretrained(tmp_path / "tiny")
         path = str(tmp_path / "tiny")
     vae = pipelines.load(str(tiny)).vae
-    rewards = Rewards([Reward(scorer="shapes/clip", scale=2.0)], Decoder(vae, tiny=path, checkpointing=checkpointing), device="cpu")
+    rewards = Rewards(
+        [Reward(scorer="shapes/clip", scale=2.0)], Decoder(vae, tiny=path, checkpointing=checkpointing), device="cpu"
+    )
     total, each = rewards(x0, PROMPTS)
     torch.testing.assert_close(total.detach(), 2 * each["shapes/clip"])
     total.mean().backward()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +243,9 @@ def test_the_guard_names_the_scorer_that_fell(
         return result
 
     monkeypatch.setattr(module.monitor.Monitor, "evaluate", with_a_low_baseline)
-    finished = train(make(tiny, method="di*", **REWARDED, held_out=held), tmp_path)
+    with pytest.raises(UserError, match="stopped at step 2 by") if guard == "stop" else nullcontext():
+        assert train(make(tiny, method="di*", **REWARDED, held_out=held), tmp_path)
     assert "shapes/oracle fell from 5 to 3, more than 1.5" in " ".join(capsys.readouterr().err.split())
-    assert finished == (guard == "warn")
     assert len(log(tmp_path)) == (5 if guard == "warn" else 2)
     assert (tmp_path / "checkpoint" / "model_index.json").is_file()
 
