@@ -69,6 +69,7 @@ class TeacherConfig(Config):
         dict(MIX), description="how often each family of captions is drawn"
     )
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
+    layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
     sigmas: Sigmas
     scheduler: dict[str, Any]
     text_encoder: dict[str, Any]

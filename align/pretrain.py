@@ -26,6 +26,7 @@ from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES, MIX
 
+LAYOUT = 8  # places a side
 BatchLoss = Callable[[nn.Module, int], Tensor]
 
 
@@ -161,6 +162,27 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
     return ids
 
 
+class Layout(nn.Module):
+    """Tokens `[B, L, D]` to the mean of the latents `[B, C, S, S]` they describe: denoising at infinite noise, in one layer.
+
+    A denoiser finds which shape a relation puts where only once its text encoder tells "left of" from "right of", and the encoder
+    has no reason to until the denoiser listens. This breaks the tie, and is thrown away after training.
+    """
+
+    def __init__(self, width: int, channels: int, size: int):
+        super().__init__()
+        self.size = size
+        self.places = nn.Parameter(torch.randn(size * size, width))
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The predicted mean."""
+        places = self.places.expand(len(tokens), -1, -1)
+        seen = self.out(places + self.attention(places, tokens, tokens, need_weights=False)[0])
+        return seen.mT.unflatten(2, (self.size, self.size))
+
+
 def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     """Text encoder and UNet by denoising score matching (DI++ eq. C.2 and C.7), saved as a StableDiffusionPipeline."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -189,6 +211,8 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
                 for key, value in read(path).items()
             }
             load_strict(part, tensors, Path(config.initial) / name)
+    if config.layout:
+        model["layout"] = Layout(config.text_encoder["hidden_size"], config.unet["in_channels"], LAYOUT)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
     schedule = Schedule.from_scheduler(scheduler)
     draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
@@ -217,7 +241,11 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
 
             return denoise(network, x, sigma, schedule=schedule, prediction=scheduler.config.prediction_type)
 
-        return assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
+        loss = assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
+        if config.layout:
+            seen = nn.functional.adaptive_avg_pool2d(x0, LAYOUT)
+            loss = loss + config.layout * nn.functional.mse_loss(model["layout"](text), seen)
+        return loss
 
     trained = fit("shapes-teacher", model, loss, config.fit, output, resume=resume)
     if trained is None:

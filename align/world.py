@@ -29,8 +29,8 @@ from prompts.shapes.taste import preferred
 PAIRS = 1500  # few, on purpose
 MEASURED = 128  # held-out captions a family and figure
 STAGES = (
-    "shapes-vae", "shapes-teacher", "shapes-teacher-relations", "shapes-teacher-pairs", "shapes-clip", "shapes-preference-clip",
-    "shapes-di", "shapes-preference", "shapes-distar",
+    "shapes-vae", "shapes-teacher", "shapes-teacher-relations", "shapes-teacher-pairs", "shapes-teacher-layout",
+    "shapes-clip", "shapes-preference-clip", "shapes-di", "shapes-preference", "shapes-distar",
 )  # fmt: skip
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
 
@@ -41,7 +41,7 @@ def build(work: Path, target: Path) -> None:
     embedded.HERE = target  # so that presets find this world's parts, not those that shipped
     work.mkdir(parents=True, exist_ok=True)
     needs: dict[str, list[str]] = {"shapes-teacher": [f"vae={work / 'shapes-vae' / 'checkpoint'}"]}
-    for before, after in pairwise(STAGES[1:4]):  # the parts of the teacher's training
+    for before, after in pairwise(STAGES[1:5]):  # the parts of the teacher's training
         needs[after] = [*needs["shapes-teacher"], f"initial={work / before / 'checkpoint'}"]
     for preset in STAGES[: STAGES.index("shapes-di")]:
         if not (work / preset / "checkpoint").is_dir():
@@ -50,7 +50,7 @@ def build(work: Path, target: Path) -> None:
                 configs.resolve(preset, configs.PRETRAIN, sets=needs.get(preset, ())), work / preset, resume=resume
             ):
                 raise KeyboardInterrupt
-    _place_whole(work / "shapes-teacher-pairs" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
+    _place_whole(work / "shapes-teacher-layout" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
     _place_whole(work / "shapes-clip" / "checkpoint", home / "clip")
     _train("shapes-di", work)
     _place_network(work / "shapes-di", home / "base")
