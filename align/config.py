@@ -70,6 +70,7 @@ class TeacherConfig(Config):
     )
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
+    layout_steps: int = Field(0, ge=0, description="first steps, in which nothing else is learned")
     sigmas: Sigmas
     scheduler: dict[str, Any]
     text_encoder: dict[str, Any]

@@ -226,8 +226,14 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
             watch(len(prompts))
     data, tokens, null = torch.cat(latents), tokenize(tokenizer, prompts), tokenize(tokenizer, [""])
 
+    def layout(model: Any, text: Tensor, x0: Tensor) -> Tensor:
+        return nn.functional.mse_loss(model["layout"](text), nn.functional.adaptive_avg_pool2d(x0, LAYOUT))
+
     def loss(model: Any, step: int) -> Tensor:
         rng = torch.Generator().manual_seed(seeded(config.seed, 2, step))
+        if step < config.layout_steps:  # cheap steps: a batch four times as large
+            pick = torch.randint(len(data), (4 * config.fit.batch_size,), generator=rng)
+            return layout(model, model["text_encoder"](tokens[pick]).last_hidden_state, data[pick])
         pick = torch.randint(len(data), (config.fit.batch_size,), generator=rng)
         x0 = data[pick]
         dropped = torch.rand(len(x0), 1, generator=rng) < config.drop_prompt
@@ -241,11 +247,8 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
 
             return denoise(network, x, sigma, schedule=schedule, prediction=scheduler.config.prediction_type)
 
-        loss = assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
-        if config.layout:
-            seen = nn.functional.adaptive_avg_pool2d(x0, LAYOUT)
-            loss = loss + config.layout * nn.functional.mse_loss(model["layout"](text), seen)
-        return loss
+        score = assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
+        return score + config.layout * layout(model, text, x0) if config.layout else score
 
     trained = fit("shapes-teacher", model, loss, config.fit, output, resume=resume)
     if trained is None:
