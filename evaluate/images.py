@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +45,7 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _check(path: Path, image: object) -> None:
-    from PIL import Image
-
-    assert isinstance(image, Image.Image)
+def _check(path: Path, image: Any) -> None:
     width, height = image.size
     if max(width, height) > MAX_EDGE:
         raise UserError(f"{path}: {width} x {height} pixels, the limit is {MAX_EDGE} an edge; shrink it")

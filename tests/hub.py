@@ -10,12 +10,16 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Serves `root/REPOSITORY/REVISION/FILE`. requests: every path that was asked for, in order."""
+    """Serves `root/REPOSITORY/REVISION/FILE`.
+
+    requests: every path that was asked for, in order. broken: whether the line breaks before a file's first byte.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.root = Path(self._folder.name)
         self.requests: list[str] = []
+        self.broken = False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -72,7 +76,9 @@ class Hub:
         request.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
-        if body:
+        if body and self.broken:
+            request.close_connection = True
+        elif body:
             request.wfile.write(content)
 
 

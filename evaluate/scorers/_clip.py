@@ -83,13 +83,14 @@ def open_clip_model(name: str, path: Path) -> nn.Module:
 
 def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) -> Any:
     """transformers' CLIPModel, or its picture tower with the projection, described by `config` and read from `path`."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
     try:
         described = CLIPConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
         model = CLIPVisionModelWithProjection(_vision(described)) if vision_only else CLIPModel(described)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{config}: not the config of a CLIP ({str(error).splitlines()[0]}); fetch it again") from None
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise UserError(f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again") from None
     # Old versions stored the numbering of positions as if it were a weight.
     tensors = {key: value for key, value in weights.read(path).items() if not key.endswith("embeddings.position_ids")}
     if vision_only:

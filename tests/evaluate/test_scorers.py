@@ -191,6 +191,16 @@ def test_a_bare_family_is_its_default(real_scorers: Hub) -> None:
     assert scorers.load("aesthetic").protocol == "aesthetic/v2"
 
 
+def test_the_command_lists_every_variant() -> None:
+    from typer.testing import CliRunner
+
+    from evaluate.cli import app
+
+    shown = CliRunner().invoke(app, ["metrics"], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert set(NAMES) <= set(shown.output.split())
+
+
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(UserError, match="shapes/oracle"):
         scorers.load("hps")
