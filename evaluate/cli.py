@@ -22,7 +22,7 @@ def metrics() -> None:
 
     from evaluate.scorers import variants
 
-    table = Table(box=None)
+    table = Table()
     table.add_column("scorer", no_wrap=True)
     table.add_column("what it is")
     for name, text in variants().items():

@@ -110,6 +110,7 @@ def test_what_the_hub_does_not_have(real_scorers: Hub, repository: str, revision
 
 
 def test_a_line_that_breaks(real_scorers: Hub, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_scorers.requests.clear()
     monkeypatch.setattr(real_scorers, "broken", True)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own patience
     with pytest.raises(UserError, match=r"vocab\.txt cannot be fetched") as caught:
