@@ -4,8 +4,9 @@ Hub: `xswu/HPSv2`, files `HPS_v2_compressed.pt` and `HPS_v2.1_compressed.pt`. Ra
 between 20 and 35.
 
 The longer edge is resized to 224 on a tensor, and the original names no antialiasing: torchvision did not antialias tensors before
-0.17 and does since. The same pictures score about two points apart, so there are two protocols: `/aa` is what the original
-computes with a current torchvision, `/noaa` what it computed with the older ones, with which most published tables were made. On a GPU the original runs under fp16 autocast; here precision is `load`'s `dtype`.
+0.17 and does since. The two differ by points (users report 28.71 where 30.63 was published for the same pictures), so there are two
+protocols: `/aa` is what the original computes with a current torchvision, `/noaa` what it computed with the older ones. On a GPU the
+original runs under fp16 autocast; here precision is `load`'s `dtype`.
 """
 
 from evaluate import hub, weights
