@@ -130,6 +130,8 @@ class Preprocess:
 
         uint8 in 0..255, or float in [0, 1]. Raises ValueError for another type or shape.
         """
+        if len(images) == 0:
+            raise ValueError("no pictures to prepare; give at least one")
         if not isinstance(images, Tensor):
             return torch.cat([self(image[None]) for image in images])
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:

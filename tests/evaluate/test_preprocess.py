@@ -118,6 +118,12 @@ def test_what_is_no_picture_is_refused(picture: torch.Tensor, message: str) -> N
         CLIP_224(picture)
 
 
+@pytest.mark.parametrize("nothing", [[], torch.zeros(0, 3, 8, 8)])
+def test_no_pictures_are_refused(nothing: list[torch.Tensor] | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="give at least one"):
+        CLIP_224(nothing)
+
+
 def test_a_sliver_is_refused() -> None:
     prepare = Preprocess(size=224, resize=(Resize(size=224, fit="longest"),), library="torch")
     with pytest.raises(ValueError, match="crop it first"):
