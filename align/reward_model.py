@@ -83,9 +83,10 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     """
     scorer = load("shapes/preference", config.initial)
     assert isinstance(scorer, DualEncoder)
-    if pairs.preferred.shape[-1] != scorer.size or pairs.preferred.shape[-2] != scorer.size:
+    size = scorer.prepare.size
+    if pairs.preferred.shape[-2:] != (size, size):
         raise UserError(
-            f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {scorer.size} x {scorer.size}; resize them"
+            f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {size} x {size}; resize them"
         )
     unique = sorted(set(pairs.prompts))
     random.Random(config.seed).shuffle(unique)

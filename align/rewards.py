@@ -47,7 +47,7 @@ class Rewards:
 
     def __init__(self, rewards: Sequence[Reward], decoder: Decoder, *, device: Any, dtype: torch.dtype = torch.float32):
         self.decoder, self.scales = decoder, {}
-        self.scorers = {}
+        self.scorers: dict[str, scorers.Scorer] = {}
         for reward in rewards:
             scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
             if not scorer.differentiable:
@@ -65,6 +65,6 @@ class Rewards:
 
     def of(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The same for pictures `[B, 3, H, W]` in [0, 1]."""
-        scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
+        scores = scorers.score_all(self.scorers, pictures, prompts)
         total = torch.stack([self.scales[name] * score for name, score in scores.items()]).sum(0)
         return total, {name: score.detach() for name, score in scores.items()}

@@ -22,7 +22,9 @@ def metrics() -> None:
 
     from evaluate.scorers import variants
 
-    table = Table("scorer", "what it is")
+    table = Table()
+    table.add_column("scorer", no_wrap=True)
+    table.add_column("what it is")
     for name, text in variants().items():
         table.add_row(name, text)
     Console().print(table)

@@ -1,12 +1,47 @@
-"""What tests share: a tiny random pipeline in the layout of the real ones."""
+"""What tests share: a hub on loopback, tiny random scorers on it, and a tiny random pipeline in the layout of the real ones."""
 
+import os
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hub import Hub
+
+# The hub client reads its settings once, when it is imported: before that, no test has any hub but this one.
+assert "huggingface_hub" not in sys.modules
+HUB = Hub()
+CACHE = tempfile.TemporaryDirectory()
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": CACHE.name,
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+}
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def published() -> Hub:
+    """The loopback hub with the files of every real scorer, small."""
+    import tiny_scorers
+
+    tiny_scorers.publish(HUB)
+    return HUB
+
+
+@pytest.fixture
+def real_scorers(published: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The scorers other than those of `shapes` load small random weights from the loopback hub."""
+    import tiny_scorers
+
+    tiny_scorers.shrink(monkeypatch, published)
+    return published
 
 
 def tiny_components(seed: int, *, prediction: str = "v_prediction") -> dict[str, Any]:

@@ -6,38 +6,100 @@ weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothi
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from evaluate.preprocess import Preprocess
 from prompts.errors import UserError
+
+Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or pictures [3, H, W] of any sizes
+
+#: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's size, and a
+#: prompt's features must not depend on which others happened to come with it.
+TEXT_BATCH = 8
+#: Prompts whose features are kept, the newest ones: 256 MiB at 1,024 numbers each.
+TEXT_MEMORY = 65_536
 
 
 class Scorer(nn.Module):
     """A picture and a prompt in, a number out; higher is better.
 
+    A family implements `encode`, what depends on the prompt alone, and `forward`, the rest.
+
     protocol: name and version of what is computed. Numbers of different protocols are never compared.
+    prepare: what is done to a picture before the network; scorers with an equal one share its output.
     differentiable: whether float pictures receive a gradient, so that the scorer can be a reward.
+    weights_sha256: of the weights that were loaded; None where there are none.
     """
 
-    protocol: str
     differentiable: ClassVar[bool] = True
 
-    def score(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """Scores `[B]`, float32, of pictures `[B, 3, H, W]`: float in [0, 1], or uint8. Pictures of mixed sizes come as a list."""
-        if not isinstance(images, Tensor):
-            return torch.cat([self.score(image[None], [prompt]) for image, prompt in zip(images, prompts, strict=True)])
+    def __init__(self, protocol: str, prepare: Preprocess, *, weights_sha256: str | None = None) -> None:
+        super().__init__()
+        self.protocol, self.prepare, self.weights_sha256 = protocol, prepare, weights_sha256
+        self._memory: dict[str, dict[str, Tensor]] = {}
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Rows `[B, ...]` that depend on the prompts alone: features where the text tower is separate, else tokens."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
+        """Scores `[B]` of prepared pixels `[B, 3, S, S]` and the rows of `text`."""
+        raise NotImplementedError
+
+    def text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`encode`, once per prompt: rows are kept while the weights are frozen, and carry no graph then."""
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return self.encode(prompts)
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._memory))
+        # Rows made in inference mode could never meet a picture that wants a gradient.
+        with torch.inference_mode(False), torch.no_grad():
+            for first in range(0, len(new), TEXT_BATCH):
+                block = new[first : first + TEXT_BATCH]
+                rows = self.encode(block + [block[-1]] * (TEXT_BATCH - len(block)))
+                self._memory |= {prompt: {key: row[i] for key, row in rows.items()} for i, prompt in enumerate(block)}
+        found = [self._memory[prompt] for prompt in prompts]
+        for stale in list(self._memory)[: max(0, len(self._memory) - TEXT_MEMORY)]:
+            del self._memory[stale]
+        return {key: torch.stack([row[key] for row in found]) for key in found[0]} if found else {}
+
+    def score(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """Scores `[B]`, float32, of pictures `[B, 3, H, W]`; pictures of mixed sizes come as a list.
+
+        uint8 is the protocol's path; float in [0, 1] is the differentiable one.
+        """
         if len(images) != len(prompts):
             raise ValueError(f"{self.protocol}: {len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        return self.forward(images, prompts).float()
+        return self.score_prepared(self.prepare(images), prompts)
 
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores `[B]` of float pictures of one size; what a scorer implements."""
-        raise NotImplementedError
+    def score_prepared(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores `[B]`, float32, of what `prepare` made of the pictures."""
+        like = next(self.parameters(), pixels)
+        scores: Tensor = self(pixels.to(like), self.text(prompts))
+        return scores.float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Another device or precision makes what is kept useless.
+        self._memory.clear()
+        return super()._apply(fn, recurse)
+
+
+def score_all(scorers: Mapping[str, Scorer], images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Every scorer's scores `[B]`; each distinct `Preprocess` is carried out once."""
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
+    prepared = {prepare: prepare(images) for prepare in dict.fromkeys(scorer.prepare for scorer in scorers.values())}
+    return {name: scorer.score_prepared(prepared[scorer.prepare], prompts) for name, scorer in scorers.items()}
+
+
+@torch.no_grad()
+def path_gap(scorer: Scorer, images: Images, prompts: Sequence[str]) -> float:
+    """Largest difference, in the scorer's units, between the path of bytes and that of floats on the same uint8 pictures."""
+    floats = images.float() / 255 if isinstance(images, Tensor) else [image.float() / 255 for image in images]
+    return (scorer.score(images, prompts) - scorer.score(floats, prompts)).abs().max().item()
 
 
 def _families() -> dict[str, Any]:

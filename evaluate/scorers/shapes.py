@@ -1,6 +1,6 @@
 """The scorers of the embedded world `shapes`, for pictures of 32 x 32 and captions of its grammar."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from evaluate import embedded, weights
+from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
+from evaluate.scorers._clip import TransformersClip
 from prompts.errors import UserError
 
 VARIANTS = {
@@ -17,45 +19,44 @@ VARIANTS = {
     "shapes/preference": "small preference model: what a stated rule prefers, learned from few pairs",
 }
 
+LONGEST = 160  # bytes of a caption
+
 
 class Oracle(Scorer):
     """Range {0, 1}. Not differentiable, on purpose: nothing may be trained on it."""
 
-    protocol = "shapes/oracle"
     differentiable: ClassVar[bool] = False
 
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`caption`: the captions themselves, as UTF-8 padded with zeros to `[B, LONGEST]`."""
+        rows = [prompt.encode() for prompt in prompts]
+        if longest := max((row for row in rows if len(row) > LONGEST), key=len, default=None):
+            raise ValueError(f"{self.protocol}: a prompt of {len(longest)} bytes is no caption of the world; leave it out")
+        return {"caption": torch.tensor([list(row.ljust(LONGEST, b"\0")) for row in rows], dtype=torch.uint8)}
+
+    def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """1 or 0 a picture."""
         from prompts.shapes import verify
 
-        pictures = images.detach().clamp(0, 1).float().cpu().numpy()
-        rows = [float(verify(picture, prompt)["correct"]) for picture, prompt in zip(pictures, prompts, strict=True)]
-        return torch.tensor(rows, device=images.device)
+        pictures = pixels.detach().clamp(0, 1).float().cpu().numpy()
+        captions = [bytes(row.tolist()).rstrip(b"\0").decode() for row in text["caption"]]
+        rows = [float(verify(picture, caption)["correct"]) for picture, caption in zip(pictures, captions, strict=True)]
+        return torch.tensor(rows, device=pixels.device)
 
 
-class DualEncoder(Scorer):
+class DualEncoder(TransformersClip):
     """100 x cosine of a transformers CLIP's picture and text embeddings, in [-100, 100]."""
 
-    def __init__(self, protocol: str, clip: Any, tokenizer: Any):
-        super().__init__()
-        self.protocol, self.clip, self.tokenizer = protocol, clip, tokenizer
-        self.size = clip.config.vision_config.image_size
+    def __init__(self, protocol: str, clip: Any, tokenizer: Any, *, weights_sha256: str) -> None:
+        size, half = clip.config.vision_config.image_size, (0.5, 0.5, 0.5)
+        prepare = Preprocess(size=size, mean=half, std=half)
+        super().__init__(protocol, prepare, clip, tokenizer=tokenizer, scale=100.0, weights_sha256=weights_sha256)
 
     def features(self, images: Tensor) -> Tensor:
-        """The picture tower's output before its projection: [B, 3, 32, 32] in [0, 1] -> [B, width]."""
-        if images.shape[1:] != (3, self.size, self.size):
-            raise ValueError(f"{self.protocol} takes pictures of 3 x {self.size} x {self.size}, got {tuple(images.shape[1:])}")
-        parameter = next(self.clip.parameters())
-        pooled: Tensor = self.clip.vision_model(pixel_values=(images * 2 - 1).to(parameter)).pooler_output
+        """The picture tower's output before its projection: `[B, 3, 32, 32]`, as `score` takes them -> `[B, width]`."""
+        pixels = self.prepare(images).to(self.clip.logit_scale)
+        pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
         return pooled
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """100 x cosine."""
-        length = self.clip.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        text = self.clip.text_projection(self.clip.text_model(input_ids=tokens.input_ids.to(images.device)).pooler_output)
-        picture = self.clip.visual_projection(self.features(images))
-        return 100 * torch.cosine_similarity(picture.float(), text.float(), dim=-1)
 
 
 def load(name: str, path: str | None) -> Scorer:
@@ -63,7 +64,10 @@ def load(name: str, path: str | None) -> Scorer:
     if name == "shapes/oracle":
         if path:
             raise UserError(f"{name} has no weights; leave out {path}")
-        return Oracle()
+        from prompts.shapes import RESOLUTION
+
+        zero_to_one = Preprocess(size=RESOLUTION, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return Oracle(name, zero_to_one)
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = Path(path) if path else embedded.folder(name)
@@ -74,4 +78,5 @@ def load(name: str, path: str | None) -> Scorer:
     weights.check_folder(folder)
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     weights.check_folder(folder, clip)
-    return DualEncoder(name, clip, CLIPTokenizer.from_pretrained(folder))
+    files = sorted(folder.glob("*.safetensors"))
+    return DualEncoder(name, clip, CLIPTokenizer.from_pretrained(folder), weights_sha256=weights.sha256(*files))

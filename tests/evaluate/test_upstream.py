@@ -1,0 +1,261 @@
+"""Our scorers against what the originals' own code computed, and against published formulas written out.
+
+`tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals in an environment of their own.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hub import Hub
+from PIL import Image
+from tiny_scorers import REFERENCE, tensors
+from torchvision import transforms
+from upstream import seeded
+
+from evaluate import scorers, weights
+from evaluate.images import read_image
+from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
+
+UPSTREAM = Path(seeded.__file__).parent
+SCORES = REFERENCE["hpsv2"]["scores"] | REFERENCE["imagereward"]["scores"]
+PROMPTS = list(seeded.PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, array in seeded.pictures().items():
+        Image.fromarray(array).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in seeded.SIZES}
+
+
+def test_both_sides_saw_the_same(real_scorers: Hub) -> None:
+    """The committed numbers were made by the committed files, from the very pictures and weights used here."""
+    made_by = REFERENCE["made_by"]
+    assert made_by["make_sha256"] == weights.sha256(UPSTREAM / "make.py")
+    assert made_by["seeded_sha256"] == weights.sha256(UPSTREAM / "seeded.py")
+    assert made_by["pictures_sha256"] == seeded.sha256(seeded.pictures())
+    for part in ("hpsv2", "imagereward"):
+        for seed, digest in REFERENCE[part]["weights_sha256"].items():
+            arrays = seeded.weights(seed, REFERENCE[part]["layout"])
+            assert seeded.sha256(arrays) == digest
+
+
+def test_pins_are_those_the_numbers_were_made_with() -> None:
+    import tomllib
+
+    groups = tomllib.loads((UPSTREAM.parents[1] / "pyproject.toml").read_text())["dependency-groups"]
+    pins = dict(pin.split("==") for pin in groups["upstream"] if "==" in pin)
+    packages = REFERENCE["made_by"]["packages"]
+    assert {name: packages[name] for name in packages.keys() & pins.keys()} == {
+        name: pins[name] for name in packages.keys() & pins.keys()
+    }
+    assert {"hpsv2", "image-reward", "torch", "torchvision", "transformers"} <= packages.keys() & pins.keys()
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_scores_are_the_originals(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
+    """Within 1e-5 of the original's number, on its own scale, on every picture and prompt; in batches, which it knows not."""
+    scorer = scorers.load(name)
+    scale = 100 if name.startswith("hpsv2") else 1
+    pictures = [read_image(path) for path in files.values()]
+    for i, prompt in enumerate(PROMPTS):
+        ours = scorer.score(pictures, [prompt] * len(pictures)) / scale
+        theirs = torch.tensor([SCORES[name][picture][i] for picture in files]) / scale
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_originals_tell_protocols_and_prompts_apart() -> None:
+    """What is compared above varies by far more than what is tolerated, so the comparison can fail."""
+    tables = {name: np.array([*rows.values()]) for name, rows in SCORES.items()}
+    for name, table in tables.items():
+        scale = 100 if name.startswith("hpsv2") else 1
+        assert table.std(0).min() > 5e-3 * scale, "pictures"
+        assert table.std(1).min() > 5e-3 * scale, "prompts"
+    for release in ("hpsv2.0", "hpsv2.1"):
+        gap = dict(zip(seeded.SIZES, np.abs(tables[f"{release}/aa"] - tables[f"{release}/noaa"]).max(1), strict=True))
+        assert gap.pop("square") == 0  # 224 x 224, not resized at all
+        assert min(gap.values()) > 0.1
+
+
+def test_tokens_are_the_originals(real_scorers: Hub) -> None:
+    assert open_clip.tokenize(PROMPTS).tolist() == REFERENCE["hpsv2"]["tokens"]
+    reward = scorers.load("imagereward")
+    assert reward.encode(PROMPTS)["ids"].tolist() == REFERENCE["imagereward"]["tokens"]
+
+
+def layout(module: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def test_hpsv2_at_full_size_has_the_originals_tensors() -> None:
+    with torch.device("meta"):
+        full = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14"))
+    assert seeded.census(layout(full)) == REFERENCE["hpsv2"]["published"]
+
+
+def test_imagereward_at_full_size_has_the_originals_tensors() -> None:
+    """Under our names the original's tensors, less those it does not use, are exactly what our network holds."""
+    with torch.device("meta"):
+        ours = imagereward.ImageReward("imagereward", None, weights_sha256="")
+        theirs: dict[str, int] = {}
+        for line, count in REFERENCE["imagereward"]["published"].items():
+            name, shape = line.split(" ", 1)
+            for renamed in imagereward.rename({name.replace("*", "0"): torch.empty(json.loads(shape))}):
+                theirs |= dict.fromkeys(seeded.census({renamed: json.loads(shape)}), count)
+    assert theirs == seeded.census(layout(ours))
+    assert sum(tensor.numel() for tensor in ours.state_dict().values()) > 440_000_000
+
+
+@pytest.mark.parametrize(("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)])
+def test_clips_at_full_size_have_the_published_number_of_parameters(name: str, count: int) -> None:
+    with torch.device("meta"):
+        clip = open_clip.CLIP(**open_clip.get_model_config(name))
+    assert sum(parameter.numel() for parameter in clip.parameters()) == count
+
+
+# Where no original package exists, the published formula, written out on the libraries its authors used.
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def compare(name: str, files: dict[str, Path], expected: Any, *, atol: float = 1e-5) -> None:
+    """`expected(picture, prompt)` against ours, on every picture and prompt."""
+    scorer = scorers.load(name)
+    pictures = [read_image(path) for path in files.values()]
+    for prompt in PROMPTS:
+        ours = scorer.score(pictures, [prompt] * len(pictures))
+        with torch.no_grad():
+            theirs = torch.stack([expected(Image.open(path).convert("RGB"), prompt).reshape(()) for path in files.values()])
+        assert theirs.std() > 100 * atol
+        torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+def clip_parts(hub: Hub, weights_at: tuple[str, str], words_at: tuple[str, str]) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor by transformers' own loading."""
+    from transformers import CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return (
+        CLIPModel.from_pretrained(hub.folder(*weights_at)).eval(),
+        CLIPTokenizer.from_pretrained(hub.folder(*words_at)),
+        CLIPImageProcessorPil(),
+    )
+
+
+@pytest.mark.parametrize("name", ["pickscore", "pickscore/scaled"])
+def test_pickscore_is_its_model_card(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
+    """Kirstain et al. 2023, eq. 1 and the model card's code: embeddings of unit length, their product, exp(logit_scale)."""
+    model, tokenizer, processor = clip_parts(
+        real_scorers, (pickscore.REPOSITORY, pickscore.REVISION), (pickscore.WORDS, pickscore.WORDS_REVISION)
+    )
+
+    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
+        words = tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")
+        pixels = processor(images=picture, return_tensors="pt").pixel_values
+        text, image = model.get_text_features(**words).pooler_output, model.get_image_features(pixels).pooler_output
+        scale = model.logit_scale.exp() if name == "pickscore/scaled" else 1.0
+        return scale * (unit(text) @ unit(image).T)
+
+    compare(name, files, formula, atol=1e-5 if name == "pickscore" else 1e-3)
+
+
+def test_clipscore_is_torchmetrics(real_scorers: Hub, files: dict[str, Path]) -> None:
+    """torchmetrics.functional.multimodal.clip_score itself, given the same model."""
+    from torchmetrics.functional.multimodal import clip_score
+
+    where = (clipscore.OPENAI, clipscore.OPENAI_REVISION)
+    model, tokenizer, processor = clip_parts(real_scorers, where, where)
+
+    class Unwrapped:
+        """transformers 5 returns objects where torchmetrics expects tensors; its words are cut here, not warned about."""
+
+        config = model.config
+
+        def to(self, device: Any) -> "Unwrapped":
+            return self
+
+        def get_image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+            return model.get_image_features(pixels).pooler_output
+
+        def get_text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return model.get_text_features(ids, mask).pooler_output
+
+    def process(text: Any = None, images: Any = None, **options: Any) -> Any:
+        if images is not None:
+            return processor(images=[image.numpy() for image in images], return_tensors="pt")
+        return tokenizer(text, truncation=True, max_length=77, **options)
+
+    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        # The sign: torchmetrics takes the maximum with 0, of the mean over what it is given, here one.
+        score: torch.Tensor = clip_score(pixels, prompt, model_name_or_path=lambda: (Unwrapped(), process))
+        return score
+
+    scorer = scorers.load("clipscore/vit-l-14-torchmetrics")
+    positive = 0
+    for path in files.values():
+        for prompt in PROMPTS:
+            ours = scorer.score(read_image(path)[None], [prompt])[0].clamp_min(0)
+            theirs = formula(Image.open(path).convert("RGB"), prompt)
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+            positive += int(theirs > 1)
+    assert positive >= 10
+
+
+def test_clipscore_is_dmd2s(real_scorers: Hub, files: dict[str, Path]) -> None:
+    """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put in among the tokens, the cosine."""
+    path = real_scorers.folder(clipscore.LAION, clipscore.LAION_REVISION) / "open_clip_pytorch_model.bin"
+    clip, _, transform = open_clip.create_model_and_transforms("ViT-g-14", pretrained=str(path))
+    clip.eval()
+
+    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
+        square = transforms.functional.center_crop(picture, min(picture.size)).resize((256, 256), Image.Resampling.LANCZOS)
+        words = open_clip.tokenize([prompt])
+        prefix = open_clip.tokenize(["A photo depicts "])[:, 1:4]
+        joined = torch.cat([words[:, :1], prefix, words[:, 1:]], 1)[:, :77]
+        joined[:, 76][joined[:, 76] > 0] = 49407
+        return torch.cosine_similarity(clip.encode_image(transform(square)[None]), clip.encode_text(joined))
+
+    compare("clipscore/vit-g-14-dmd2", files, formula)
+
+
+def test_aesthetic_is_its_authors_formula(real_scorers: Hub, files: dict[str, Path]) -> None:
+    """improved-aesthetic-predictor: OpenAI's transform, picture embedding over its L2 norm in numpy, five linear layers."""
+    where = (aesthetic.REPOSITORY, aesthetic.REVISION)
+    model, _, _ = clip_parts(real_scorers, where, where)
+    head = torch.load(real_scorers.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
+    transform = transforms.Compose([
+        transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    ])  # fmt: skip
+
+    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
+        embedding = model.get_image_features(transform(picture)[None]).pooler_output.numpy()
+        x = torch.from_numpy(embedding / np.linalg.norm(embedding, axis=-1, keepdims=True))
+        for layer in (0, 2, 4, 6, 7):
+            x = x @ head[f"layers.{layer}.weight"].T + head[f"layers.{layer}.bias"]
+        return x
+
+    compare("aesthetic/v2", files, formula)
+
+
+def test_seeded_weights_depend_on_the_name_alone() -> None:
+    both = tensors("x", {"a.weight": (3, 2), "b.weight": (3, 2)})
+    assert torch.equal(tensors("x", {"b.weight": (3, 2)})["b.weight"], both["b.weight"])
+    assert not torch.equal(both["a.weight"], both["b.weight"])
+    assert not torch.equal(tensors("y", {"a.weight": (3, 2)})["a.weight"], both["a.weight"])
+
+
+def test_every_real_scorer_is_compared() -> None:
+    formulas = {"pickscore", "pickscore/scaled", "clipscore/vit-l-14-torchmetrics", "clipscore/vit-g-14-dmd2", "aesthetic/v2"}
+    real = {name for name in scorers.variants() if not name.startswith("shapes/")}
+    assert real == formulas | SCORES.keys()
+    assert set(hpsv2.VARIANTS) < SCORES.keys()
