@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -173,9 +174,9 @@ def test_a_named_suite_from_a_local_copy(home: Path) -> None:
 def test_another_file_of_that_name_is_refused(home: Path) -> None:
     declare(home, "two", {"two.tsv": TABLE}, n=2, text="Prompt")
     (home / "two.tsv").write_bytes(TABLE + b"one more\t\t\n")
-    with pytest.raises(UserError, match="its sha256 is .* but two.tsv of suite 'two' has"):
+    with pytest.raises(UserError, match=r"its sha256 is .* but two.tsv of suite 'two' has"):
         suites.load("two", path=home / "two.tsv")
-    with pytest.raises(UserError, match="no.tsv: cannot be read"):
+    with pytest.raises(UserError, match=r"no.tsv: cannot be read"):
         suites.load("two", path=home / "no.tsv")
 
 
@@ -184,7 +185,7 @@ def test_a_suite_that_misstates_its_size_is_refused(home: Path) -> None:
     with pytest.raises(UserError, match="n is 3, but its files hold 2"):
         suites.load("two", path=home)
     (home / "two.yaml").write_text("n: 2")
-    with pytest.raises(UserError, match="two.yaml: source: field required"):
+    with pytest.raises(UserError, match=r"two.yaml: source: field required"):
         suites.card("two")
 
 
@@ -194,7 +195,7 @@ def test_the_first_caption_of_each_picture(home: Path) -> None:
     assert [prompt.text for prompt in suites.load("all", path=home).prompts] == ["two", "five", "nine, first "]
     assert [prompt.text for prompt in suites.load("some", path=home).prompts] == ["two", "nine, first "]
     declare(home, "bad", {"captions.json": b'{"annotations": [{"id": 1}]}'}, n=1, format="coco")
-    with pytest.raises(UserError, match="no COCO captions .KeyError: 'image_id'."):
+    with pytest.raises(UserError, match=r"no COCO captions .KeyError: 'image_id'."):
         suites.load("bad", path=home)
 
 
@@ -266,7 +267,7 @@ def test_overlap_finds_the_same_words_and_nearly_the_same(tmp_path: Path) -> Non
     held_out = ["A red  Cube on a blue sphere near the old wooden table by the sea", "a dog", "A dog.", "something else"]
     suite = suites.load(str(write(tmp_path / "held.txt", held_out)))
     found = suites.overlap(
-        ["  a DOG ", "a red cube on a blue sphere near the old wooden table by the sea, at dusk", "a cat"], suite
+        ["  a DOG ", "a red cube on a blue sphere near the old wooden table by the sea, there", "a cat"], suite
     )
     assert [(match.id, match.exact) for match in found] == [("held/0002", True), ("held/0003", False), ("held/0001", False)]
     assert [match.similarity for match in found[:2]] == [1, 1]
@@ -283,7 +284,7 @@ def test_overlap_misses_nothing(tmp_path: Path, near: float) -> None:
 
     def pairs(text: str) -> set[tuple[str, str]]:
         words = ["", *text.split(), ""]
-        return set(zip(words, words[1:], strict=False))
+        return set(pairwise(words))
 
     expected = set()
     for given in set(texts[200:]):
