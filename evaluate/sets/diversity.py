@@ -6,7 +6,7 @@ over prompts, which are what was sampled: pictures of one prompt are not indepen
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,19 +33,19 @@ class Diversity(SetMetric):
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
         """Add pictures' features to their prompts' sums."""
         units = torch.nn.functional.normalize(self.features(images).double().cpu(), dim=-1)
-        self.state = dict(self.state)
-        for prompt, unit in zip(prompts, units, strict=True):
-            self._add(prompt, 1, unit)
+        self._add((prompt, 1, unit) for prompt, unit in list(zip(prompts, units, strict=True)))
 
     def merge(self, other: SetMetric) -> None:
         """Add another's sums."""
-        self.state = dict(self.state)
-        for prompt, (n, total) in other.state.items():
-            self._add(prompt, n, total)
+        assert self.protocol == other.protocol, f"{self.protocol} cannot take in {other.protocol}"
+        self._add((prompt, n, total) for prompt, (n, total) in other.state.items())
 
-    def _add(self, prompt: str, n: int, total: Tensor) -> None:
-        before = self.state.get(prompt)
-        self.state[prompt] = (before[0] + n, before[1] + total) if before else (n, total)
+    def _add(self, rows: Iterable[tuple[str, int, Tensor]]) -> None:
+        state = dict(self.state)
+        for prompt, n, total in rows:
+            before, sum_before = state.get(prompt, (0, torch.zeros_like(total)))
+            state[prompt] = before + n, sum_before + total
+        self.state = state
 
     def compute(self) -> Estimate:
         """The mean over prompts of at least two pictures; its note says how many had one."""

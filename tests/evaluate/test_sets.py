@@ -79,9 +79,9 @@ def test_a_metric_gathers_in_any_order_and_in_parts(fresh: sets.SetMetric) -> No
 
 
 def test_a_state_travels_and_is_never_changed_in_place(fresh: sets.SetMetric) -> None:
-    part = filled(fresh, slice(0, 30))
+    part = filled(fresh, slice(0, 45))
     value, state = part.compute(), part.state
-    other = filled(fresh, slice(30, None))
+    other = filled(fresh, slice(45, None))
     other.state = pickle.loads(pickle.dumps(other.state))
     part.merge(other)
     part.update(PICTURES[:5], CAPTIONS[:5])
@@ -110,7 +110,7 @@ def test_too_little_is_refused(fresh: sets.SetMetric) -> None:
 
 
 def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there are .*fd-shapes"):
+    with pytest.raises(UserError, match=r"there are .*fd-shapes"):
         sets.load("fid/imagenet")
     with pytest.raises(UserError, match="leave out real"):
         sets.load("fd-shapes", reference="real")
@@ -149,10 +149,6 @@ def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
 
 
 # Fréchet distance
-
-
-def gaussian(features: Tensor) -> Moments:
-    return Moments.of(features)
 
 
 def test_a_singular_covariance_has_a_factor_too() -> None:
