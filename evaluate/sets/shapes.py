@@ -12,7 +12,6 @@ from torch import Tensor
 
 from evaluate import embedded, scorers
 from evaluate import weights as weight_files
-from evaluate.scorers.shapes import DualEncoder
 from evaluate.sets import Estimate, SetMetric
 from evaluate.sets.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
 from prompts.errors import UserError
@@ -78,8 +77,7 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
 
 def encoder(device: Any, weights: str | None) -> tuple[Features, str]:
     """The features of `shapes/clip`, and the sha256 of its weights."""
-    clip = scorers.load("shapes/clip", device=device, weights=weights)
-    assert isinstance(clip, DualEncoder)
+    clip: Any = scorers.load("shapes/clip", device=device, weights=weights)
 
     @torch.no_grad()
     def features(images: Tensor | Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from evaluate import scorers, sets
-from evaluate.scorers.shapes import DualEncoder
 from evaluate.sets import fid
 from evaluate.sets.diversity import Diversity
 from evaluate.sets.frechet import FrechetMetric, Moments, bench_frechet, frechet_distance, group_of
@@ -217,8 +217,7 @@ def test_groups_are_even_and_fixed() -> None:
 
 
 def test_fd_shapes_is_the_distance_to_renders_of_the_same_captions(tiny_clip: None, clip_folder: Path) -> None:
-    clip = scorers.load("shapes/clip", weights=str(clip_folder))
-    assert isinstance(clip, DualEncoder)
+    clip: Any = scorers.load("shapes/clip", weights=str(clip_folder))
     with torch.no_grad():
         renders = torch.from_numpy(render(sorted(CAPTIONS) * RENDERS, seed=0))
         expected = frechet_distance(Moments.of(clip.features(PICTURES)), Moments.of(clip.features(renders)))
