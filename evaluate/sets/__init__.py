@@ -1,1 +1,110 @@
-"""Metrics of a whole set of pictures, which no single picture has."""
+"""Metrics of a whole set of pictures, which no single picture has. One file here is one family of them.
+
+A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
+device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name.
+
+>>> from evaluate import sets
+>>> metric = sets.load("fd-shapes")  # doctest: +SKIP
+>>> metric.update(pictures, captions)  # doctest: +SKIP
+>>> metric.compute()  # doctest: +SKIP
+Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
+"""
+
+import copy
+import importlib
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, distributed
+
+from prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's value, its 95 % interval (NaN where there is none), and the pictures behind it.
+
+    note: what a reader must know before comparing it, '' if nothing.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    note: str = ""
+
+
+class SetMetric(ABC):
+    """Gathers what it needs of pictures as they come. In what order and to which process they come changes rounding alone.
+
+    protocol: name of what is computed. Numbers of different protocols are never compared.
+    weights_sha256: of the file of the network whose features are taken.
+    state: all that has been gathered; picklable, and never changed in place.
+    """
+
+    protocol: str
+    weights_sha256: str
+    state: Any
+
+    @abstractmethod
+    def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
+        """Take in pictures `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
+
+    @abstractmethod
+    def merge(self, other: "SetMetric") -> None:
+        """Take in all that `other` has gathered."""
+
+    @abstractmethod
+    def compute(self) -> Estimate:
+        """The metric of everything so far. Raises ValueError for too few pictures."""
+
+
+def gather(metric: SetMetric) -> SetMetric:
+    """The metric of all processes' pictures, on each process; every process must call it. `metric` itself stays as it is."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return metric
+    states: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, metric.state)
+    parts = [copy.copy(metric) for _ in states]
+    for part, state in zip(parts, states, strict=True):
+        part.state = state
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
+
+
+def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
+    """`value` and Student's t half-widths of 95 % around it; NaN without a degree of freedom."""
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, freedom)) * error if freedom > 0 else math.nan
+    return value - half, value + half
+
+
+def _families() -> dict[str, Any]:
+    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    return {name: module for name, module in modules.items() if hasattr(module, "VARIANTS")}
+
+
+def variants() -> dict[str, str]:
+    """Every set metric's name and what it is."""
+    return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
+
+
+def load(name: str, *, device: Any = "cpu", weights: str | None = None, reference: str | None = None) -> SetMetric:
+    """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
+
+    weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
+    compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
+    """
+    for stem, family in _families().items():
+        if name == stem:
+            name = next(iter(family.VARIANTS))
+        if name in family.VARIANTS:
+            metric: SetMetric = family.load(name, device, weights, reference)
+            return metric
+    raise UserError(f"no set metric {name!r}; there are {', '.join(variants())}")

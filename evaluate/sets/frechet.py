@@ -1,9 +1,24 @@
 """The Fréchet distance between two sets of features, from moments that can be gathered in parts and merged."""
 
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from evaluate.sets import Estimate, SetMetric, t_interval
+
+#: Parts of a set, each left out once for the interval.
+GROUPS = 10
+#: Pictures whose moments are taken together.
+PENDING = 1024
+
+#: Pictures as `SetMetric.update` takes them -> features [B, D].
+Features = Callable[[Tensor | Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +48,159 @@ class Moments:
         """Unbiased, `[D, D]`."""
         return self.scatter / (self.n - 1)
 
+    @functools.cached_property
+    def factor(self) -> Tensor:
+        """Some F `[D, D]` with F F^T the covariance: Cholesky's, or the symmetric root of one that is singular to rounding."""
+        factor, failed = torch.linalg.cholesky_ex(self.covariance)
+        if not failed:
+            return factor
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})` (Heusel et al. 2017, eq. 6); >= 0, 0 for equal moments.
 
-    The trace of the root is that of `(R S_b R)^{1/2}` with `R = S_a^{1/2}`, a symmetric problem that needs no complex root.
+    S_a S_b has the eigenvalues of F^T S_a F, F F^T = S_b, which is symmetric: the trace of the root is the sum of their roots.
+    F is kept with b, so that a reference pays for it once.
     """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(distance.item(), 0.0)
+
+
+def union(parts: Iterable[Moments]) -> Moments:
+    """Moments of all `parts`, one at least, together."""
+    return functools.reduce(Moments.merge, parts)
+
+
+def group_of(prompt: str) -> int:
+    """Which of GROUPS a prompt's pictures belong to, whatever the process or order they come in."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % GROUPS
+
+
+def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float]) -> Estimate:
+    """The distance of a set that falls into groups, with an interval for it.
+
+    parts: pictures by group. distance: the distance without one group, or of all for None. The interval is the delete-a-group
+    jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree fewer than there
+    are groups. Prompts stay whole, so that it is right for several pictures a prompt. It says where the distance of another n
+    pictures would lie. It does not remove the distance's bias, which falls as 1/n: compare only equal n (Chong and Forsyth 2020).
+    """
+    n, value = sum(parts.values()), distance(None)
+    if len(parts) < 2 or min(n - part for part in parts.values()) < 2:
+        return Estimate(value, math.nan, math.nan, n, "no interval: too few prompts")
+    shares = {group: n / part for group, part in parts.items()}
+    pseudo = {group: h * value - (h - 1) * distance(group) for group, h in shares.items()}
+    # Busing et al.'s estimate is the pseudo-values' mean weighted by 1 / h.
+    centre = sum(pseudo[group] / h for group, h in shares.items())
+    variance = sum((pseudo[group] - centre) ** 2 / (h - 1) for group, h in shares.items()) / len(parts)
+    low, high = t_interval(value, math.sqrt(variance), len(parts) - 1)
+    return Estimate(value, max(low, 0.0), high, n)
+
+
+class FrechetMetric(SetMetric):
+    """Fréchet distance of pictures' features to a reference's moments.
+
+    features: pictures, as `update` takes them -> `[B, D]`. asked: how many pictures the protocol takes.
+    state: moments by group of prompts.
+    """
+
+    def __init__(self, protocol: str, features: Features, reference: Moments, *, asked: int, weights_sha256: str):
+        self.protocol, self.features, self.reference, self.asked = protocol, features, reference, asked
+        self.weights_sha256 = weights_sha256
+        self._moments: dict[int, Moments] = {}
+        self._pending: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    @property
+    def state(self) -> dict[int, Moments]:
+        """Moments by group."""
+        self._settle()
+        return self._moments
+
+    @state.setter
+    def state(self, moments: dict[int, Moments]) -> None:
+        self._moments, self._pending = moments, ()
+
+    @torch.no_grad()
+    def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
+        """Add pictures' features to their prompts' groups."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{self.protocol}: {len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
+        groups = torch.tensor([group_of(prompt) for prompt in prompts])
+        self._pending = (*self._pending, (self.features(images).cpu(), groups))
+        if sum(len(rows) for rows, _ in self._pending) >= PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Merging moments costs D^2 however few pictures they are of, so it is done for many pictures together."""
+        if self._pending:
+            features, groups = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+            self._pending = ()
+            self._add({group: Moments.of(features[groups == group]) for group in groups.unique().tolist()})
+
+    def merge(self, other: SetMetric) -> None:
+        """Add another's moments."""
+        assert self.protocol == other.protocol, f"{self.protocol} cannot take in {other.protocol}"
+        self._add(other.state)
+
+    def _add(self, parts: Mapping[int, Moments]) -> None:
+        own = self.state
+        self._moments = {**own, **{group: own[group].merge(part) if group in own else part for group, part in parts.items()}}
+
+    def compute(self) -> Estimate:
+        """The distance; its note says where pictures are too few for the features' dimension or the protocol."""
+        counts = {group: self.state[group].n for group in sorted(self.state)}
+        n, width = sum(counts.values()), len(self.reference.mean)
+        if n < 2:
+            raise ValueError(f"{self.protocol}: {n} pictures; a covariance needs at least 2")
+
+        def distance(left_out: int | None) -> float:
+            return frechet_distance(union(self.state[group] for group in counts if group != left_out), self.reference)
+
+        estimate = jackknife(counts, distance)
+        notes = [estimate.note] if estimate.note else []
+        if n <= width:
+            notes.append(f"rank-deficient: {n:,} pictures for {width:,} dimensions, so the value is far too high")
+        if n != self.asked:
+            notes.append(f"{n:,} pictures where the protocol takes {self.asked:,}")
+        return Estimate(estimate.value, estimate.low, estimate.high, n, "; ".join(notes))
+
+
+def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
+    """Seconds of ours and of clean-fid's own function on the same full-rank statistics, best of `repeats` of ours and one of theirs.
+
+    Returns dimension, ours_s, cleanfid_s, speedup, relative_difference, threads. Ours starts from fresh moments each time.
+    """
+    import warnings
+
+    from cleanfid.fid import frechet_distance as original
+
+    generator = torch.Generator().manual_seed(0)
+    # Features whose variances fall over two decades, as an encoder's do.
+    scales = torch.logspace(0, -1, dimension, dtype=torch.float64)
+    mixing = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64))[0]
+    a, b = (
+        Moments.of((torch.randn(2 * dimension, dimension, generator=generator) * scales + shift) @ mixing)
+        for shift in (0.0, 0.05)
+    )
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        fresh = Moments(b.n, b.mean, b.scatter)
+        began = time.perf_counter()
+        ours = frechet_distance(a, fresh)
+        times.append(time.perf_counter() - began)
+    statistics = [x.numpy() for moments in (a, b) for x in (moments.mean, moments.covariance)]
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy calls one of clean-fid's arguments deprecated
+        theirs = float(original(*statistics))
+    taken = time.perf_counter() - began
+    return {
+        "dimension": dimension,
+        "ours_s": min(times[1:]),
+        "cleanfid_s": taken,
+        "speedup": taken / min(times[1:]),
+        "relative_difference": abs(ours - theirs) / theirs,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,28 +1,97 @@
-"""`fd-shapes`: the Fréchet distance of pictures to renders of the same captions, on the features of `shapes/clip`."""
+"""`fd-shapes`: the Fréchet distance of pictures to renders of the same captions, on the features of `shapes/clip`.
+
+Never call it FID. It grows as the pictures get fewer (64 features): compare only sets of the same captions.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluate import scorers
-from evaluate.scorers.shapes import DualEncoder
-from evaluate.sets.frechet import Moments, frechet_distance
+from evaluate import embedded, scorers
+from evaluate import weights as weight_files
+from evaluate.sets import Estimate, SetMetric
+from evaluate.sets.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
+from prompts.errors import UserError
+
+VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
 
 #: Renders a caption, so that the reference's own sampling error is small.
 RENDERS = 8
+CHUNK = 256
 
 
-@torch.no_grad()
-def fd_shapes(pictures: Tensor, captions: Sequence[str], *, seed: int = 0, weights: str | None = None) -> float:
-    """Pictures `[N, 3, 32, 32]` in [0, 1] against RENDERS renders of each caption; lower is better. Never call it FID.
+class ShapesDistance(SetMetric):
+    """Pictures `[B, 3, 32, 32]` in [0, 1] against RENDERS renders of each caption, drawn from `seed` when it is computed.
 
-    It grows as N shrinks (64 features): compare only sets of the same captions.
+    state: features `[1, D]` and caption of each picture. The interval leaves out groups of captions, on both sides.
     """
-    from prompts.shapes import render
 
-    clip = scorers.load("shapes/clip", weights=weights)
-    assert isinstance(clip, DualEncoder)
-    renders = torch.from_numpy(render(list(captions) * RENDERS, seed=seed))
-    given, reference = (torch.cat([clip.features(chunk) for chunk in x.split(256)]) for x in (pictures, renders))
-    return frechet_distance(Moments.of(given), Moments.of(reference))
+    protocol = "fd-shapes"
+
+    def __init__(self, features: Features, *, weights_sha256: str, seed: int = 0):
+        self.features, self.weights_sha256, self.seed = features, weights_sha256, seed
+        self.state: list[tuple[str, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
+        """Add pictures' features."""
+        self.state = [*self.state, *zip(prompts, self.features(images).split(1), strict=True)]
+
+    def merge(self, other: SetMetric) -> None:
+        """Add another's features."""
+        self.state = [*self.state, *other.state]
+
+    @torch.no_grad()
+    def compute(self) -> Estimate:
+        """The distance. Captions are sorted first, so that the same pictures meet the same renders in whatever order they came."""
+        from prompts.shapes import render
+
+        if len(self.state) < 2:
+            raise ValueError(f"fd-shapes: {len(self.state)} pictures; a covariance needs at least 2")
+        rows = sorted(self.state, key=lambda row: row[0])
+        renders = torch.from_numpy(render([caption for caption, _ in rows] * RENDERS, seed=self.seed))
+        rendered = self.features(renders)
+        given, groups = torch.cat([row for _, row in rows]), torch.tensor([group_of(caption) for caption, _ in rows])
+        parts = {
+            group: (Moments.of(given[groups == group]), Moments.of(rendered[(groups == group).repeat(RENDERS)]))
+            for group in groups.unique().tolist()
+        }
+
+        def distance(left_out: int | None) -> float:
+            a, b = (union(pair[side] for group, pair in parts.items() if group != left_out) for side in (0, 1))
+            return frechet_distance(a, b)
+
+        return jackknife({group: pair[0].n for group, pair in parts.items()}, distance)
+
+
+def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
+    """weights: a folder with a CLIP, in place of the embedded one."""
+    if reference:
+        raise UserError(f"{name} draws its own reference; leave out {reference}")
+    features, digest = encoder(device, weights)
+    return ShapesDistance(features, weights_sha256=digest)
+
+
+def encoder(device: Any, weights: str | None) -> tuple[Features, str]:
+    """The features of `shapes/clip`, and the sha256 of its weights."""
+    clip: Any = scorers.load("shapes/clip", device=device, weights=weights)
+
+    @torch.no_grad()
+    def features(images: Tensor | Sequence[Tensor]) -> Tensor:
+        pictures = images if isinstance(images, Tensor) else torch.stack(list(images))
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 255
+        return torch.cat([clip.features(chunk.to(device)) for chunk in pictures.split(CHUNK)]).cpu()
+
+    folder = Path(weights) if weights else embedded.folder("shapes/clip")
+    return features, weight_files.sha256(folder / "model.safetensors")
+
+
+def fd_shapes(pictures: Tensor, captions: Sequence[str], *, weights: str | None = None) -> float:
+    """`fd-shapes` of pictures `[N, 3, 32, 32]` in [0, 1] of `captions`."""
+    metric = load("fd-shapes", pictures.device, weights, None)
+    metric.update(pictures, captions)
+    return metric.compute().value

@@ -1,0 +1,148 @@
+"""FID (Heusel et al. 2017) under the two protocols that DMD2's code measures COCO with (Yin et al. 2024).
+
+Each picture, generated or real, is cropped to a centred square, resized by Lanczos to the protocol's size in 8 bits, resized to
+299 by clean-fid's `clean` mode (bicubic, antialiased, in float, clipped; Parmar et al. 2022), and goes through FID's Inception.
+
+weights: what `evaluate inception` makes of clean-fid's TorchScript file. reference: the folder of real pictures; its moments are
+cached under a hash of every file's bytes, the protocol, the weights, and the versions of what decodes and resizes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evaluate import weights as weight_files
+from evaluate.sets import SetMetric, inception
+from evaluate.sets.frechet import Features, FrechetMetric, Moments, union
+from prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """size: pixels a side after the crop. asked: generated pictures. real: what the reference's folder holds."""
+
+    size: int
+    asked: int
+    real: str
+
+
+PROTOCOLS = {
+    "fid/coco2014-30k": Protocol(256, 30_000, "all 40,504 pictures of COCO's val2014"),
+    "fid/coco-sdxl-10k": Protocol(512, 10_000, "the 10,000 pictures of DMD2's coco10k/subset"),
+}
+VARIANTS = {
+    name: f"FID of {p.asked:,} pictures at {p.size} x {p.size} against {p.real}; lower is better"
+    for name, p in PROTOCOLS.items()
+}
+
+BATCH = 64
+CHUNK = 512  # pictures whose moments are taken together
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+@cache
+def _resize() -> Callable[[np.ndarray], np.ndarray]:
+    from cleanfid.resize import build_resizer
+
+    resizer: Callable[[np.ndarray], np.ndarray] = build_resizer("clean")
+    return resizer
+
+
+def prepare(picture: Tensor, size: int) -> Tensor:
+    """One picture, uint8 `[3, H, W]` -> float32 `[3, 299, 299]` in [0, 255]."""
+    from torchvision.transforms.functional import center_crop
+
+    image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+    image = center_crop(image, min(image.size)).resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(_resize()(np.asarray(image))).permute(2, 0, 1)
+
+
+def features_of(network: Callable[[Tensor], Tensor], size: int, device: Any) -> Features:
+    """Pictures -> features of `network`. Float pictures are rounded to 8 bits, as files hold them."""
+
+    @torch.no_grad()
+    def features(pictures: Tensor | Sequence[Tensor]) -> Tensor:
+        with ThreadPoolExecutor() as pool:
+            ready = list(pool.map(lambda picture: prepare(_bytes(picture), size), pictures))
+        return torch.cat([network(torch.stack(ready[i : i + BATCH]).to(device)) for i in range(0, len(ready), BATCH)])
+
+    return features
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    return picture if picture.dtype == torch.uint8 else (picture.clamp(0, 1) * 255).round().byte()
+
+
+def reference_moments(folder: Path, name: str, features: Features, weights_sha256: str, *, home: Path | None = None) -> Moments:
+    """Moments of all pictures below `folder` under the protocol `name`. home: where they are cached."""
+    from rich.console import Console
+    from rich.progress import track
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise UserError(f"{folder}: {len(files)} pictures there; {name} compares with {PROTOCOLS[name].real}")
+    console = Console(stderr=True)
+    hashes = sorted(weight_files.sha256(path) for path in track(files, "hashing the reference", console=console))
+    made_by = {package: version(package) for package in ("clean-fid", "pillow")}
+    content = [name, asdict(PROTOCOLS[name]), weights_sha256, made_by, hashes]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    target = (home or _home()) / f"{key}.safetensors"
+    if target.is_file():
+        stored = load_file(target)
+        return Moments(int(stored["n"]), stored["mean"], stored["scatter"])
+
+    def parts() -> Iterable[Moments]:
+        for i in track(range(0, len(files), CHUNK), "measuring the reference", console=console):
+            yield Moments.of(features([read_picture(path) for path in files[i : i + CHUNK]]).cpu())
+
+    moments = union(parts())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}")
+    stored = {"n": torch.tensor(moments.n), "mean": moments.mean, "scatter": moments.scatter}
+    save_file(stored, temporary, metadata={"protocol": name, "weights": weights_sha256})
+    temporary.replace(target)
+    return moments
+
+
+def _home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onestep-align" / "frechet"
+
+
+def read_picture(path: Path) -> Tensor:
+    """uint8 `[3, H, W]`, as clean-fid reads a file: converted to RGB, and not turned by what a camera noted."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a picture that can be read ({error}); fetch it again or remove it") from None
+
+
+def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
+    """Both a file of weights and a folder of real pictures are needed."""
+    protocol = PROTOCOLS[name]
+    network, digest = load_inception(name, device, weights)
+    if not reference:
+        raise UserError(f"{name} compares with {protocol.real}; give their folder as the reference")
+    features = features_of(network, protocol.size, device)
+    moments = reference_moments(Path(reference), name, features, digest)
+    return FrechetMetric(name, features, moments, weights_sha256=digest, asked=protocol.asked)
+
+
+def load_inception(name: str, device: Any, weights: str | None) -> tuple[inception.Inception, str]:
+    """The network from a file of weights, and the file's sha256."""
+    if not weights:
+        raise UserError(f"{name} needs Inception's weights; make a file of them with 'evaluate inception' and give its path")
+    return inception.load(Path(weights), device), weight_files.sha256(Path(weights))

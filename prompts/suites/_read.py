@@ -1,0 +1,151 @@
+"""Reads prompts out of files. Text is data: nothing in it is a formula, a path or markup, and nothing is stripped.
+
+.tsv    tab-separated without quoting (IANA text/tab-separated-values): a quotation mark is a quotation mark
+.csv    comma-separated with RFC 4180 quoting
+.json   a list of texts, or of objects
+.jsonl  a text or an object a line
+.txt    a prompt a line; blank lines are none
+
+Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever its
+case, or the only one; the others, where they are texts or numbers, become groups.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prompts.errors import UserError
+
+SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".txt")
+TEXT_COLUMNS = ("prompt", "text", "caption")
+SCALAR = str | int | float
+
+#: Prompts in order, each with its groups.
+Rows = list[tuple[str, dict[str, str]]]
+
+
+def table_rows(path: Path, *, text: str | None = None, groups: Mapping[str, str] | None = None) -> Rows:
+    """The prompts of a file.
+
+    text: the prompt's column, found by the rule above where it is None. groups: group name -> column; by default every
+    other column is a group, under its own name in lower case.
+    """
+    rows: Rows = []
+    for place, fields in _records(path):
+        column = text or _text_column(path, place, fields)
+        if groups is None:
+            group = {k.lower(): str(v) for k, v in fields.items() if k != column and isinstance(v, SCALAR)}
+        else:
+            group = {name: _field(path, place, fields, source) for name, source in groups.items()}
+        prompt = _field(path, place, fields, column)
+        if not prompt.strip():
+            raise UserError(f"{path}, {place}: an empty prompt; write one or remove the line")
+        rows.append((prompt, group))
+    if not rows:
+        raise UserError(f"{path}: holds no prompt; write at least one")
+    return rows
+
+
+def coco_rows(path: Path) -> Rows:
+    """One caption a picture of COCO Captions' annotations: the one of lowest id, pictures in the order of their ids."""
+    content = _json(path, _decode(path), "the file")
+    try:
+        first: dict[int, tuple[int, str]] = {}
+        for row in content["annotations"]:
+            picture, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]))
+            first[picture] = min(first.get(picture, candidate), candidate)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: no COCO captions ({type(error).__name__}: {error}); give annotations with image_id, id, caption"
+        ) from None
+    return [(first[picture][1], {}) for picture in sorted(first)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each record's place, for people, and its fields."""
+    content = _decode(path)
+    match path.suffix:
+        case ".txt":
+            for number, line in enumerate(_lines(content), 1):
+                if line.strip():
+                    yield f"line {number}", {"prompt": line}
+        case ".tsv":
+            lines = _lines(content)
+            header = lines[0].split("\t") if lines else []
+            for number, line in enumerate(lines[1:], 2):
+                yield f"line {number}", _row(path, number, header, line.split("\t"))
+        case ".csv":
+            reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+            try:
+                header = next(reader, [])
+                for row in reader:
+                    yield f"line {reader.line_num}", _row(path, reader.line_num, header, row)
+            except csv.Error as error:
+                raise UserError(f"{path}, line {reader.line_num}: {error}; mend its quoting") from None
+        case ".json":
+            records = _json(path, content, "the file")
+            if not isinstance(records, list):
+                raise UserError(f"{path}: a JSON {type(records).__name__}, not a list; give a list of prompts")
+            for number, record in enumerate(records, 1):
+                yield f"entry {number}", _object(path, f"entry {number}", record)
+        case ".jsonl":
+            for number, line in enumerate(_lines(content), 1):
+                yield f"line {number}", _object(path, f"line {number}", _json(path, line, f"line {number}"))
+        case _:
+            raise UserError(f"{path}: not a kind of prompt file; give {', '.join(SUFFIXES)}")
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _lines(content: str) -> list[str]:
+    """Lines as editors count them: str.splitlines would also break at characters that belong to a prompt."""
+    lines = content.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _json(path: Path, content: str, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}" if place == "the file" else place
+        raise UserError(f"{path}, {at}: not valid JSON ({error.msg.lower()}); mend it") from None
+
+
+def _row(path: Path, number: int, header: list[str], fields: list[str]) -> dict[str, str]:
+    if len(fields) != len(header):
+        raise UserError(f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; mend the line")
+    return dict(zip(header, fields, strict=True))
+
+
+def _object(path: Path, place: str, record: Any) -> dict[str, Any]:
+    fields = {"prompt": record} if isinstance(record, str) else record
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}, {place}: a {type(record).__name__}; give a text or an object with a prompt")
+    return fields
+
+
+def _text_column(path: Path, place: str, fields: Mapping[str, Any]) -> str:
+    by_name = {name.lower(): name for name in reversed(fields)}
+    for wanted in TEXT_COLUMNS:
+        if wanted in by_name:
+            return by_name[wanted]
+    if len(fields) == 1:
+        return next(iter(fields))
+    raise UserError(f"{path}, {place}: no column 'prompt' among {', '.join(map(repr, fields))}; name one so")
+
+
+def _field(path: Path, place: str, fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, SCALAR):
+        raise UserError(f"{path}, {place}: {name!r} is {'missing' if value is None else 'not a text'}; write a text there")
+    return str(value)

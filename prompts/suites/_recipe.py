@@ -1,0 +1,114 @@
+"""A suite's YAML file, and how what it names is fetched and checked."""
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prompts.errors import UserError
+
+TIMEOUT = 30.0  # seconds without a byte
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hub(_Strict):
+    """A data set of the hub at one commit."""
+
+    repository: str
+    revision: str
+
+
+class File(_Strict):
+    """One of a suite's files, below its hub repository or URL. group: given to each of its prompts."""
+
+    name: str
+    sha256: str
+    group: dict[str, str] = {}
+
+
+class Recipe(_Strict):
+    """A suite that is read from files.
+
+    n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`) or `coco`, the annotations of
+    COCO Captions. text: a table's column of prompts; groups: group name -> column. every: keeps rows 1, 1 + every, ...
+    """
+
+    n: int
+    source: str
+    licence: str
+    hub: Hub | None = None
+    url: str | None = None
+    files: tuple[File, ...]
+    format: Literal["table", "coco"] = "table"
+    text: str | None = None
+    groups: dict[str, str] = {}
+    every: int = 1
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a YAML file."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else None
+        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
+        raise UserError(f"{path}: {field}; mend it") from None
+
+
+def obtain(recipe: Recipe, file: File, suite: str, path: Path | None) -> Path:
+    """A local `file` that has its hash: at `path` (the file, its folder, or a copy of the repository), or fetched."""
+    if path is not None and path.is_dir():
+        path = next((p for p in (path / file.name, path / Path(file.name).name) if p.is_file()), path / file.name)
+    local = path or (_from_hub(recipe.hub, file) if recipe.hub else _from_url(f"{recipe.url}/{file.name}", file))
+    try:
+        with local.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{local}: cannot be read ({error.strerror}); give a copy of {file.name} of suite {suite!r}") from None
+    if found != file.sha256:
+        raise UserError(
+            f"{local}: its sha256 is {found[:12]}..., but {file.name} of suite {suite!r} has {file.sha256[:12]}...; "
+            "fetch it again, or load it by its path as a prompt file of its own"
+        )
+    return local
+
+
+def _from_hub(hub: Hub, file: File) -> Path:
+    """Through the hub's own client, which caches it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub.repository, file.name, repo_type="dataset", revision=hub.revision))
+    except (OSError, EntryNotFoundError) as error:
+        raise _cannot(f"{hub.repository}/{file.name}", error) from None
+
+
+def _from_url(url: str, file: File) -> Path:
+    """Cached under the file's hash, so that two versions never meet."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onestep-align" / "prompts"
+    target = home / file.sha256 / Path(file.name).name
+    if target.is_file():
+        return target
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            content = response.read()
+    except OSError as error:
+        raise _cannot(url, error) from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
+        temporary.write(content)
+    return Path(temporary.name).replace(target)
+
+
+def _cannot(what: str, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(f"{what}: cannot be fetched ({reason}); try again, or give a local copy by its path")
