@@ -94,7 +94,8 @@ def _torchmetrics(scorer: Any) -> Callable[[Tensor, list[str]], object]:
     from torchmetrics.functional.multimodal import clip_score
     from transformers import CLIPImageProcessor, CLIPProcessor
 
-    processor = CLIPProcessor(CLIPImageProcessor(), scorer.tokenizer)
+    edge = scorer.clip.config.vision_config.image_size
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": edge}, crop_size=edge), scorer.tokenizer)
     return lambda images, texts: clip_score(images, texts, lambda: (scorer.clip, processor))
 
 
