@@ -1,8 +1,9 @@
 """The command `evaluate`. Nothing heavy is imported before a command runs."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -95,6 +96,139 @@ def inception(
 
     convert(torchscript, output)
     print(f"{output}: sha256 {weights.sha256(output)}")
+
+
+RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records file, or the folder of a run.")]
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A records file, or the folder of a run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same suite and metrics.")],
+    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")] = None,
+) -> None:  # fmt: skip
+    """Hold two runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate."""
+    from evaluate import compare as comparison
+    from evaluate.records import Records
+
+    one, other = Records.load(a), Records.load(b)
+    rows = comparison.compare(one, other, by=by)
+    comparison.show(one, other, rows)
+    if output:
+        comparison.write(output, one, other, rows)
+
+
+@app.command()
+def baseline(
+    records: RecordsPath,
+    accept: Annotated[bool, typer.Option("--accept", help="Write it; without this the command only says what it would write.")] = False,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet.")] = None,
+) -> None:  # fmt: skip
+    """Accept a run as what 'evaluate check' judges later ones by. Exit code 4 if it is incomplete."""
+    from evaluate import gate
+    from evaluate.records import Records
+
+    run = Records.load(records)
+    if run.missing:
+        print(f"evaluate: {records} makes no baseline: {run.missing}; finish it with 'evaluate run'", file=sys.stderr)
+        raise typer.Exit(gate.EXIT_CODES[gate.Verdict.INCOMPLETE])
+    path = output or gate.baseline_path(run)
+    what = f"{run.meta['model']} on {run.meta['suite']}, {len(run.frame):,} records, {', '.join(run.meta['protocols'])}"
+    if accept:
+        gate.baseline_of(run).save(path)
+        print(f"{path}: {what}")
+    else:
+        print(f"{path} would {'be replaced' if path.exists() else 'be written'}: {what}; add --accept to do it")
+
+
+class Inconclusive(StrEnum):
+    """What an inconclusive run counts as."""
+
+    PASS = "pass"
+    FAIL = "fail"
+
+
+@app.command()
+def check(
+    records: RecordsPath,
+    baseline: Annotated[Path, typer.Option("--baseline", metavar="RECORDS", help="What 'evaluate baseline --accept' wrote.")],
+    min_effect: Annotated[Optional[list[str]], typer.Option("--min-effect", metavar="SHARE|METRIC=MARGIN", help="Smallest drop that matters: a share of the baseline's mean (0.01), or in a metric's own units (imagereward=0.05). Repeat it for more.")] = None,
+    alpha: Annotated[float, typer.Option("--alpha", min=0.001, max=0.2, help="Chance of a false alarm, over all metrics together.")] = 0.05,
+    inconclusive: Annotated[Optional[Inconclusive], typer.Option("--inconclusive", help="Count an inconclusive run as one or the other; by default exit code 3.")] = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
+    junit: Annotated[Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")] = None,
+) -> None:  # fmt: skip
+    """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell, 4 incomplete or not comparable."""
+    from evaluate import gate
+    from evaluate.records import Records
+
+    current, known = Records.load(records), Records.load(baseline)
+    share, margins = gate.parse_min_effect(min_effect or ())
+    outcome = gate.check(current, known, min_effect=share, margins=margins, alpha=alpha)
+    counts_as = {
+        None: gate.Verdict.INCONCLUSIVE,
+        Inconclusive.PASS: gate.Verdict.PASS,
+        Inconclusive.FAIL: gate.Verdict.REGRESSED,
+    }
+    code = gate.exit_code(outcome, counts_as[inconclusive])
+    gate.show(outcome, current, known)
+    if json_file:
+        gate.write_json(json_file, outcome, current, known, code)
+    if junit:
+        gate.write_junit(junit, outcome, current, code)
+    raise typer.Exit(code)
+
+
+@app.command("time")
+def time_model(
+    model: Annotated[str, typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.")],
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only the model's configs and tokenizers are needed.")] = False,
+    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures a call.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path("leaderboards"),
+) -> None:  # fmt: skip
+    """Time a model: seconds for 10 pictures, by stage, and peak memory. Writes a row of timings.csv."""
+    import torch
+
+    from evaluate import timing
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = timing.Settings(
+        model=model, random_weights=random_weights, device=where, dtype=dtype, batch=batch, repeats=repeats
+    )
+    row = timing.measure(settings)
+    timing.show(row)
+    timing.record(row, output / "timings.csv")
+    print(f"row in {output / 'timings.csv'}")
+
+
+@app.command()
+def bench(
+    scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
+    originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,
+    frechet: Annotated[bool, typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's.")] = False,
+    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
+) -> None:  # fmt: skip
+    """Time the evaluator beside the originals: scorers, and the Fréchet distance."""
+    import torch
+
+    from evaluate import bench as benchmark
+    from evaluate.timing import DTYPES
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
+    names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    result = benchmark.bench(names, device=where, dtype=DTYPES[dtype], repeats=repeats, originals=originals, frechet=frechet)
+    benchmark.show(result)
+    if output:
+        benchmark.write(result, output)
 
 
 @app.callback()

@@ -1,5 +1,6 @@
-"""Statistics of paired scores."""
+"""Statistics of scores: standard errors, paired differences, bootstrap means, and several tests at once."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,3 +25,69 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> P
     half = stats.t.ppf((1 + level) / 2, len(difference) - 1) * error
     win = float(((difference > 0) + 0.5 * (difference == 0)).mean())
     return Paired(float(mean), float(mean - half), float(mean + half), win)
+
+
+class Mean(NamedTuple):
+    """A mean, its standard error, and how many scores it is of."""
+
+    mean: float
+    error: float
+    n: int
+
+
+def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
+    """Mean of `scores` `[N]` with a standard error that lets scores of one cluster (`clusters`, `[N]`, a prompt) depend on each other.
+
+    The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score a cluster it is the usual s / sqrt(N). Scores
+    that are NaN are left out of all three figures; the error of fewer than two clusters is NaN.
+    """
+    there = ~np.isnan(scores)
+    scores, (names, which) = np.asarray(scores, float)[there], np.unique(np.asarray(clusters)[there], return_inverse=True)
+    n, groups = len(scores), len(names)
+    if not n:
+        return Mean(math.nan, math.nan, 0)
+    mean = scores.mean()
+    if groups < 2:
+        return Mean(float(mean), math.nan, n)
+    sums = np.bincount(which, weights=scores - mean)
+    return Mean(float(mean), math.sqrt(groups / (groups - 1) * float(sums @ sums)) / n, n)
+
+
+def bootstrap_means(rows: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+    """Means `[resamples, K]` of `rows` `[N, K]` drawn again with replacement. A draw takes whole rows, so columns stay together."""
+    n = len(rows)
+    generator = np.random.default_rng(seed)
+    chunk = max(
+        1, 2**20 // n
+    )  # resamples at a time: how often each row was drawn is a matrix, and their sums one product with it
+    means = []
+    for first in range(0, resamples, chunk):
+        size = min(chunk, resamples - first)
+        drawn = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means.append(counts.astype(float) @ rows / n)
+    return np.concatenate(means)
+
+
+def expand(probability: np.ndarray, n: int) -> np.ndarray:
+    """Tail probability of a bootstrapped mean of n -> what Student's t makes of it (Hesterberg 2015, section 5.3, "expanded percentiles").
+
+    A bootstrapped mean varies too little, by sqrt((n - 1) / n), and knows nothing of the variance being an estimate.
+    """
+    wider: np.ndarray = stats.t.cdf(stats.norm.ppf(probability) * math.sqrt((n - 1) / n), n - 1)
+    return wider
+
+
+def shrink(probability: float, n: int) -> float:
+    """The inverse of `expand`: which quantile of bootstrapped means bounds the mean with this tail probability."""
+    return float(stats.norm.cdf(stats.t.ppf(probability, n - 1) * math.sqrt(n / (n - 1))))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p-values, `[..., M]`: rejecting those at most alpha errs anywhere among the M with at most alpha."""
+    order = p.argsort(-1)
+    m = p.shape[-1]
+    steps = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)
+    adjusted = np.empty_like(steps)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, -1), 1), -1)
+    return adjusted

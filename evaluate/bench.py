@@ -1,0 +1,263 @@
+"""How fast the evaluator is: its scorers and its Fréchet distance beside the originals', and what the harness itself costs.
+
+Everything is warm, on one machine, in one run. An original that cannot be imported here (hpsv2, image-reward) is timed by its own
+environment on the same machine and the same weights, and comes in through a file (`Originals`).
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from evaluate import environment, scorers
+from evaluate.files import replace
+from evaluate.scorers import Scorer
+from evaluate.timing import time_call
+from prompts.errors import UserError
+
+#: Pictures a call, and their edge in pixels.
+PICTURES, EDGE = 32, 512
+#: Records the harness's own cost is told for.
+RECORDS = 10_000
+
+
+def pictures() -> Tensor:
+    """What every scorer is given: noise, `[PICTURES, 3, EDGE, EDGE]`, uint8."""
+    return torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def prompts() -> list[str]:
+    """A prompt a picture, all of them different."""
+    return [f"a photo of {n} red bicycles in the snow, in the style of an old master" for n in range(PICTURES)]
+
+
+# ---- scorers -------------------------------------------------------------------------------------------------------------
+
+
+class Original(BaseModel):
+    """Seconds of an original's public call on `pictures()`, median of warm calls, with the weights it ran on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float
+    weights_sha256: str | None
+
+
+class Originals(BaseModel):
+    """What an original's own environment writes. scorers: by protocol. The other fields must be those of the run beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hardware: str
+    pictures: int
+    edge: int
+    versions: str
+    scorers: dict[str, Original]
+
+    @classmethod
+    def read(cls, path: Path, hardware: str) -> "Originals":
+        """Raises UserError for timings that were made elsewhere or of other pictures."""
+        try:
+            originals = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            field = ".".join(map(str, detail["loc"])) or "file"
+            raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
+        for field, wanted in (("hardware", hardware), ("pictures", PICTURES), ("edge", EDGE)):
+            if (found := getattr(originals, field)) != wanted:
+                raise UserError(f"{path}: {field} is {found!r}, here it is {wanted!r}; time the originals on this machine")
+        return originals
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scorer: pictures a second of ours and of the original, None where none could be timed; `weights`: the sha256 of both."""
+
+    scorer: str
+    weights: str | None
+    ours: float
+    original: float | None
+    ratio: float | None
+    by: str
+
+
+def _torchmetrics(scorer: Any) -> Callable[[Tensor, list[str]], object]:
+    """torchmetrics' CLIPScore around the scorer's own network."""
+    from torchmetrics.functional.multimodal import clip_score
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    edge = scorer.clip.config.vision_config.image_size
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": edge}, crop_size=edge), scorer.tokenizer)
+    return lambda images, texts: clip_score(images, texts, lambda: (scorer.clip, processor))
+
+
+#: Originals that can be imported beside us: protocol -> who, and what makes its call from our scorer.
+IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], object]]]] = {
+    "clipscore/vit-l-14-torchmetrics": ("torchmetrics", _torchmetrics),
+}
+
+
+@torch.no_grad()
+def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None) -> Row:
+    """Time `scorer.score` on `pictures()`, its prompts encoded anew each time, and its original.
+
+    weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
+    """
+    images, texts = pictures().to(device), prompts()
+    rounds = itertools.count()
+
+    def ours() -> None:
+        # Prompts nobody has seen: features that are kept from the last call would be no match for the original.
+        number = next(rounds)
+        scorer.score(images, [f"{text}, {number}" for text in texts])
+
+    mine = PICTURES / time_call(ours, device=device, repeats=repeats).median
+    name, theirs, by = scorer.protocol, None, ""
+    if name in IMPORTABLE:
+        by, make = IMPORTABLE[name]
+        call = make(scorer)
+        theirs = PICTURES / time_call(lambda: call(images, texts), device=device, repeats=repeats).median
+    elif originals and name in originals.scorers:
+        original = originals.scorers[name]
+        if original.weights_sha256 != weights:
+            raise UserError(
+                f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both the same file"
+            )
+        by, theirs = originals.versions, PICTURES / original.seconds
+    return Row(name, weights, mine, theirs, mine / theirs if theirs else None, by)
+
+
+# ---- the harness ---------------------------------------------------------------------------------------------------------
+
+
+class Forwards:
+    """Adds up the seconds spent inside `with forwards():`, which a stub puts around what stands for a network's forward."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around one forward."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def harness_overhead(run_suite: Callable[[Forwards], object], *, records: int = RECORDS) -> dict[str, float]:
+    """What a run costs besides its networks. run_suite: draws and scores `records` pictures with a stub that uses the Forwards it is given.
+
+    Returns records, total_s, forward_s, overhead (the share of the total that is outside the forwards), and outside_ms, which does
+    not depend on how slow the stub is: milliseconds a record outside them.
+    """
+    forwards = Forwards()
+    began = time.perf_counter()
+    run_suite(forwards)
+    total = time.perf_counter() - began
+    outside = total - forwards.seconds
+    return {
+        "records": records, "total_s": total, "forward_s": forwards.seconds, "overhead": outside / total,
+        "outside_ms": 1000 * outside / records,
+    }  # fmt: skip
+
+
+# ---- the Fréchet distance ------------------------------------------------------------------------------------------------
+
+
+def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
+    """Seconds of ours and of clean-fid's formula on the same full-rank statistics, and by how much they differ.
+
+    clean-fid's own function passes its `sqrtm` an argument that scipy 1.18 no longer takes, so that its formula is computed on
+    `scipy.linalg.sqrtm` of the product here, once: it takes minutes. Ours starts from moments that have computed nothing yet.
+    """
+    import numpy as np
+    from scipy.linalg import sqrtm
+
+    from evaluate.sets.frechet import Moments, frechet_distance
+
+    generator = torch.Generator().manual_seed(0)
+    # Variances fall over two decades, as an encoder's do, in axes that are not the coordinates'.
+    scales = torch.logspace(0, -1, dimension, dtype=torch.float64)
+    axes = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64)).Q
+    a, b = (
+        Moments.of((torch.randn(2 * dimension, dimension, generator=generator) * scales + shift) @ axes)
+        for shift in (0.0, 0.05)
+    )
+
+    def ours() -> float:
+        return frechet_distance(*(Moments(each.n, each.mean, each.scatter) for each in (a, b)))
+
+    def theirs() -> float:
+        (mean_a, s_a), (mean_b, s_b) = ((each.mean.numpy(), each.covariance.numpy()) for each in (a, b))
+        root = np.real(sqrtm(s_a @ s_b))
+        return float((mean_a - mean_b) @ (mean_a - mean_b) + np.trace(s_a) + np.trace(s_b) - 2 * np.trace(root))
+
+    values: list[float] = []
+    reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
+    own = time_call(ours, repeats=repeats).median
+    return {
+        "dimension": dimension, "ours_s": own, "original_s": reference, "ratio": reference / own,
+        "relative_difference": abs(ours() - values[0]) / values[0], "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+def bench(
+    names: Mapping[str, str | None], *, device: str, dtype: torch.dtype, repeats: int, originals: Path | None, frechet: bool
+) -> dict[str, Any]:
+    """All of it that is asked for. names: scorer -> local path of its weights, None for its own."""
+    hardware = environment.hardware(device)
+    known = Originals.read(originals, hardware) if originals else None
+    rows = []
+    for name, path in names.items():
+        scorer = scorers.load(name, device=device, dtype=dtype, weights=path)
+        rows.append(
+            bench_scorer(scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known)
+        )
+    return {
+        "hardware": hardware, "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
+        "pictures": PICTURES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
+        "frechet": bench_frechet() if frechet else None,
+    }  # fmt: skip
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """As JSON."""
+    text = json.dumps(result, indent=1) + "\n"
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if result["scorers"]:
+        table = Table(
+            title=f"{result['hardware']}, {result['dtype']}",
+            caption=f"pictures a second, {PICTURES} of {EDGE} x {EDGE} a call, warm",
+        )
+        for column in ("scorer", "ours", "original", "ratio", "original's"):
+            table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
+        for row in result["scorers"]:
+            theirs = (f"{row['original']:.2f}", f"{row['ratio']:.1f}") if row["original"] else ("-", "-")
+            table.add_row(row["scorer"], f"{row['ours']:.2f}", *theirs, row["by"])
+        console.print(table)
+    if frechet := result["frechet"]:
+        console.print(
+            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads: {frechet['ours_s']:.2f} s, clean-fid's formula on"
+            f" scipy.linalg.sqrtm {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x), relative difference {frechet['relative_difference']:.1e}"
+        )

@@ -1,0 +1,141 @@
+"""Two runs of one suite, prompt by prompt."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evaluate.files import replace
+from evaluate.records import Records
+from evaluate.stats import paired_difference
+from evaluate.tables import write_csv
+from prompts.errors import UserError
+
+
+class Row(NamedTuple):
+    """One metric, of all prompts (group "") or of one group: means of A and B over n prompts, and the paired difference B - A.
+
+    low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts. win_rate: share
+    of prompts on which B is higher, ties counted half.
+    """
+
+    metric: str
+    group: str
+    n: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    win_rate: float
+
+
+def mismatch(a: Records, b: Records) -> str | None:
+    """Why scores of `a` and `b` cannot be held against each other, in words; None where they can."""
+    for field in ("suite", "suite_sha256"):
+        if a.meta[field] != b.meta[field]:
+            return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"
+    ours, theirs = a.meta["protocols"], b.meta["protocols"]
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            return f"{name} was computed with weights {ours[name]} in one and {theirs[name]} in the other"
+    if not ours.keys() & theirs.keys():
+        return f"no protocol is in both ({', '.join(ours) or 'none'}; {', '.join(theirs) or 'none'})"
+    return None
+
+
+def compare(a: Records, b: Records, *, by: str | None = None) -> list[Row]:
+    """A row for each protocol that both have, and with `by` for each value of that group of prompts too.
+
+    A prompt's score is the mean over its pictures; prompts without one in A or in B are left out. Raises UserError where suites,
+    protocols or weights differ.
+    """
+    if reason := mismatch(a, b):
+        raise UserError(f"{reason}, so they cannot be compared; run both on the same suite with the same metrics")
+    groups = _groups(b, by) if by else {}
+    left, right = a.by_prompt(), b.by_prompt()
+    shared = left.index.intersection(right.index)
+    labels = np.array([groups.get(name, "") for name in shared], dtype=object)
+    rows = []
+    for metric in (name for name in a.meta["protocols"] if name in b.meta["protocols"]):
+        x, y = (side.loc[shared, metric].to_numpy(float) for side in (left, right))
+        there = np.isfinite(x) & np.isfinite(y)
+        rows.append(_row(metric, "", x[there], y[there]))
+        for label in sorted(set(groups.values())):
+            chosen = there & (labels == label)
+            rows.append(_row(metric, label, x[chosen], y[chosen]))
+    return rows
+
+
+def _groups(records: Records, by: str) -> dict[str, str]:
+    """Each prompt's value of the group `by`."""
+    prefix = "group."
+    names = [column.removeprefix(prefix) for column in records.frame if column.startswith(prefix)]
+    if by not in names:
+        raise UserError(f"--by {by}: the suite {records.meta['suite']} has no such group; it has {', '.join(names) or 'none'}")
+    values = records.frame.set_index("id")[prefix + by].fillna("").astype(str).replace("", "(none)")
+    return dict(values.items())
+
+
+def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> Row:
+    n = len(a)
+    if n < 2:
+        means = (float(a[0]), float(b[0])) if n else (math.nan, math.nan)
+        return Row(metric, group, n, *means, means[1] - means[0], math.nan, math.nan, math.nan)
+    return Row(metric, group, n, float(a.mean()), float(b.mean()), *paired_difference(a, b))
+
+
+def summary(a: Records, b: Records, rows: Sequence[Row]) -> dict[str, Any]:
+    """What is written as JSON: NaN is null there."""
+    clean = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
+    return {
+        "suite": a.meta["suite"], "suite_sha256": a.meta["suite_sha256"], "a": a.meta["model"], "b": b.meta["model"],
+        "level": 0.95, "rows": clean,
+    }  # fmt: skip
+
+
+def write(path: Path, a: Records, b: Records, rows: Sequence[Row]) -> None:
+    """Write the comparison as `path`'s ending says: .json or .csv."""
+    if path.suffix == ".json":
+        text = json.dumps(summary(a, b, rows), indent=1, ensure_ascii=False) + "\n"
+        replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    elif path.suffix == ".csv":
+        write_csv(
+            [
+                {"suite": a.meta["suite"], "model_a": a.meta["model"], "model_b": b.meta["model"]} | row._asdict()
+                for row in rows
+            ],
+            path,
+        )
+    else:
+        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .json or .csv")
+
+
+def show(a: Records, b: Records, rows: Sequence[Row]) -> None:
+    """Print the table, and under it what it leaves out."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grouped = any(row.group for row in rows)
+    table = Table(
+        title=escape(f"{a.meta['suite']}: A = {a.meta['model']}, B = {b.meta['model']}"),
+        caption="difference B - A with its 95 % interval, paired by prompt; wins: share of prompts on which B is higher",
+    )
+    for column in ("metric", *(["group"] if grouped else []), "prompts", "A", "B", "difference", "wins"):
+        table.add_column(column, justify="left" if column in ("metric", "group") else "right")
+    for row in rows:
+        interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+        group = [escape(row.group) or "all"] if grouped else []
+        table.add_row(row.metric, *group, f"{row.n:,}", f"{row.a:.4f}", f"{row.b:.4f}", interval, f"{row.win_rate:.0%}")
+    console = Console()
+    console.print(table)
+    for name, records in (("A", a), ("B", b)):
+        if records.missing:
+            console.print(f"{name} is incomplete: {records.missing}")
+    for name, one, other in (("A", a, b), ("B", b, a)):
+        if alone := [protocol for protocol in one.meta["protocols"] if protocol not in other.meta["protocols"]]:
+            console.print(f"only in {name}: {', '.join(alone)}")

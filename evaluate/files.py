@@ -1,0 +1,24 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from prompts.errors import UserError
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a draft beside `path`, then put it in `path`'s place: a reader never sees half of it.
+
+    The folder is made where it is missing. Raises UserError where the disk refuses.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another place") from None

@@ -1,0 +1,113 @@
+"""Records: what a run measured, a row a picture, with what made them. One Parquet file, between the runner and all that reads it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evaluate.files import replace
+from prompts.errors import UserError
+
+#: Where a file keeps `meta`, as JSON: in the metadata of its schema.
+KEY = b"onestep"
+#: What is read of every file; beside these come `prompt`, `group.NAME` and `score.PROTOCOL`.
+COLUMNS = ("id", "seed", "image_sha256", "error")
+FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """frame: a row a picture. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
+    `score.PROTOCOL`, NaN where there is none.
+
+    meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where there are none), and
+    whether the run that wrote them was `complete`.
+    """
+
+    frame: pd.DataFrame
+    meta: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Records":
+        """Of a file, or of a run's folder with one `records*.parquet`. Raises UserError for what is neither, or torn."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file = _file(path)
+        try:
+            with pq.ParquetFile(file) as parquet:
+                table = parquet.read()
+            meta = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which goes on where it stopped"
+            ) from None
+        for kind, names, there in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
+            if lacking := [name for name in names if name not in there]:
+                raise UserError(
+                    f"{file}: no {kind} {lacking[0]!r}, so these are no records; give a file that 'evaluate run' wrote"
+                )
+        if lacking := [name for name in meta["protocols"] if f"score.{name}" not in table.column_names]:
+            raise UserError(
+                f"{file}: no column 'score.{lacking[0]}', though its protocols name it; write it again with 'evaluate run'"
+            )
+        frame = table.to_pandas()
+        if (twice := frame.duplicated(["id", "seed"])).any():
+            row = frame[twice].iloc[0]
+            raise UserError(
+                f"{file}: id {row['id']!r} with seed {row['seed']} is there twice; write it again with 'evaluate run'"
+            )
+        return cls(frame, meta)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        metadata = {**(table.schema.metadata or {}), KEY: json.dumps(self.meta).encode()}
+        replace(path, lambda draft: pq.write_table(table.replace_schema_metadata(metadata), draft))
+
+    @property
+    def missing(self) -> str | None:
+        """What keeps these records from being complete, in words; None where nothing does."""
+        n, expected = len(self.frame), self.meta["n_expected"]
+        if n != expected:
+            return f"{n:,} of {expected:,} records are there"
+        if failed := int(self.frame["error"].notna().sum()):
+            return f"{failed:,} of {n:,} records have errors"
+        for protocol in self.meta["protocols"]:
+            if absent := int((~np.isfinite(self.scores(protocol))).sum()):
+                return f"{absent:,} of {n:,} records have no score {protocol}"
+        return None if self.meta["complete"] else "the run that wrote them did not finish"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record that was asked for is there, without an error and with every score."""
+        return self.missing is None
+
+    def scores(self, protocol: str) -> np.ndarray:
+        """One protocol's scores `[N]`, float64, NaN where there is none."""
+        scores: np.ndarray = self.frame[f"score.{protocol}"].to_numpy(float)
+        return scores
+
+    def by_prompt(self) -> pd.DataFrame:
+        """Mean scores of each prompt over its pictures that have one: index `id`, sorted; a column a protocol."""
+        columns = {f"score.{name}": name for name in self.meta["protocols"]}
+        return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
+
+
+def _file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; give a records file, or the folder of a run")
+    found = sorted(path.glob("records*.parquet"))
+    if len(found) != 1:
+        remedy = "give one of them" if found else "give the folder or the file that 'evaluate run' names at its end"
+        raise UserError(f"{path}: {len(found) or 'no'} files records*.parquet there; {remedy}")
+    return found[0]

@@ -1,0 +1,326 @@
+"""How long a model takes to draw, stage by stage, and how much memory at most.
+
+A stage is what its modules' forwards take, by hooks on a stock pipeline: `text` the text encoders, `denoiser` the UNet or transformer in
+all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA events; on a CPU, the wall clock.
+"""
+
+import importlib
+import json
+import resource
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from evaluate import environment, pipelines
+from evaluate.tables import read_csv, write_csv
+from prompts.errors import UserError
+
+#: Calls that are not counted: memory is claimed and kernels are chosen in them.
+WARMUP = 2
+#: Seconds are told for this many pictures, as papers tell them.
+PICTURES = 10
+PROMPT = "a small red circle left of a large blue square on a white background"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Clock:
+    """Marks on a device's own time line, and the seconds between two of them."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.cuda = device, device.type == "cuda"
+
+    def mark(self) -> Any:
+        """Now; on a GPU, when it has come so far in its queue."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """From one mark to another."""
+        if not self.cuda:
+            return float(last - first)
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1000
+
+
+class Spread(NamedTuple):
+    """Median, least and most seconds of several calls."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Spread":
+        """Of one value a call."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def time_call(
+    call: Callable[[], object], *, device: str | torch.device = "cpu", repeats: int = 5, warmup: int = WARMUP
+) -> Spread:
+    """Seconds of `call()`, which does its work on `device`, after `warmup` calls that are not counted."""
+    clock = Clock(torch.device(device))
+    seconds = []
+    for _ in range(warmup + repeats):
+        first = clock.mark()
+        call()
+        seconds.append(clock.seconds(first, clock.mark()))
+    return Spread.of(seconds[warmup:])
+
+
+# ---- stages of a pipeline ------------------------------------------------------------------------------------------------
+
+
+def stages(pipeline: Any) -> dict[str, list[nn.Module]]:
+    """The modules of each stage. The pipeline calls `vae.decode`, which is no forward, but what it spends its time in is."""
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {
+        "text": [part for name, part in parts.items() if name.startswith("text_encoder")],
+        "denoiser": [parts[name] for name in ("unet", "transformer") if name in parts],
+        "vae": [part.decoder for name, part in parts.items() if name == "vae"],
+    }
+
+
+@contextmanager
+def watched(modules: dict[str, list[nn.Module]], clock: Clock) -> Iterator[dict[str, list[tuple[Any, Any]]]]:
+    """Collect the pair of marks around every forward of the modules, by stage."""
+    spans: dict[str, list[tuple[Any, Any]]] = {stage: [] for stage in modules}
+    with ExitStack() as stack:
+        for stage, members in modules.items():
+            begun: list[Any] = []
+            for module in members:
+                before = module.register_forward_pre_hook(lambda *_, begun=begun: begun.append(clock.mark()))
+                after = module.register_forward_hook(
+                    lambda *_, begun=begun, stage=stage: spans[stage].append((begun.pop(), clock.mark()))
+                )
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+        yield spans
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for PICTURES pictures, medians over calls of `batch` pictures (`least`, `most`: of the total), and peak memory.
+
+    peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at most, Python and loading included.
+    """
+
+    total: float
+    least: float
+    most: float
+    text: float
+    denoiser: float
+    vae: float
+    other: float
+    peak_mib: float
+
+
+@torch.no_grad()
+def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
+    """Draw `batch` pictures WARMUP + `repeats` times and time the last `repeats`."""
+    clock = Clock(torch.device(pipeline.device))
+    modules = stages(pipeline)
+    calls: list[dict[str, float]] = []
+    for number in range(WARMUP + repeats):
+        if number == WARMUP and clock.cuda:
+            torch.cuda.reset_peak_memory_stats(clock.device)
+        with watched(modules, clock) as spans:
+            first = clock.mark()
+            pictures: Tensor = pipeline([prompt] * batch, output_type="pt", **how.call()).images
+            pictures.cpu()
+            last = clock.mark()
+        seconds = {stage: sum(clock.seconds(*span) for span in found) for stage, found in spans.items()}
+        total = clock.seconds(first, last)
+        calls.append({"total": total, **seconds, "other": total - sum(seconds.values())})
+    scaled = {name: [PICTURES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
+    medians = {name: statistics.median(values) for name, values in scaled.items()}
+    return Timing(**medians, least=min(scaled["total"]), most=max(scaled["total"]), peak_mib=peak_mib(clock.device))
+
+
+def peak_mib(device: torch.device) -> float:
+    """Memory held at most, in MiB: on a GPU by torch since the last reset, else by the process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # macOS counts bytes, Linux KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
+
+
+# ---- weights that are not at hand ----------------------------------------------------------------------------------------
+
+
+def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
+    """The model's architecture with weights drawn at random, from its configs and tokenizers alone.
+
+    Never zeros: a GPU computes with zeros faster than with numbers. Raises UserError where a config is missing.
+    """
+    from diffusers import DiffusionPipeline
+
+    pipelines.quiet()
+    folder = _configs(model)
+    try:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        torch.manual_seed(seed)
+        parts = {}
+        for name, entry in index.items():
+            if isinstance(entry, list) and entry[0] is not None:
+                kind = _class(*entry)
+                if kind is None:  # safety checkers and what else a pipeline brings along for itself
+                    parts[name] = None
+                elif issubclass(kind, nn.Module):
+                    parts[name] = (
+                        _draw_weights(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
+                    )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the safety checker that is left out
+            pipeline = DiffusionPipeline.from_pretrained(folder, **parts)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{folder}: cannot be built from its configs ({reason}); fetch its .json and tokenizer files again"
+        ) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _configs(model: str) -> Path:
+    """The folder with a model's configs, that of the pipeline it leans on where it has one."""
+    path, how = pipelines.locate(model), pipelines.recipe(model)
+    if path is None:
+        return _fetch_configs(model)
+    folder = path if path.is_dir() else path.parent
+    if how.pipeline:
+        return _configs(str(folder / how.pipeline) if (folder / how.pipeline).is_dir() else how.pipeline)
+    return folder
+
+
+def _fetch_configs(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model"], ignore_patterns=["*.index.json"]))
+    except Exception as error:  # what a broken line raises is its HTTP library's, which changes between its versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"{model}: its configs cannot be fetched ({reason}); check its name and the network, or give a folder with them"
+        ) from None
+
+
+def _class(library: str, name: str) -> Any:
+    if library not in ("diffusers", "transformers"):
+        return None
+    return getattr(importlib.import_module(library), name, None)
+
+
+def _build(kind: Any, folder: Path, device: str) -> nn.Module:
+    """A network of class `kind` as `folder`'s config describes it."""
+    with torch.device(device):
+        module: nn.Module
+        if hasattr(kind, "config_class"):  # of transformers
+            module = kind(kind.config_class.from_pretrained(folder))
+        else:
+            module = kind.from_config(kind.load_config(folder))
+    return module
+
+
+@torch.no_grad()
+def _draw_weights(module: nn.Module) -> nn.Module:
+    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, (parameter.numel() / len(parameter)) ** -0.5)
+        else:
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return module
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `evaluate time` is asked for."""
+
+    model: str
+    random_weights: bool
+    device: str
+    dtype: str
+    batch: int
+    repeats: int
+
+    @property
+    def command(self) -> str:
+        """What makes the row again."""
+        words = ["evaluate", "time", "--model", self.model, *(["--random-weights"] if self.random_weights else [])]
+        return shlex.join(
+            [*words, "--device", self.device, "--dtype", self.dtype, "--batch", str(self.batch), "--repeats", str(self.repeats)]
+        )
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """The row of `timings.csv`: seconds for PICTURES pictures, in all and by stage."""
+    if settings.dtype not in DTYPES:
+        raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
+    dtype, how = DTYPES[settings.dtype], pipelines.recipe(settings.model)
+    if settings.random_weights:
+        pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
+    else:
+        pipeline = pipelines.load(settings.model, dtype=dtype)
+    timing = time_pipeline(pipeline.to(settings.device), how, batch=settings.batch, repeats=settings.repeats)
+    figures = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
+    return {
+        "model": settings.model, "weights": "random" if settings.random_weights else "its own",
+        "recipe": json.dumps(how.model_dump(mode="json", exclude_none=True), sort_keys=True),
+        "pictures": PICTURES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
+        "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,
+    }  # fmt: skip
+
+
+def record(row: dict[str, Any], path: Path) -> None:
+    """Put a row into `timings.csv`, in place of the one that the same command made on the same hardware with the same versions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = read_csv(path) if path.is_file() else []
+        if rows and rows[0].keys() != row.keys():
+            raise UserError(f"{path}: other columns than those of this version; move it away")
+        text = {name: str(value) for name, value in row.items()}
+        key = ("command", "hardware", "versions")
+        kept: list[dict[str, str]] = [old for old in rows if any(old[name] != text[name] for name in key)]
+        write_csv([*kept, text], path)
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print the row."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=escape(f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}"),
+        caption=f"medians of {row['repeats']} calls of {row['batch']} pictures, after {WARMUP} that are not counted",
+    )
+    table.add_column("stage")
+    for column in (f"s / {PICTURES} pictures", "share"):
+        table.add_column(column, justify="right")
+    for stage in ("text", "denoiser", "vae", "other", "total"):
+        seconds = row[f"{stage}_s"]
+        table.add_row(stage, f"{seconds:.4f}", f"{seconds / row['total_s']:.0%}")
+    console = Console()
+    console.print(table)
+    console.print(f"total {row['least_s']:.4f} to {row['most_s']:.4f} s, peak memory {row['peak_mib']:.0f} MiB")

@@ -1,0 +1,99 @@
+"""The benchmark measures what it says."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from evaluate import bench
+from evaluate.bench import Forwards, Originals, bench_frechet, bench_scorer, harness_overhead
+from prompts.errors import UserError
+
+SHA = "a" * 64
+
+
+class Napper:
+    """A scorer that takes 50 ms a call."""
+
+    protocol = "nap"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        assert images.shape == (bench.PICTURES, 3, bench.EDGE, bench.EDGE)
+        self.seen += prompts
+        time.sleep(0.05)
+        return torch.zeros(len(prompts))
+
+
+def originals(path: Path, **changes: Any) -> Path:
+    content = {
+        "hardware": "here", "pictures": bench.PICTURES, "edge": bench.EDGE, "versions": "hpsv2 1.2.0",
+        "scorers": {"nap": {"seconds": 0.5, "weights_sha256": SHA}},
+    }  # fmt: skip
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_a_scorer_beside_its_original(tmp_path: Path) -> None:
+    known = Originals.read(originals(tmp_path / "o.json"), "here")
+    scorer: Any = Napper()
+    row = bench_scorer(scorer, SHA, device="cpu", repeats=2, originals=known)
+    assert row.ours == pytest.approx(bench.PICTURES / 0.05, rel=0.1)
+    assert row.original == bench.PICTURES / 0.5
+    assert row.ratio == pytest.approx(10, rel=0.1)
+    assert row.by == "hpsv2 1.2.0"
+    assert len(set(scorer.seen)) == len(scorer.seen)  # no prompt twice: nothing is remembered from call to call
+    assert bench_scorer(scorer, SHA, device="cpu", repeats=1).ratio is None
+    with pytest.raises(UserError, match="same file"):
+        bench_scorer(scorer, "b" * 64, device="cpu", repeats=1, originals=known)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"hardware": "there"}, "hardware"), ({"pictures": 1}, "pictures"), ({"scorers": 1}, "scorers")]
+)
+def test_timings_made_elsewhere_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Originals.read(originals(tmp_path / "o.json", **changes), "here")
+
+
+def test_missing_timings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="originals' environment"):
+        Originals.read(tmp_path / "none.json", "here")
+
+
+def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    clip = CLIPModel.from_pretrained(clip_folder).eval()
+    scorer = SimpleNamespace(clip=clip, tokenizer=CLIPTokenizer.from_pretrained(clip_folder))
+    name, make = bench.IMPORTABLE["clipscore/vit-l-14-torchmetrics"]
+    images, texts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), ["a red circle", "a blue square", "a circle"]
+    with torch.no_grad():
+        score = make(scorer)(images, texts)
+    assert name == "torchmetrics"
+    assert isinstance(score, torch.Tensor)
+    assert score.isfinite()
+
+
+def test_overhead_is_what_is_outside_the_forwards() -> None:
+    def run_suite(forwards: Forwards) -> None:
+        for _ in range(10):
+            with forwards():
+                time.sleep(0.02)
+            time.sleep(0.005)
+
+    result = harness_overhead(run_suite, records=10)
+    assert result["overhead"] == pytest.approx(0.2, abs=0.03)
+    assert result["outside_ms"] == pytest.approx(5, rel=0.2)
+
+
+def test_the_frechet_distance_is_the_originals() -> None:
+    result = bench_frechet(64, repeats=1)
+    assert result["relative_difference"] < 1e-6
+    assert result["original_s"] > 0

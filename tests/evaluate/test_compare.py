@@ -1,0 +1,88 @@
+"""Comparing two runs: by hand on few numbers, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recording import make
+from scipy import stats
+
+from evaluate.compare import Row, compare, show, write
+from evaluate.tables import read_csv
+from prompts.errors import UserError
+
+A = np.array([1.0, 2.0, 3.0, 4.0])
+B = np.array([2.0, 2.0, 5.0, 3.5])
+
+
+def test_differences_by_hand() -> None:
+    (row,) = compare(make({"m": A}), make({"m": B}))
+    t = stats.ttest_rel(B, A)
+    interval = t.confidence_interval(0.95)
+    expected = Row("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4)
+    assert row[:3] == expected[:3]
+    assert row[3:] == pytest.approx(expected[3:])
+
+
+def test_prompts_are_paired_by_id_whatever_the_order() -> None:
+    b = make({"m": B})
+    shuffled = make({"m": B})
+    shuffled = type(b)(shuffled.frame.sample(frac=1, random_state=0), shuffled.meta)
+    assert compare(make({"m": A}), shuffled) == compare(make({"m": A}), b)
+
+
+def test_several_pictures_of_a_prompt_count_as_one() -> None:
+    # Each score twice: twice the pictures, and not a bit more certainty.
+    twice = compare(make({"m": A.repeat(2)}, seeds=2), make({"m": B.repeat(2)}, seeds=2))
+    assert twice == compare(make({"m": A}), make({"m": B}))
+
+
+def test_by_category_and_with_scores_missing() -> None:
+    b = B.copy()
+    b[3] = np.nan
+    rows = compare(make({"m": A}), make({"m": b}), by="category")
+    assert [(row.group, row.n) for row in rows] == [("", 3), ("Animals", 1), ("World Knowledge", 2)]
+    animals, world = rows[1:]
+    assert animals.difference == 0
+    assert np.isnan([animals.low, animals.high, animals.win_rate]).all()
+    assert world.difference == 1.5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"suite": "hpsv2"}, "suite is parti in one and hpsv2"),
+        ({"suite_sha256": "6" * 64}, "suite_sha256"),
+        ({"protocols": {"m": "b" * 64}}, "m was computed with weights"),
+        ({"protocols": {}}, "no protocol is in both"),
+    ],
+)
+def test_what_differs_is_refused_in_a_sentence(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        compare(make({"m": A}), make({"m": B}, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_group_is_refused() -> None:
+    with pytest.raises(UserError, match="has category"):
+        compare(make({"m": A}), make({"m": B}), by="challenge")
+
+
+def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make({"m": A}, model="=base"), make({"m": B, "extra": B}, n_expected=9)
+    rows = compare(a, b, by="category")
+    write(tmp_path / "c.json", a, b, [rows[0], rows[1]._replace(low=float("nan"))])
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["rows"][0]["difference"] == rows[0].difference
+    assert content["rows"][1]["low"] is None
+    write(tmp_path / "c.csv", a, b, rows)
+    table = read_csv(tmp_path / "c.csv")
+    assert [(row["model_a"], float(row["difference"])) for row in table] == [("=base", row.difference) for row in rows]
+    with pytest.raises(UserError, match=r"ends in \.json or \.csv"):
+        write(tmp_path / "c.xlsx", a, b, rows)
+    show(a, b, rows)
+    said = capsys.readouterr().out
+    assert "B is incomplete: 4 of 9 records" in said
+    assert "only in B: extra" in said

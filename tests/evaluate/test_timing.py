@@ -1,0 +1,114 @@
+"""Timing: time goes to the stage that takes it, and weights that are drawn are all there."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluate import cli, pipelines, timing
+from evaluate.tables import read_csv
+from prompts.errors import UserError
+
+RECIPE = pipelines.Recipe(steps=2, guidance_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def configs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline without its weights."""
+    folder = tmp_path_factory.mktemp("models") / "configs"
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "recipe.yaml").write_text("steps: 2\nguidance_scale: 1.0\n")
+    return folder
+
+
+@pytest.mark.parametrize(("stage", "calls"), [("text", 1), ("denoiser", 2), ("vae", 1)])
+def test_time_goes_to_the_stage_that_takes_it(tiny: Path, stage: str, calls: int) -> None:
+    pipeline = pipelines.load(str(tiny))
+    quick = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
+    (module,) = timing.stages(pipeline)[stage]
+    forward = module.forward
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(0.1)
+        return forward(*args, **options)
+
+    module.forward = slow
+    slowed = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
+    for name in ("text", "denoiser", "vae", "other"):
+        added = getattr(slowed, name) - getattr(quick, name)
+        assert added == pytest.approx(calls * 0.1 * timing.PICTURES / 4 if name == stage else 0, abs=0.1), name
+    assert slowed.least <= slowed.total <= slowed.most
+    assert slowed.total == pytest.approx(slowed.text + slowed.denoiser + slowed.vae + slowed.other, rel=0.1)
+    assert slowed.peak_mib > 50
+
+
+def test_hooks_are_taken_off_again(tiny: Path) -> None:
+    pipeline = pipelines.load(str(tiny))
+    timing.time_pipeline(pipeline, RECIPE, batch=1, repeats=1)
+    for modules in timing.stages(pipeline).values():
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def test_calls_that_warm_up_are_not_counted() -> None:
+    naps = iter([0.2, 0.2, 0.01, 0.02, 0.03])
+    spread = timing.time_call(lambda: time.sleep(next(naps)), repeats=3)
+    assert spread.least < 0.02 <= spread.median < 0.03 <= spread.most < 0.2
+
+
+def test_weights_are_drawn_and_never_zero(configs: Path, tiny: Path) -> None:
+    pipeline, real = timing.random_pipeline(str(configs), dtype=torch.float32, device="cpu"), pipelines.load(str(tiny))
+    for name in ("unet", "vae", "text_encoder"):
+        drawn, own = (getattr(each, name) for each in (pipeline, real))
+        assert {key: value.shape for key, value in drawn.state_dict().items()} == {
+            k: v.shape for k, v in own.state_dict().items()
+        }
+        assert all(parameter.count_nonzero() == parameter.numel() for parameter in drawn.parameters()), name
+        assert not drawn.training
+    again = timing.random_pipeline(str(configs), dtype=torch.float32, device="cpu")
+    assert torch.equal(pipeline.unet.conv_in.weight, again.unet.conv_in.weight)
+    half = timing.random_pipeline(str(configs), dtype=torch.bfloat16, device="cpu")
+    assert half.unet.dtype == half.vae.dtype == torch.bfloat16
+    image = pipeline(["a circle"], output_type="pt", **RECIPE.call()).images
+    assert image.isfinite().all()
+    assert image.std() > 0
+
+
+def test_a_missing_config_is_said(configs: Path, tmp_path: Path) -> None:
+    for gone in ("model_index.json", "unet/config.json", "tokenizer"):
+        folder = tmp_path / gone.replace("/", "-")
+        shutil.copytree(configs, folder)
+        shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
+        with pytest.raises(UserError, match="cannot be built from its configs") as caught:
+            timing.random_pipeline(str(folder), dtype=torch.float32, device="cpu")
+        assert str(folder) in str(caught.value)
+
+
+def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["evaluate", "time", "--model", str(configs), "--random-weights", "--device", "cpu", "--repeats", "1"]
+    for batch in ("2", "2", "1"):
+        monkeypatch.setattr("sys.argv", [*arguments, "--batch", batch, "--output", str(tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    rows = read_csv(tmp_path / "timings.csv")
+    assert [row["batch"] for row in rows] == ["2", "1"]
+    for row in rows:
+        assert row["weights"] == "random"
+        assert row["warmup"] == "2"
+        assert float(row["total_s"]) > float(row["denoiser_s"]) > 0
+        assert all(row[name] for name in ("recipe", "hardware", "versions", "command", "peak_mib"))
+    (tmp_path / "timings.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="move it away"):
+        timing.record(dict(rows[0]), tmp_path / "timings.csv")
+
+
+@pytest.mark.parametrize("change", [{"dtype": "int8"}, {"device": "cuda"}])
+def test_what_cannot_be_timed_is_refused(configs: Path, change: dict[str, str]) -> None:
+    if change.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    settings = {"model": str(configs), "random_weights": True, "device": "cpu", "dtype": "fp32", "batch": 1, "repeats": 1}
+    with pytest.raises(UserError, match=next(iter(change))):
+        timing.measure(timing.Settings(**(settings | change)))  # type: ignore[arg-type]
