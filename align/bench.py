@@ -14,7 +14,7 @@ from rich.table import Table
 
 from align import config as configs
 from align.config import TrainConfig
-from align.console import console
+from evaluate.console import console
 from prompts.errors import UserError
 
 GRADIENTS = ("exact", "exact_sequential", "detached")

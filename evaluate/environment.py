@@ -1,6 +1,9 @@
-"""Whether this environment is one in which the package's names are its own."""
+"""The environment a result comes from: whether the package's names are its own there, versions, and hardware."""
 
-from importlib.metadata import packages_distributions
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 
 from prompts.errors import UserError
 
@@ -12,3 +15,32 @@ def check() -> None:
         raise UserError(
             f"the distribution {owners[0]!r} installs a package called 'evaluate' as well; uninstall it or use a separate environment"
         )
+
+
+def versions(*names: str) -> str:
+    """Versions of distributions, and of Python, in one line."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+@cache
+def hardware(device: str) -> str:
+    """The processor that computes, in words: a GPU's name, or the CPU's with its cores."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
