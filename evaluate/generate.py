@@ -8,9 +8,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Picture:
-    """What became of a row: its file and the hash of its pixels, or an error. `batch` is how many were drawn at once."""
+    """What became of a row: its file, the file's size, the hash of its pixels; or an error. `batch`: how many were drawn at once."""
 
     file: str | None
+    size: int
     sha256: str | None
     error: str | None
     batch: int
@@ -85,6 +85,10 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def path(self, block: Block, picture: Picture) -> Path:
+        """A picture's file."""
+        return self.folder / block.key / str(picture.file)
+
     def read(self, block: Block) -> list[Picture] | None:
         """What became of each row, or None where the block is not there or its files are not what the index says."""
         try:
@@ -92,15 +96,24 @@ class Store:
             pictures = [Picture(**row) for row in found]
         except (OSError, ValueError, TypeError):
             return None
-        whole = len(pictures) == len(block.rows) and all(
-            p.file is None or (self.folder / block.key / p.file).is_file() for p in pictures
-        )
+        whole = len(pictures) == len(block.rows) and all(p.file is None or self._is_whole(block, p) for p in pictures)
         return pictures if whole else None
+
+    def failed(self, block: Block) -> bool:
+        """Whether the block is to be tried again: it is not there, or some of its rows are errors."""
+        pictures = self.read(block)
+        return pictures is None or any(picture.error for picture in pictures)
+
+    def _is_whole(self, block: Block, picture: Picture) -> bool:
+        try:
+            return self.path(block, picture).stat().st_size == picture.size
+        except OSError:
+            return False
 
     def open(self, block: Block, picture: Picture) -> np.ndarray | None:
         """The pixels `[H, W, 3]`, uint8, of one picture; None if the file is not the picture that was drawn."""
         try:
-            with Image.open(self.folder / block.key / str(picture.file)) as image:
+            with Image.open(self.path(block, picture)) as image:
                 pixels = np.asarray(image)
         except (OSError, SyntaxError, ValueError):
             return None
@@ -113,12 +126,13 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             index = []
             for row, (pixels, error, batch) in zip(block.rows, drawn, strict=True):
-                name = None
+                name, size = None, 0
                 if pixels is not None:
                     name = f"{_file_name(row.prompt.id)}-{row.seed}.png"
                     replace(folder / name, lambda path, pixels=pixels: Image.fromarray(pixels).save(path, format="PNG"))
+                    size = (folder / name).stat().st_size
                 sha256 = None if pixels is None else pixels_sha256(pixels)
-                index.append({"file": name, "sha256": sha256, "error": error, "batch": batch})
+                index.append({"file": name, "size": size, "sha256": sha256, "error": error, "batch": batch})
             text = json.dumps(index, indent=0)
             replace(folder / "index.json", lambda path: path.write_text(text, encoding="utf-8"))
         except OSError as error:
@@ -176,7 +190,7 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
 
 
 def drawer(model: str, *, device: str, dtype: torch.dtype) -> Draw:
-    """Load a model, and return what draws from it: (prompts, prompt ids, seeds) -> `[B, 3, H, W]` in [0, 1]."""
+    """What draws from a model: (prompts, prompt ids, seeds) -> `[B, 3, H, W]` in [0, 1]."""
     pipeline, how = pipelines.load(model, dtype=dtype).to(device), pipelines.recipe(model)
 
     def draw(prompts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -193,28 +207,33 @@ def pictures_digest(folder: Path) -> str:
     return digest("".join(f"{name} {sha256(path)}\n" for name, path in sorted(_found(folder).items())))
 
 
-def adopt(folder: Path, block: Block, number: Mapping[str, int], *, seeds: int) -> list[Drawn]:
-    """A block's pictures out of `folder`, with subfolders.
+def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[[Block], list[Drawn]]:
+    """What finds a block's pictures in `folder` and its subfolders.
 
     A file is named by its prompt's id, with `-SEED` behind it where a prompt has several pictures, or by the prompt's number in
     the suite, counted from 0. A picture that is missing or cannot be read is an error in its row.
     """
     found = _found(folder)
-    by_number = {int(name): path for name, path in found.items() if name.isdecimal()}
-    result: list[Drawn] = []
-    for row in block.rows:
+    by_number = {int(name): path for name, path in found.items() if name.isdecimal()} if seeds == 1 else {}
+    number = {prompt.id: i for i, prompt in enumerate(prompts)}
+
+    def look(row: Row) -> Drawn:
         name = row.prompt.id if seeds == 1 else f"{row.prompt.id}-{row.seed}"
-        path = found.get(name) or found.get(_file_name(name)) or (by_number.get(number[row.prompt.id]) if seeds == 1 else None)
+        path = found.get(name) or found.get(_file_name(name)) or by_number.get(number[row.prompt.id])
+        if path is None:
+            return (
+                None,
+                f"{folder}: no picture is named {_file_name(name)}{f' or {number[row.prompt.id]}' if seeds == 1 else ''}",
+                1,
+            )
         try:
-            if path is None:
-                raise UserError(f"{folder}: no picture named {_file_name(name)!r} or {number[row.prompt.id]}")
-            result.append((read_image(path).permute(1, 2, 0).numpy(), None, 1))
+            return read_image(path).permute(1, 2, 0).numpy(), None, 1
         except UserError as error:
-            result.append((None, str(error), 1))
-    return result
+            return None, str(error), 1
+
+    return lambda block: [look(row) for row in block.rows]
 
 
-@lru_cache(1)
 def _found(folder: Path) -> dict[str, Path]:
     """Pictures by their path in `folder` without its suffix."""
     if not folder.is_dir():

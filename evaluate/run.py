@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as change
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from evaluate import environment, leaderboard, pipelines, scorers, sets
 from evaluate.console import Watch, console
-from evaluate.generate import Block, Store, adopt, blocks, digest, draw_block, drawer, pictures_digest, replace
+from evaluate.generate import Block, Store, adopter, blocks, digest, draw_block, drawer, pictures_digest, replace
 from evaluate.records import Records
 from evaluate.scorers import Scorer, score_all
 from evaluate.stats import clustered_mean
@@ -107,9 +107,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run_and_tell(settings: Settings) -> bool:
     """Run, and print the row. Returns False where pictures or scores are missing for good."""
-    records = run(settings)
-    if records is None:
+    path = run(settings)
+    if path is None:
         return True
+    records = Records.load(path)
     frame = records.frame
     table = Table(title=f"{settings.model} on {settings.suite.name}, n = {len(frame)}")
     for column in ("metric", "mean", "standard error", "n"):
@@ -122,7 +123,7 @@ def run_and_tell(settings: Settings) -> bool:
             protocol, f"{estimate['value']:.4f}", f"[{estimate['low']:.4f}, {estimate['high']:.4f}]", str(estimate["n"])
         )
     console.print(table)
-    console.print(f"row in {settings.output / settings.suite.name}.csv, records in {records_path(settings)}")
+    console.print(f"row in {settings.output / settings.suite.name}.csv, records in {path}")
     failed = frame[frame["error"].notna()]
     if len(failed):
         console.print(
@@ -131,33 +132,29 @@ def run_and_tell(settings: Settings) -> bool:
     return bool(records.complete)
 
 
-def records_path(settings: Settings) -> Path:
-    """Where the records of a whole run lie."""
-    return _folder(settings) / f"records-{settings.suite.name}-{digest(settings.command)[:8]}.parquet"
-
-
-def run(settings: Settings, *, show: bool = True) -> Records | None:
+def run(settings: Settings, *, show: bool = True) -> Path | None:
     """Draw what is not drawn and score what is not scored; with all of it there, write the records and the leaderboard's row.
 
-    Returns None where blocks are left to other shards.
+    Returns the records' file, or None where blocks are left to other shards.
     """
     names = {kind: [name for name in settings.metrics if name in kind.variants()] for kind in (scorers, sets)}
     for name in settings.metrics:
         if name not in (*names[scorers], *names[sets]):
             raise UserError(f"no metric {name!r}; 'evaluate metrics' lists them")
-    made_by, folder = identity(settings), _folder(settings)
+    made_by = identity(settings)
+    folder = settings.output / "runs" / f"{_slug(settings.model)}-{digest(json.dumps(made_by, sort_keys=True))[:12]}"
     _keep(folder / "made-by.json", made_by)
     store = Store(folder / "pictures")
     work = blocks(settings.suite.prompts, settings.seeds, settings.batch)
     mine = work[settings.shard[0] :: settings.shard[1]]
 
-    _draw(settings, [block for block in mine if store.read(block) is None], store, show=show)
+    _draw(settings, [block for block in mine if store.failed(block)], store, show=show)
     loaded = {name: scorers.load(name, device=settings.device) for name in names[scorers]}
     parts = {
         s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store)
         for s in loaded.values()
     }
-    unscored = {block: [s for s in loaded.values() if parts[s.protocol].read(block) is None] for block in mine}
+    unscored = {block: [s for s in loaded.values() if parts[s.protocol].failed(block)] for block in mine}
     _score(settings, {block: which for block, which in unscored.items() if which}, store, parts, show=show)
 
     missing = [b for b in work if store.read(b) is None or any(part.read(b) is None for part in parts.values())]
@@ -175,16 +172,12 @@ def run(settings: Settings, *, show: bool = True) -> Records | None:
             and not frame["error"].notna().any(), "sets": estimates, "command": settings.command,
         },
     )  # fmt: skip
-    records.save(records_path(settings))
+    path = folder / f"records-{settings.suite.name}-{digest(settings.command)[:8]}.parquet"
+    records.save(path)
     leaderboard.upsert(settings.output / f"{settings.suite.name}.csv", leaderboard.row(records, settings.device))
-    return records
+    return path
 
 
-def _folder(settings: Settings) -> Path:
-    return settings.output / "runs" / f"{_slug(settings.model)}-{digest(json.dumps(identity(settings), sort_keys=True))[:12]}"
-
-
-@cache
 def identity(settings: Settings) -> dict[str, Any]:
     """Everything a picture of this run depends on besides its prompt and seed."""
     if settings.images:
@@ -206,14 +199,13 @@ def _draw(settings: Settings, todo: Sequence[Block], store: Store, *, show: bool
     if not todo:
         return
     with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
-        source = None if settings.images else drawer(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
-        number = {prompt.id: i for i, prompt in enumerate(settings.suite.prompts)}
+        if settings.images:
+            source = adopter(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
+        else:
+            draw = drawer(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
+            source = partial(draw_block, draw, say=console.print)
         for block in todo:
-            if source:
-                store.write(block, draw_block(source, block, say=console.print))
-            else:
-                assert settings.images
-                store.write(block, adopt(settings.images, block, number, seeds=len(settings.seeds)))
+            store.write(block, source(block))
             watch.advance(len(block.rows))
 
 
@@ -235,6 +227,11 @@ class Scores:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if fits else None
+
+    def failed(self, block: Block) -> bool:
+        """Whether the block is to be tried again: it has no scores, or some of them are errors."""
+        rows = self.read(block)
+        return rows is None or any(row["error"] for row in rows)
 
     def write(self, block: Block, rows: list[dict[str, Any]]) -> None:
         """Keep a block's scores."""
@@ -267,7 +264,7 @@ def score_block(block: Block, store: Store, which: Sequence[Scorer], device: str
             rows[i] |= {"score": value, "error": error}
         for i, row in enumerate(rows):
             if pictures[i].file is not None and pixels[i] is None:
-                row["error"] = "the picture's file is damaged"
+                row["error"] = f"{store.path(block, pictures[i])}: not the picture that was drawn; delete it and run again"
         result[protocol] = rows
     return result
 
