@@ -1,7 +1,6 @@
 """What a training step costs: time, pictures a second and peak memory, by gradient mode and storage of roles."""
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -14,26 +13,13 @@ from rich.table import Table
 
 from align import config as configs
 from align.config import TrainConfig
-from align.console import console
+from evaluate import environment
+from evaluate.console import console
 from prompts.errors import UserError
 
 GRADIENTS = ("exact", "exact_sequential", "detached")
 STORAGES: dict[str, dict[str, Any] | None] = {"full": None, "lora": {"rank": 8, "alpha": 8.0}}
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
-
-
-def hardware() -> str:
-    """The machine in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) -> None:
@@ -51,7 +37,7 @@ def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) 
             content |= {"save_every": 10**6, "sample_every": 10**6, "held_out": {"scorers": {}}}
             console.print(f"{storage}, {gradient} ...")
             rows.append({"storage": storage, "gradient": gradient} | _measure(content))
-    result = {"preset": preset, "hardware": hardware(), "torch": torch.__version__, "batch_size": config.batch_size, "precision": config.precision,
+    result = {"preset": preset, "hardware": environment.hardware("cuda" if torch.cuda.is_available() else "cpu"), "torch": torch.__version__, "batch_size": config.batch_size, "precision": config.precision,
               "timed_steps": steps, "assistant_updates": config.assistant.updates, "rows": rows}  # fmt: skip
     table = Table(title=f"{preset}, batch {config.batch_size}, {config.precision}: {result['hardware']}")
     for column in ("roles", "gradient", "s / step", "pictures / s", "peak MiB"):

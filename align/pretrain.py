@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from align import state
 from align.config import ClipConfig, Config, Fit, TeacherConfig, VaeConfig
-from align.console import Watch, console, stop_on_signal, trim_log
+from align.console import stop_on_signal, trim_log
 from align.data import seeded
 from align.diffusion import TIMES, Schedule, denoise
 from align.export import replace
 from align.objectives import WEIGHTS, assistant_loss
 from align.roles import Average
+from evaluate.console import Watch, console
 from evaluate.pipelines import quiet
 from evaluate.weights import load_strict, read
 from prompts.errors import UserError

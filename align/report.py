@@ -9,10 +9,10 @@ from rich.table import Table
 from torch import Tensor
 
 from align.config import TrainConfig
-from align.console import Watch, console
 from align.data import read_prompts
 from align.monitor import save_grid
 from evaluate import pipelines, scorers
+from evaluate.console import Watch, console
 from evaluate.sets.shapes import fd_shapes
 from evaluate.stats import paired_difference
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from align import config as configs
 from align.config import Config, RewardConfig, TrainConfig
-from align.console import console
+from evaluate.console import console
 from prompts.errors import UserError
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.

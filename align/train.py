@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align import families, monitor, state
 from align.config import Optimizer, TrainConfig
-from align.console import Watch, console, stop_on_signal, trim_log
+from align.console import stop_on_signal, trim_log
 from align.data import Draw, Source, read_prompts, seeded
 from align.diffusion import PREDICTIONS, TIMES, Schedule, denoise
 from align.export import export
@@ -23,6 +23,7 @@ from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss,
 from align.rewards import Decoder, Rewards
 from align.roles import Average, Roles, merged
 from evaluate import pipelines
+from evaluate.console import Watch, console
 from prompts.errors import UserError
 
 #: A figure this many times its recent median is an explosion.

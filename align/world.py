@@ -16,10 +16,10 @@ from torch import Tensor
 
 from align import config as configs
 from align import runs
-from align.console import console
 from align.monitor import save_grid
 from align.report import pictures_of
 from evaluate import embedded
+from evaluate.console import console
 from evaluate.sets.shapes import fd_shapes
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES

@@ -1,6 +1,7 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, or a hub id. Its folder may hold `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id, or a recipe: a YAML file, or the name of one of those in
+`evaluate/models`. A folder may hold a `recipe.yaml`:
 
     pipeline: ../teacher        a folder or hub id with everything that is not in this folder; without it, this folder
     unet: unet                  a subfolder whose network replaces the pipeline's
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from evaluate import embedded, weights
 from prompts.errors import UserError
+
+MODELS = Path(__file__).parent / "models"
 
 
 class Recipe(BaseModel):
@@ -52,10 +55,11 @@ def quiet() -> None:
 
 
 def locate(model: str) -> Path | None:
-    """The folder a model's name or path stands for; None for what only the hub can know."""
-    for folder in (Path(model), embedded.folder(model)):
-        if folder.is_dir():
-            return folder
+    """The folder or the recipe file a model's name or path stands for; None for what only the hub can know."""
+    named = MODELS / f"{model}.yaml"
+    for path in (Path(model), embedded.folder(model), named):
+        if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml")):
+            return path
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise UserError(f"{model}: no such folder; check the path, or name one of {', '.join(embedded.names())}")
     return None
@@ -63,8 +67,8 @@ def locate(model: str) -> Path | None:
 
 def recipe(model: str) -> Recipe:
     """The model's recipe, or the defaults where it has none."""
-    folder = locate(model)
-    path = folder / "recipe.yaml" if folder else None
+    path = locate(model)
+    path = path / "recipe.yaml" if path and path.is_dir() else path
     if path is None or not path.is_file():
         return Recipe()
     try:
@@ -81,27 +85,65 @@ def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
 
     quiet()
     folder, how = locate(model), recipe(model)
+    if folder and folder.is_file():
+        if how.pipeline is None:
+            raise UserError(f"{folder}: no field 'pipeline'; name the folder or the hub id that it is a recipe for")
+        folder = folder.parent
     if folder and how.pipeline:
-        relative = folder / how.pipeline
-        pipeline = load(str(relative) if relative.is_dir() else how.pipeline, dtype=dtype)
+        pipeline = load(_beside(folder, how.pipeline), dtype=dtype)
     else:
-        pipeline = _load_whole(DiffusionPipeline, model, folder, dtype)
+        pipeline = _load_whole(DiffusionPipeline, model, folder or _snapshot(model), dtype)
     if folder and how.unet:
         _replace_unet(pipeline, folder / how.unet, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _load_whole(cls: Any, model: str, folder: Path | None, dtype: torch.dtype) -> Any:
-    if folder and not (folder / "model_index.json").is_file():
+def _beside(folder: Path, pipeline: str) -> str:
+    """A recipe's `pipeline`: a folder next to the recipe, or else a name as any other."""
+    return str(folder / pipeline) if (folder / pipeline).is_dir() else pipeline
+
+
+def digest(model: str) -> str:
+    """Hash of everything that is loaded for a model: the names and the bytes of its files, and of the pipeline it leans on."""
+    path, how = locate(model), recipe(model)
+    if path is None:
+        return _digest_folder(_snapshot(model))
+    folder = path.parent if path.is_file() else path
+    parts = [_digest_folder(folder)] if path.is_dir() else [_digest_folder(folder / how.unet)] if how.unet else []
+    parts += [digest(_beside(folder, how.pipeline))] if how.pipeline else []
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _digest_folder(folder: Path) -> str:
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".txt", ".model", ".bin")
+    )
+    lines = [f"{path.relative_to(folder).as_posix()} {weights.sha256(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _snapshot(model: str) -> Path:
+    """The local copy of what diffusers loads for a hub id."""
+    from diffusers import DiffusionPipeline
+
+    quiet()
+    try:
+        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: cannot be fetched ({str(error).splitlines()[0]}); check its name and the network") from None
+
+
+def _load_whole(cls: Any, model: str, folder: Path, dtype: torch.dtype) -> Any:
+    if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
-    parts = [p for p in sorted(folder.iterdir()) if any(p.glob("*.safetensors"))] if folder else []
+    parts = [part for part in sorted(folder.iterdir()) if any(part.glob("*.safetensors"))]
     for part in parts:
         weights.check_folder(part)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about safety checkers and the like; what matters is checked below
-            pipeline = cls.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True)
+            pipeline = cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{model}: cannot be loaded ({str(error).splitlines()[0]}); check its name, or fetch it again"
@@ -131,12 +173,22 @@ def noise(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
 
 @torch.no_grad()
 def draw(
-    pipeline: Any, how: Recipe, prompts: Sequence[str], *, seed: int, keys: Sequence[str] | None = None, **overrides: Any
+    pipeline: Any,
+    how: Recipe,
+    prompts: Sequence[str],
+    *,
+    seed: int | Sequence[int],
+    keys: Sequence[str] | None = None,
+    **overrides: Any,
 ) -> Tensor:
-    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt. keys: what noise is drawn from, by default the prompts."""
+    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt.
+
+    Noise is drawn from a seed, one for all or one each, and a key, by default the prompt.
+    """
     size = pipeline.unet.config.sample_size
     shape = (pipeline.unet.config.in_channels, size, size)
-    latents = torch.stack([noise(shape, seed=seed, key=key) for key in keys or prompts])
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    latents = torch.stack([noise(shape, seed=s, key=key) for s, key in zip(seeds, keys or prompts, strict=True)])
     result = pipeline(
         list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides)
     )

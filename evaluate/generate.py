@@ -1,0 +1,231 @@
+"""Pictures of a suite's prompts: drawn in fixed blocks, kept under a hash of everything that makes them, never drawn twice.
+
+A block is a run of consecutive rows (prompt, seed) of the suite. Arithmetic differs in its last bits with the size of a batch, so a
+block is always one batch, whichever process draws it and in whatever order; a batch that had to be split says so in its rows.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluate import pipelines
+from evaluate.files import replace
+from evaluate.images import read_image
+from evaluate.weights import sha256
+from prompts.errors import UserError
+from prompts.suites import Prompt
+
+Draw = Callable[[Sequence[str], Sequence[str], Sequence[int]], Tensor]
+#: Pixels `[H, W, 3]`, uint8, or an error; and how many were drawn at once.
+Drawn = tuple[np.ndarray | None, str | None, int]
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture that is asked for: a prompt of a suite, and the seed its noise is drawn from together with the prompt's id."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """`rows` are drawn together. `key` is a hash of their ids, texts and seeds."""
+
+    index: int
+    rows: tuple[Row, ...]
+
+    @property
+    def key(self) -> str:
+        """What its pictures and scores are kept under."""
+        text = json.dumps([(row.prompt.id, row.prompt.text, row.seed) for row in self.rows])
+        return f"{self.index:05d}-{digest(text)[:10]}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What became of a row: its file, the file's size, the hash of its pixels; or an error. `batch`: how many were drawn at once."""
+
+    file: str | None
+    size: int
+    sha256: str | None
+    error: str | None
+    batch: int
+
+
+def digest(text: str) -> str:
+    """Hex sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def blocks(prompts: Sequence[Prompt], seeds: Sequence[int], size: int) -> list[Block]:
+    """All rows of a suite, prompt by prompt and seed by seed, cut into blocks of `size`."""
+    rows = [Row(prompt, seed) for prompt in prompts for seed in seeds]
+    return [Block(i, tuple(rows[first : first + size])) for i, first in enumerate(range(0, len(rows), size))]
+
+
+def pixels_sha256(picture: np.ndarray) -> str:
+    """Hash of a picture `[H, W, 3]`, uint8: of its size and its pixels, whatever file format holds them."""
+    return hashlib.sha256(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+class Store:
+    """Pictures as PNG files, a folder a block, with an index that is written last: a block is there whole, or not at all."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, block: Block, picture: Picture) -> Path:
+        """A picture's file."""
+        return self.folder / block.key / str(picture.file)
+
+    def read(self, block: Block) -> list[Picture] | None:
+        """What became of each row, or None where the block is not there or its files are not what the index says."""
+        try:
+            found = json.loads((self.folder / block.key / "index.json").read_text(encoding="utf-8"))
+            pictures = [Picture(**row) for row in found]
+        except (OSError, ValueError, TypeError):
+            return None
+        whole = len(pictures) == len(block.rows) and all(p.file is None or self._is_whole(block, p) for p in pictures)
+        return pictures if whole else None
+
+    def failed(self, block: Block) -> bool:
+        """Whether the block is to be tried again: it is not there, or some of its rows are errors."""
+        pictures = self.read(block)
+        return pictures is None or any(picture.error for picture in pictures)
+
+    def _is_whole(self, block: Block, picture: Picture) -> bool:
+        try:
+            return self.path(block, picture).stat().st_size == picture.size
+        except OSError:
+            return False
+
+    def open(self, block: Block, picture: Picture) -> np.ndarray | None:
+        """The pixels `[H, W, 3]`, uint8, of one picture; None if the file is not the picture that was drawn."""
+        try:
+            with Image.open(self.path(block, picture)) as image:
+                pixels = np.asarray(image)
+        except (OSError, SyntaxError, ValueError):
+            return None
+        return pixels if pixels_sha256(pixels) == picture.sha256 else None
+
+    def write(self, block: Block, drawn: Sequence[Drawn]) -> None:
+        """Keep a block: per row its pixels or None, its error or None, and its batch."""
+        folder, index = self.folder / block.key, []
+        for row, (pixels, error, batch) in zip(block.rows, drawn, strict=True):
+            name, size = None, 0
+            if pixels is not None:
+                name = f"{_file_name(row.prompt.id)}-{row.seed}.png"
+                replace(folder / name, partial(Image.fromarray(pixels).save, format="PNG"))
+                size = (folder / name).stat().st_size
+            sha256 = None if pixels is None else pixels_sha256(pixels)
+            index.append({"file": name, "size": size, "sha256": sha256, "error": error, "batch": batch})
+        text = json.dumps(index, indent=0)
+        replace(folder / "index.json", lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _file_name(prompt_id: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in prompt_id)
+
+
+def draw_block(draw: Draw, block: Block, *, say: Callable[[str], Any]) -> list[Drawn]:
+    """Draw a block's rows together; where that fails, in halves, down to the single row whose error is then its record."""
+
+    def attempt(rows: Sequence[Row]) -> list[Drawn]:
+        texts, ids, seeds = [row.prompt.text for row in rows], [row.prompt.id for row in rows], [row.seed for row in rows]
+        try:
+            pictures = draw(texts, ids, seeds)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(rows) == 1:
+                return [(None, problem, 1)]
+            say(f"{len(rows)} pictures at once failed ({problem}); going on with halves, which their records say")
+            middle = (len(rows) + 1) // 2
+            return attempt(rows[:middle]) + attempt(rows[middle:])
+        finite = pictures.isfinite().flatten(1).all(1)
+        pixels = to_uint8(pictures)
+        return [
+            (each, None, len(rows)) if ok else (None, "the model drew NaN or infinity", len(rows))
+            for each, ok in zip(pixels, finite.tolist(), strict=True)
+        ]
+
+    return attempt(block.rows)
+
+
+def to_uint8(pictures: Tensor) -> np.ndarray:
+    """`[B, 3, H, W]` in [0, 1] to `[B, H, W, 3]`, uint8, rounded to nearest as stock diffusers does."""
+    levels = (pictures.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def drawer(model: str, *, device: str, dtype: torch.dtype) -> Draw:
+    """What draws from a model: (prompts, prompt ids, seeds) -> `[B, 3, H, W]` in [0, 1]."""
+    pipeline, how = pipelines.load(model, dtype=dtype).to(device), pipelines.recipe(model)
+
+    def draw(prompts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return pipelines.draw(pipeline, how, prompts, seed=seeds, keys=ids)
+
+    return draw
+
+
+# ---- pictures that somebody else made ------------------------------------------------------------------------------------
+
+
+def pictures_digest(folder: Path) -> str:
+    """Hash of the names and the bytes of all pictures in `folder`."""
+    return digest("".join(f"{name} {sha256(path)}\n" for name, path in sorted(_found(folder).items())))
+
+
+def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[[Block], list[Drawn]]:
+    """What finds a block's pictures in `folder` and its subfolders.
+
+    A file is named by its prompt's id, with `-SEED` behind it where a prompt has several pictures, or by the prompt's number in
+    the suite, counted from 0. A picture that is missing or cannot be read is an error in its row.
+    """
+    found = _found(folder)
+    by_number = {int(name): path for name, path in found.items() if name.isdecimal()} if seeds == 1 else {}
+    number = {prompt.id: i for i, prompt in enumerate(prompts)}
+
+    def look(row: Row) -> Drawn:
+        name = row.prompt.id if seeds == 1 else f"{row.prompt.id}-{row.seed}"
+        path = found.get(name) or found.get(_file_name(name)) or by_number.get(number[row.prompt.id])
+        if path is None:
+            return (
+                None,
+                f"{folder}: no picture is named {_file_name(name)}{f' or {number[row.prompt.id]}' if seeds == 1 else ''}",
+                1,
+            )
+        try:
+            return read_image(path).permute(1, 2, 0).numpy(), None, 1
+        except UserError as error:
+            return None, str(error), 1
+
+    return lambda block: [look(row) for row in block.rows]
+
+
+def _found(folder: Path) -> dict[str, Path]:
+    """Pictures by their path in `folder` without its suffix."""
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder; check the path")
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES]
+    if not paths:
+        raise UserError(f"--images {folder}: no pictures there ({', '.join(sorted(PICTURES))}); check the path")
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"--images {folder}: two pictures are named {twice[0]!r}; remove one")
+    return dict(zip(names, paths, strict=True))

@@ -1,0 +1,73 @@
+"""Leaderboards: a CSV a suite, a row a run, written by programs only."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from evaluate import environment
+from evaluate.records import Records
+from evaluate.stats import clustered_mean
+from evaluate.tables import read_csv, write_csv
+from prompts.errors import UserError
+
+#: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `low`, `high`), `NAME n`, `NAME weights`.
+FIXED = (
+    "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware", "versions", "command",
+)  # fmt: skip
+
+
+def row(records: Records, device: str) -> dict[str, Any]:
+    """A run's row. It holds nothing that differs between an interrupted and an unbroken run."""
+    frame, meta = records.frame, records.meta
+    made_by = meta["made_by"]
+    result: dict[str, Any] = {
+        "model": meta["model"],
+        "suite": meta["suite"],
+        "n": len(frame),
+        "complete": meta["complete"],
+        "model_sha256": made_by.get("model_sha256") or made_by.get("pictures"),
+        "suite_sha256": meta["suite_sha256"],
+        "recipe": json.dumps(made_by.get("recipe"), sort_keys=True),
+        # Rows drawn in a smaller batch than their block, for want of memory.
+        "split_batches": int(
+            (frame.groupby(frame.index // made_by["batch"])["batch"].transform("size") != frame["batch"]).sum()
+        )
+        if "batch" in made_by
+        else 0,
+        "dtype": made_by.get("dtype", ""),
+        "hardware": environment.hardware(device),
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers", "open_clip_torch"),
+        "command": meta["command"],
+    }
+    for protocol, weights in meta["protocols"].items():
+        mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
+        result |= {protocol: mean, f"{protocol} se": error, f"{protocol} n": n, f"{protocol} weights": weights or ""}
+    for protocol, estimate in meta["sets"].items():
+        result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}
+    return result
+
+
+def upsert(path: Path, new: Mapping[str, Any]) -> None:
+    """Put a row into the leaderboard, in place of the one that the same command and the same weights made before.
+
+    Processes take turns. Raises UserError where the file is no leaderboard.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = read_csv(path) if path.is_file() else []
+        for number, old in enumerate(rows, 2):
+            if missing := [name for name in FIXED if name not in old]:
+                raise UserError(
+                    f"{path}, line {number}: no column {missing[0]!r}; not a leaderboard of this version: move it away"
+                )
+        key = ("command", "model_sha256", "suite_sha256", "hardware", "versions")
+        text = {name: str(value) for name, value in new.items()}
+        rows = [old for old in rows if any(old[name] != text[name] for name in key)] + [text]
+        columns = list(dict.fromkeys([*FIXED, *(name for each in rows for name in each)]))
+        write_csv(
+            [{name: each.get(name, "") for name in columns} for each in sorted(rows, key=lambda r: (r["model"], r["command"]))],
+            path,
+        )

@@ -1,0 +1,346 @@
+"""A suite, a model and metrics in; per-picture records and one row of a leaderboard out.
+
+Everything is a function of the settings: an interrupted run goes on where it was, shards fill one folder between them, and whoever
+finds it full writes the row, which is the same row each way.
+"""
+
+import json
+import math
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from dataclasses import replace as change
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.table import Table
+
+from evaluate import environment, leaderboard, pipelines, scorers, sets
+from evaluate.console import Watch, console
+from evaluate.files import replace
+from evaluate.generate import Block, Store, adopter, blocks, digest, draw_block, drawer, pictures_digest
+from evaluate.records import Records
+from evaluate.scorers import Scorer, score_all
+from evaluate.stats import clustered_mean
+from prompts import suites
+from prompts.errors import UserError
+from prompts.suites import Suite
+
+#: What is measured where nothing is named.
+METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic", "pickscore", "clipscore/vit-g-14-dmd2")
+SUITE_METRICS = {
+    "shapes": ("shapes/oracle", "shapes/clip", "shapes/preference", "fd-shapes"),
+    "coco2014-30k": ("fid/coco2014-30k", "clipscore/vit-g-14-dmd2"),
+}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is. `shard` alone may differ between processes that write the same row."""
+
+    suite: Suite
+    model: str
+    metrics: tuple[str, ...]
+    images: Path | None = None
+    seeds: tuple[int, ...] = (0,)
+    batch: int = 16
+    dtype: str = "fp32"
+    device: str = "cpu"
+    output: Path = Path("leaderboards")
+    shard: tuple[int, int] = (0, 1)
+    limit: int | None = None
+
+    @property
+    def command(self) -> str:
+        """What makes the row again, whatever this process was asked to do of it."""
+        words = ["evaluate", "run", "--suite", self.suite.name, "--model", self.model]
+        for metric in self.metrics:
+            words += ["--metric", metric]
+        options = {"--images": self.images, "--limit": self.limit, "--seed": self.seeds[0], "--per-prompt": len(self.seeds)}
+        options |= {"--batch": self.batch, "--dtype": self.dtype}
+        for option, value in options.items():
+            words += [] if value is None else [option, str(value)]
+        return shlex.join(words)
+
+
+def settings(
+    suite: str, models: Sequence[str], metrics: Sequence[str], *, prompts: Path | None, images: Path | None, limit: int | None, seed: int,
+    per_prompt: int, batch: int, dtype: str, device: str | None, output: Path, shard: str,
+) -> list[Settings]:  # fmt: skip
+    """What the command's options mean, a `Settings` a model. Raises UserError for what cannot be meant."""
+    whole = suites.load(suite, path=prompts)
+    asked = change(whole, prompts=whole.prompts[:limit])
+    if twice := [name for name, count in Counter(map(_slug, models)).items() if count > 1]:
+        raise UserError(f"--model: two models would both be called {twice[0]!r}; run them into two --output folders")
+    if images and len(models) > 1:
+        raise UserError("--images belongs to one --model; run the command once for each")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no GPU there; choose cpu")
+    metrics = tuple(dict.fromkeys(metrics or SUITE_METRICS.get(whole.name, METRICS)))
+    return [
+        Settings(
+            suite=asked, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)), batch=batch, dtype=dtype,
+            device=device, output=output, shard=_shard(shard), limit=limit,
+        )
+        for model in models
+    ]  # fmt: skip
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Position from 0, and number of shards: of `I/N`, or of this process among those that `accelerate launch` started."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--shard {text}: give I/N with 1 <= I <= N, for example 2/8")
+    i, n = int(first) - 1, int(last)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return i * world + rank, n * world
+
+
+def run_and_tell(settings: Settings) -> bool:
+    """Run, and print the row. Returns False where pictures or scores are missing for good."""
+    path = run(settings)
+    if path is None:
+        return True
+    records = Records.load(path)
+    frame = records.frame
+    table = Table(title=f"{settings.model} on {settings.suite.name}, n = {len(frame)}")
+    for column in ("metric", "mean", "standard error", "n"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for protocol in records.meta["protocols"]:
+        mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
+        table.add_row(protocol, f"{mean:.4f}", f"{error:.4f}", str(n))
+    for protocol, estimate in records.meta["sets"].items():
+        table.add_row(
+            protocol, f"{estimate['value']:.4f}", f"[{estimate['low']:.4f}, {estimate['high']:.4f}]", str(estimate["n"])
+        )
+    console.print(table)
+    console.print(f"row in {settings.output / settings.suite.name}.csv, records in {path}")
+    failed = frame[frame["error"].notna()]
+    if len(failed):
+        console.print(
+            f"{len(failed)} of {len(frame)} pictures have errors, the first: {failed['id'].iloc[0]}: {failed['error'].iloc[0]}"
+        )
+    return bool(records.complete)
+
+
+def run(settings: Settings, *, show: bool = True) -> Path | None:
+    """Draw what is not drawn and score what is not scored; with all of it there, write the records and the leaderboard's row.
+
+    Returns the records' file, or None where blocks are left to other shards.
+    """
+    names = {kind: [name for name in settings.metrics if name in kind.variants()] for kind in (scorers, sets)}
+    for name in settings.metrics:
+        if name not in (*names[scorers], *names[sets]):
+            raise UserError(f"no metric {name!r}; 'evaluate metrics' lists them")
+    made_by = identity(settings)
+    folder = settings.output / "runs" / f"{_slug(settings.model)}-{digest(json.dumps(made_by, sort_keys=True))[:12]}"
+    _keep(folder / "made-by.json", made_by)
+    store = Store(folder / "pictures")
+    work = blocks(settings.suite.prompts, settings.seeds, settings.batch)
+    mine = work[settings.shard[0] :: settings.shard[1]]
+
+    _draw(settings, [block for block in mine if store.failed(block)], store, show=show)
+    loaded = {name: scorers.load(name, device=settings.device) for name in names[scorers]}
+    parts = {
+        s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store)
+        for s in loaded.values()
+    }
+    unscored = {block: [s for s in loaded.values() if parts[s.protocol].failed(block)] for block in mine}
+    _score(settings, {block: which for block, which in unscored.items() if which}, store, parts, show=show)
+
+    missing = [b for b in work if store.read(b) is None or any(part.read(b) is None for part in parts.values())]
+    if missing:
+        console.print(f"{folder}: {len(missing)} of {len(work)} blocks are left to other shards; the last one writes the row")
+        return None
+    frame = pd.concat([_frame(block, store, parts) for block in work], ignore_index=True)
+    estimates = _measure_set(settings, names[sets], work, store, show=show)
+    hashes = {s.protocol: s.weights_sha256 for s in loaded.values()}
+    records = Records(
+        frame,
+        {
+            "suite": settings.suite.name, "suite_sha256": settings.suite.sha256, "model": settings.model, "made_by": made_by,
+            "n_expected": len(frame), "protocols": hashes, "complete": not frame.filter(like="score.").isna().to_numpy().any()
+            and not frame["error"].notna().any(), "sets": estimates, "command": settings.command,
+        },
+    )  # fmt: skip
+    path = folder / f"records-{settings.suite.name}-{digest(settings.command)[:8]}.parquet"
+    records.save(path)
+    leaderboard.upsert(settings.output / f"{settings.suite.name}.csv", leaderboard.row(records, settings.device))
+    return path
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Everything a picture of this run depends on besides its prompt and seed."""
+    if settings.images:
+        return {"pictures": pictures_digest(settings.images)}
+    return {
+        "model_sha256": pipelines.digest(settings.model),
+        "recipe": pipelines.recipe(settings.model).model_dump(mode="json", exclude_none=True),
+        "dtype": settings.dtype,
+        "hardware": environment.hardware(settings.device),
+        "batch": settings.batch,
+        "versions": environment.versions("torch", "diffusers", "transformers"),
+    }
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _draw(settings: Settings, todo: Sequence[Block], store: Store, *, show: bool) -> None:
+    if not todo:
+        return
+    with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
+        if settings.images:
+            source = adopter(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
+        else:
+            draw = drawer(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
+            source = partial(draw_block, draw, say=console.print)
+        for block in todo:
+            store.write(block, source(block))
+            watch.advance(len(block.rows))
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------------
+
+
+class Scores:
+    """One scorer's scores, a small file a block, which count only for the very pictures they were given for."""
+
+    def __init__(self, folder: Path, store: Store):
+        self.folder, self.store = folder, store
+
+    def read(self, block: Block) -> list[dict[str, Any]] | None:
+        """Per row `{"picture", "score", "error"}`, or None where they are not there."""
+        pictures = self.store.read(block)
+        try:
+            found: list[dict[str, Any]] = json.loads((self.folder / f"{block.key}.json").read_text(encoding="utf-8"))
+            fits = [row["picture"] for row in found] == [picture.sha256 for picture in pictures or ()]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if fits else None
+
+    def failed(self, block: Block) -> bool:
+        """Whether the block is to be tried again: it has no scores, or some of them are errors."""
+        rows = self.read(block)
+        return rows is None or any(row["error"] for row in rows)
+
+    def write(self, block: Block, rows: list[dict[str, Any]]) -> None:
+        """Keep a block's scores."""
+        _keep(self.folder / f"{block.key}.json", rows)
+
+
+def _score(
+    settings: Settings, todo: Mapping[Block, Sequence[Scorer]], store: Store, parts: Mapping[str, Scores], *, show: bool
+) -> None:
+    if not todo:
+        return
+    with Watch(f"scoring {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
+        for block, which in todo.items():
+            for protocol, rows in score_block(block, store, which, settings.device).items():
+                parts[protocol].write(block, rows)
+            watch.advance(len(block.rows))
+
+
+def score_block(block: Block, store: Store, which: Sequence[Scorer], device: str) -> dict[str, list[dict[str, Any]]]:
+    """Scores of a block's pictures by protocol. A picture that is not there has no score; a scorer that fails leaves its error."""
+    pictures = store.read(block) or []
+    pixels = [None if picture.file is None else store.open(block, picture) for picture in pictures]
+    there = [i for i, each in enumerate(pixels) if each is not None]
+    images = [torch.from_numpy(np.array(pixels[i])).permute(2, 0, 1).to(device) for i in there]
+    texts = [block.rows[i].prompt.text for i in there]
+    result = {}
+    for protocol, (values, errors) in _try(which, images, texts).items():
+        rows: list[dict[str, Any]] = [{"picture": p.sha256, "score": None, "error": None} for p in pictures]
+        for i, value, error in zip(there, values, errors, strict=True):
+            rows[i] |= {"score": value, "error": error}
+        for i, row in enumerate(rows):
+            if pictures[i].file is not None and pixels[i] is None:
+                row["error"] = f"{store.path(block, pictures[i])}: not the picture that was drawn; delete it and run again"
+        result[protocol] = rows
+    return result
+
+
+def _try(
+    which: Sequence[Scorer], images: list[torch.Tensor], texts: list[str]
+) -> dict[str, tuple[list[float | None], list[str | None]]]:
+    """Together where that works; else scorer by scorer, and within one picture by picture, so that errors find their owner."""
+    n = len(texts)
+    if not n:
+        return {scorer.protocol: ([], []) for scorer in which}
+    same = all(image.shape == images[0].shape for image in images)
+    given: Any = torch.stack(images) if same else images
+    try:
+        with torch.inference_mode():
+            scores = score_all({s.protocol: s for s in which}, given, texts)
+    except Exception as error:
+        if len(which) > 1:
+            return {name: value for scorer in which for name, value in _try([scorer], images, texts).items()}
+        (scorer,) = which
+        if n > 1:
+            singles = [_try(which, [image], [text])[scorer.protocol] for image, text in zip(images, texts, strict=True)]
+            return {
+                scorer.protocol: ([v for values, _ in singles for v in values], [e for _, errors in singles for e in errors])
+            }
+        return {scorer.protocol: ([None], [f"{type(error).__name__}: {error}".splitlines()[0]])}
+    return {name: _finite(values.double().tolist()) for name, values in scores.items()}
+
+
+def _finite(values: list[float]) -> tuple[list[float | None], list[str | None]]:
+    good = [math.isfinite(value) for value in values]
+    kept = [value if ok else None for value, ok in zip(values, good, strict=True)]
+    return kept, [None if ok else f"the score is {value}" for value, ok in zip(values, good, strict=True)]
+
+
+# ---- the whole -----------------------------------------------------------------------------------------------------------
+
+
+def _frame(block: Block, store: Store, parts: Mapping[str, Scores]) -> pd.DataFrame:
+    pictures = store.read(block) or []
+    scores = {protocol: part.read(block) or [] for protocol, part in parts.items()}
+    rows = []
+    for i, (asked, picture) in enumerate(zip(block.rows, pictures, strict=True)):
+        errors = [picture.error, *(f"{name}: {each[i]['error']}" for name, each in scores.items() if each[i]["error"])]
+        row: dict[str, Any] = {"id": asked.prompt.id, "prompt": asked.prompt.text}
+        row |= {f"group.{name}": value for name, value in asked.prompt.group.items()}
+        row |= {"seed": asked.seed, "image_sha256": picture.sha256, "batch": picture.batch}
+        row["error"] = "; ".join(filter(None, errors)) or None
+        row |= {f"score.{name}": np.nan if each[i]["score"] is None else each[i]["score"] for name, each in scores.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _measure_set(
+    settings: Settings, names: Sequence[str], work: Sequence[Block], store: Store, *, show: bool
+) -> dict[str, Any]:
+    """Value and interval of each metric of the whole set, from the pictures in the suite's order."""
+    if not names:
+        return {}
+    measures = {name: sets.load(name, device=settings.device) for name in names}
+    with Watch(f"measuring {', '.join(names)}", sum(len(b.rows) for b in work), unit="picture", show=show) as watch:
+        for block in work:
+            kept = [(row, store.open(block, p)) for row, p in zip(block.rows, store.read(block) or (), strict=True) if p.file]
+            images = [torch.from_numpy(np.array(pixels)).permute(2, 0, 1) for _, pixels in kept if pixels is not None]
+            texts = [row.prompt.text for row, pixels in kept if pixels is not None]
+            for measure in measures.values():
+                measure.update(images, texts)
+            watch.advance(len(block.rows))
+    return {measure.protocol: asdict(measure.compute()) for measure in measures.values()}
+
+
+def _keep(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=0, sort_keys=True)
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.")[-60:]

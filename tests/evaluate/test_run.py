@@ -1,0 +1,286 @@
+"""The runner: the same records and the same row however they come about, and no score for what is not there."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluate import generate, leaderboard, pipelines, run, scorers
+from evaluate.records import Records
+from evaluate.run import Settings
+from evaluate.tables import read_csv
+from prompts.errors import UserError
+from prompts.suites import Prompt, Suite
+
+N = 22
+METRICS = ("shapes/clip", "fd-shapes")
+
+
+def suite(n: int = N) -> Suite:
+    from prompts.shapes import sample_captions
+
+    texts = sample_captions(n, split="test", seed=3)
+    prompts = tuple(Prompt(f"{i:04d}", text, {"family": text.split()[0]}) for i, text in enumerate(texts))
+    return Suite("small", prompts, hashlib.sha256("".join(texts).encode()).hexdigest(), "drawn here", "Apache-2.0")
+
+
+def settings(tiny: Path, output: Path, **changes: Any) -> Settings:
+    return Settings(**{"suite": suite(), "model": str(tiny), "metrics": METRICS, "batch": 4, "output": output} | changes)
+
+
+def row(output: Path) -> dict[str, str]:
+    (found,) = read_csv(output / "small.csv")
+    return found
+
+
+@pytest.fixture
+def whole(tiny: Path, tiny_clip: None, tmp_path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    path = run.run(settings(tiny, tmp_path / "whole"), show=False)
+    assert path
+    return Records.load(path).frame, row(tmp_path / "whole")
+
+
+def test_records_and_row_are_complete(whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path) -> None:
+    frame, line = whole
+    assert len(frame) == frame["id"].nunique() == N
+    assert frame["score.shapes/clip"].notna().all()
+    assert frame["error"].isna().all()
+    assert frame["image_sha256"].nunique() == N
+    assert line["complete"] == "True"
+    assert float(line["shapes/clip"]) == pytest.approx(frame["score.shapes/clip"].mean(), rel=1e-12)
+    assert float(line["shapes/clip se"]) == pytest.approx(frame["score.shapes/clip"].sem(), rel=1e-12)
+    assert line["model_sha256"] == pipelines.digest(str(tiny))
+    assert all(line[name] for name in leaderboard.FIXED)
+    assert {"fd-shapes", "fd-shapes low", "fd-shapes high"} <= line.keys()
+
+
+def test_shards_make_the_same_row_in_any_order(
+    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None
+) -> None:
+    ends = [run.run(settings(tiny, tmp_path / "shards", shard=(i, 3)), show=False) for i in (2, 0, 1)]
+    assert ends[:2] == [None, None]
+    assert ends[2]
+    pd.testing.assert_frame_equal(Records.load(ends[2]).frame, whole[0], check_exact=True)
+    assert row(tmp_path / "shards") == whole[1]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_row(
+    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = generate.replace, iter(range(10_000))
+    for stop in (3, 9, 14, 26, 31):
+
+        def interrupted(path: Path, write: Any, stop: int = stop, calls: Any = calls) -> None:
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            original(path, write)
+
+        monkeypatch.setattr(generate, "replace", interrupted)
+        monkeypatch.setattr(run, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(settings(tiny, tmp_path / "cut"), show=False)
+    monkeypatch.setattr(generate, "replace", original)
+    monkeypatch.setattr(run, "replace", original)
+    assert run.run(settings(tiny, tmp_path / "cut"), show=False)
+    assert row(tmp_path / "cut") == whole[1]
+
+
+def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.run(settings(tiny, tmp_path), show=False)
+    before = row(tmp_path)
+    monkeypatch.setattr(run, "drawer", lambda *a, **k: pytest.fail("drawn again"))
+    monkeypatch.setattr(run, "score_all", lambda *a, **k: pytest.fail("scored again"))
+    run.run(settings(tiny, tmp_path), show=False)
+    assert row(tmp_path) == before
+    with pytest.raises(pytest.fail.Exception, match="drawn again"):
+        run.run(settings(tiny, tmp_path, seeds=(1,)), show=False)
+
+
+def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:
+    run.run(settings(tiny, tmp_path), show=False)
+    before = row(tmp_path)
+    victim = sorted(tmp_path.rglob("*.png"))[7]
+    victim.write_bytes(victim.read_bytes()[:40])
+    run.run(settings(tiny, tmp_path), show=False)
+    assert row(tmp_path) == before
+    assert Image.open(victim).size == (32, 32)
+
+
+def stub(pictures: Any) -> Any:
+    """A drawer whose pictures `pictures(texts, ids)` makes."""
+    return lambda *a, **k: lambda texts, ids, seeds: pictures(texts, ids)
+
+
+def plain(texts: Sequence[str]) -> Tensor:
+    values = [int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 2**16 for text in texts]
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+
+
+def test_a_failing_prompt_is_an_error_and_the_others_are_drawn(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(texts: Sequence[str], ids: Sequence[str]) -> Tensor:
+        if "0005" in ids:
+            raise RuntimeError("this prompt breaks the model")
+        return plain(texts)
+
+    monkeypatch.setattr(run, "drawer", stub(draw))
+    path = run.run(settings(tiny, tmp_path), show=False)
+    assert path
+    records = Records.load(path)
+    bad = records.frame[records.frame["error"].notna()]
+    assert bad["id"].tolist() == ["0005"]
+    assert "this prompt breaks the model" in bad["error"].iloc[0]
+    assert bad["score.shapes/clip"].isna().all()
+    assert not records.complete
+    assert row(tmp_path)["complete"] == "False"
+    assert row(tmp_path)["shapes/clip n"] == str(N - 1)
+    assert "this prompt breaks the model" in " ".join(capsys.readouterr().err.split())
+
+    monkeypatch.setattr(run, "drawer", stub(lambda texts, ids: plain(texts)))
+    run.run(settings(tiny, tmp_path), show=False)
+    assert row(tmp_path)["complete"] == "True", "errors are tried again"
+
+
+def test_a_batch_too_big_for_memory_is_halved_and_says_so(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(texts: Sequence[str], ids: Sequence[str]) -> Tensor:
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(texts)
+
+    monkeypatch.setattr(run, "drawer", stub(draw))
+    path = run.run(settings(tiny, tmp_path), show=False)
+    assert path
+    records = Records.load(path)
+    assert records.complete
+    assert set(records.frame["batch"]) == {2}
+    assert row(tmp_path)["split_batches"] == str(N - N % 4)
+    assert "halves" in capsys.readouterr().err
+
+
+def test_nan_pictures_and_scores_are_errors_not_numbers(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(texts: Sequence[str], ids: Sequence[str]) -> Tensor:
+        pictures = plain(texts).clone()
+        pictures[[i for i, each in enumerate(ids) if each == "0001"]] = float("nan")
+        return pictures
+
+    def scored(which: Any, images: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+        bad = suite().prompts[2].text
+        return {name: torch.tensor([float("nan") if text == bad else 1.0 for text in texts]) for name in which}
+
+    monkeypatch.setattr(run, "drawer", stub(draw))
+    monkeypatch.setattr(run, "score_all", scored)
+    path = run.run(settings(tiny, tmp_path), show=False)
+    assert path
+    frame = Records.load(path).frame
+    errors = frame.set_index("id")["error"].dropna()
+    assert set(errors.index) == {"0001", "0002"}
+    assert "NaN" in errors["0001"]
+    assert "nan" in errors["0002"]
+    assert frame["score.shapes/clip"].isna().sum() == 2
+
+
+def test_a_scorer_that_raises_spoils_its_own_column_only(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.score_all
+
+    def scored(which: Any, images: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+        if "shapes/oracle" in which:
+            raise RuntimeError("no oracle today")
+        return original(which, images, texts)
+
+    monkeypatch.setattr(run, "score_all", scored)
+    path = run.run(settings(tiny, tmp_path, metrics=("shapes/clip", "shapes/oracle")), show=False)
+    assert path
+    frame = Records.load(path).frame
+    assert frame["score.shapes/clip"].notna().all()
+    assert frame["score.shapes/oracle"].isna().all()
+    assert frame["error"].str.contains("shapes/oracle: RuntimeError: no oracle today").all()
+
+
+@pytest.mark.parametrize("naming", ["id", "number"])
+def test_pictures_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: str) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "theirs"
+    folder.mkdir()
+    for i, prompt in enumerate(suite().prompts[:-1]):
+        pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / (f"{prompt.id}.png" if naming == "id" else f"{i}.png"))
+    (folder / ("0003.png" if naming == "id" else "3.png")).write_bytes(b"")
+    path = run.run(settings(Path("theirs"), tmp_path, images=folder, metrics=("shapes/clip",)), show=False)
+    assert path
+    records = Records.load(path)
+    errors = records.frame.set_index("id")["error"].dropna()
+    assert set(errors.index) == {"0003", f"{N - 1:04d}"}
+    assert records.frame["score.shapes/clip"].notna().sum() == N - 2
+    assert not records.complete
+    with Image.open(folder / ("0000.png" if naming == "id" else "0.png")) as image:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = scorers.load("shapes/clip").score(pixels[None], [suite().prompts[0].text]).item()
+    assert records.frame["score.shapes/clip"].iloc[0] == pytest.approx(expected, abs=1e-4)
+
+
+def _write_rows(path: Path, first: int) -> None:
+    for i in range(first, first + 20):
+        leaderboard.upsert(path, {name: f"{name} {i}" for name in leaderboard.FIXED} | {"model": f"=model {i}", "x": i})
+
+
+def test_two_processes_lose_no_row(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write_rows, args=(tmp_path / "board.csv", first)) for first in (0, 20)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    rows = read_csv(tmp_path / "board.csv")
+    assert {each["x"] for each in rows} == {str(i) for i in range(40)}
+    assert {each["model"] for each in rows} == {f"=model {i}" for i in range(40)}
+    raw = (tmp_path / "board.csv").read_text()
+    assert not any(cell.startswith(("=", "+", "-", "@")) for line in raw.splitlines()[1:] for cell in line.split(","))
+
+
+def test_a_table_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "board.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="not a leaderboard"):
+        leaderboard.upsert(path, dict.fromkeys(leaderboard.FIXED, "x"))
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": ["shapes/base", "shapes/base"]}, "two models"),
+        ({"shard": "4/3"}, "--shard 4/3"),
+        ({"dtype": "fp8"}, "--dtype fp8"),
+        ({"device": "cuda:0"}, "no GPU"),
+    ],
+)
+def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    if "device" in changes and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    given: dict[str, Any] = {
+        "models": ["shapes/base"], "metrics": (), "prompts": None, "images": None, "limit": 3, "seed": 0, "per_prompt": 1,
+        "batch": 4, "dtype": "fp32", "device": None, "output": tmp_path, "shard": "1/1",
+    }  # fmt: skip
+    models = (given | changes).pop("models")
+    with pytest.raises(UserError, match=said):
+        run.settings(
+            "shapes",
+            models,
+            **{key: value for key, value in (given | changes).items() if key not in ("models", "metrics")},
+            metrics=(),
+        )
