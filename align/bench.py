@@ -28,7 +28,7 @@ def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) 
         raise UserError(
             f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim or di*"
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for storage, lora in STORAGES.items():
         for gradient in GRADIENTS:
             content = config.model_dump(mode="json") | {"lora": lora, "steps": steps + UNTIMED, "report": 0}

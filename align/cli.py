@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -30,7 +30,7 @@ def train(
     """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
     from align import config as configs
 
-    resolved = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
+    resolved: Any = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
     if dry_run:
         print(configs.dump(resolved), end="")
         return
@@ -49,7 +49,7 @@ def pretrain(
     from align import config as configs
     from align import runs
 
-    resolved = configs.resolve(preset, configs.PRETRAIN, config=config, sets=sets or ())
+    resolved: Any = configs.resolve(preset, configs.PRETRAIN, config=config, sets=sets or ())
     if not runs.pretrain(resolved, output or Path("runs") / preset, resume=resume):
         raise typer.Exit(130)
 
@@ -64,7 +64,7 @@ def reward(
     from align import config as configs
     from align import runs
 
-    resolved = configs.resolve(preset, configs.REWARD, config=config, sets=sets or ())
+    resolved: Any = configs.resolve(preset, configs.REWARD, config=config, sets=sets or ())
     if not runs.reward(resolved, pairs, output or Path("runs") / preset, resume=resume):
         raise typer.Exit(130)
 
@@ -126,7 +126,8 @@ def bench(
     from align import config as configs
     from align.bench import bench as run
 
-    run(configs.resolve(preset, configs.TRAIN, sets=sets or ()), preset, steps=steps, output=output)
+    resolved: Any = configs.resolve(preset, configs.TRAIN, sets=sets or ())
+    run(resolved, preset, steps=steps, output=output)
 
 
 @app.command()

@@ -65,9 +65,7 @@ class TeacherConfig(Config):
     vae: str = Field(description="folder of the autoencoder")
     initial: str | None = Field(None, description="folder of an earlier teacher to go on from, in place of random weights")
     images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
-    mix: dict[Literal["one", "count", "pair"], NonNegative] = Field(
-        dict(MIX), description="how often each family of captions is drawn"
-    )
+    mix: Mapping[str, NonNegative] = Field(dict(MIX), description="how often each family of captions is drawn")
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
     layout_steps: int = Field(0, ge=0, description="first steps, in which nothing else is learned")

@@ -43,7 +43,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (config.warmup + 1), total_iters=config.warmup)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, (config.decay or config.steps) - config.warmup))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [config.warmup])
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
 
     start = 0
     if resume and (found := state.load_newest(output / "state")):
@@ -110,7 +110,7 @@ def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:
     torch.manual_seed(config.seed)
     vae = AutoencoderKL(**config.architecture, scaling_factor=1.0)
 
-    def loss(model: nn.Module, step: int) -> Tensor:
+    def loss(model: Any, step: int) -> Tensor:
         x = _batch(config.fit.batch_size, config.seed, step)[0] * 2 - 1
         posterior = model.encode(x).latent_dist
         error = model.decode(posterior.sample()).sample - x
@@ -251,7 +251,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
         score = assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
         return score + config.layout * layout(model, text, x0) if config.layout else score
 
-    trained = fit("shapes-teacher", model, loss, config.fit, output, resume=resume)
+    trained: Any = fit("shapes-teacher", model, loss, config.fit, output, resume=resume)
     if trained is None:
         return False
     pipeline = StableDiffusionPipeline(

@@ -153,7 +153,7 @@ def _enable_checkpointing(role: nn.Module) -> None:
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         # Backward runs the block again, and by then another adapter may be switched on.
-        mine = base.running
+        mine: Any = base.running
         return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), mine.active()))
 
     base.enable_gradient_checkpointing(gradient_checkpointing_func=run)  # type: ignore[operator]

@@ -249,7 +249,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             if main:
                 watcher.draw(0, roles, output / "samples")
         for step in range(start, total):
-            began, figures, prompts = time.perf_counter(), {}, []
+            began = time.perf_counter()
+            figures: dict[str, Tensor] = {}
+            prompts: list[str] = []
 
             # The assistant learns to denoise what the student makes now (DI* Algorithm 1, upper half).
             for update in range(config.assistant.updates if step >= warmup else 1):

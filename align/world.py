@@ -87,7 +87,8 @@ def _place_network(run: Path, target: Path) -> None:
 
 
 def make_pairs(folder: Path, *, n: int = PAIRS, model: str = "shapes/base") -> Path:
-    """Pairs of pictures that `model` drew of training captions, labelled by the rule in `prompts.shapes.taste`."""
+    """Pairs of pictures that `model` drew of training captions, labelled by the rule in `prompts.shapes.taste` before they are
+    rounded to 8 bits."""
     path = folder / "pairs.jsonl"
     if path.is_file():
         return path
