@@ -152,13 +152,24 @@ def check(
     quantiles = stats.t.ppf(1 - alpha / len(metrics), n - 1) + stats.t.ppf(POWER, n - 1)
     detectable = limits + quantiles * stats.sem(differences, axis=0)
     verdicts = decide(p_drop, p_hold, alpha)
+    changes = differences.mean(0)
     findings = tuple(
         Finding(
-            name, Verdict(verdicts[i]), *map(float, (means[i], means[i] + differences[:, i].mean(), differences[:, i].mean(), *ends[:, i])),
-            *map(float, (limits[i], p_drop[i], p_hold[i], detectable[i])), _note(name, baseline.scores(name), name in given),
+            metric=name,
+            verdict=Verdict(verdicts[i]),
+            baseline=float(means[i]),
+            current=float(means[i] + changes[i]),
+            difference=float(changes[i]),
+            low=float(ends[0, i]),
+            high=float(ends[1, i]),
+            margin=float(limits[i]),
+            p_drop=float(p_drop[i]),
+            p_hold=float(p_hold[i]),
+            detectable=float(detectable[i]),
+            note=_note(name, baseline.scores(name), name in given),
         )
         for i, name in enumerate(metrics)
-    )  # fmt: skip
+    )
     verdict = overall([finding.verdict for finding in findings])
     decisive = [finding.metric for finding in findings if finding.verdict == verdict]
     return Outcome(verdict, f"{verdict}: {', '.join(decisive)}", n, alpha, findings)
@@ -232,7 +243,7 @@ def write_junit(path: Path, outcome: Outcome, current: Records, code: int) -> No
     }
     found = [tags.get(verdict) for _, verdict, _ in cases]
     counts = {f"{tag}s" if tag != "skipped" else tag: str(found.count(tag)) for tag in ("failure", "error", "skipped")}
-    suite = ElementTree.Element("testsuite", name="evaluate check", tests=str(len(cases)), **counts)
+    suite = ElementTree.Element("testsuite", {"name": "evaluate check", "tests": str(len(cases)), **counts})
     for (name, _, message), tag in zip(cases, found, strict=True):
         case = ElementTree.SubElement(suite, "testcase", classname=current.meta["suite"], name=name)
         if tag:

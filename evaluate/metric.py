@@ -1,7 +1,7 @@
 """Any scorer as a `torchmetrics.Metric`: mean and standard error of the scores, merged across batches and processes."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ class ScorerMetric(Metric):
     4
     """
 
-    full_state_update: ClassVar[bool | None] = False
-    higher_is_better: ClassVar[bool | None] = True
-    is_differentiable: ClassVar[bool | None] = False
+    full_state_update: bool | None = False
+    higher_is_better: bool | None = True
+    is_differentiable: bool | None = False
 
     moments: Tensor
 

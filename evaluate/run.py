@@ -63,7 +63,7 @@ class Settings:
         words = ["evaluate", "run", "--suite", self.suite.name, "--model", self.model]
         for metric in self.metrics:
             words += ["--metric", metric]
-        options = {"--images": self.images, "--limit": self.limit, "--seed": self.seeds[0], "--per-prompt": len(self.seeds)}
+        options: dict[str, object] = {"--images": self.images, "--limit": self.limit, "--seed": self.seeds[0], "--per-prompt": len(self.seeds)}
         options |= {"--batch": self.batch, "--dtype": self.dtype}
         for option, value in options.items():
             words += [] if value is None else [option, str(value)]
@@ -155,8 +155,8 @@ def run(settings: Settings, *, show: bool = True) -> Path | None:
         s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store)
         for s in loaded.values()
     }
-    unscored = {block: [s for s in loaded.values() if parts[s.protocol].failed(block)] for block in mine}
-    _score(settings, {block: which for block, which in unscored.items() if which}, store, parts, show=show)
+    unscored = [(block, [s for s in loaded.values() if parts[s.protocol].failed(block)]) for block in mine]
+    _score(settings, [(block, which) for block, which in unscored if which], store, parts, show=show)
 
     missing = [b for b in work if store.read(b) is None or any(part.read(b) is None for part in parts.values())]
     if missing:
@@ -240,12 +240,17 @@ class Scores:
 
 
 def _score(
-    settings: Settings, todo: Mapping[Block, Sequence[Scorer]], store: Store, parts: Mapping[str, Scores], *, show: bool
+    settings: Settings,
+    todo: Sequence[tuple[Block, Sequence[Scorer]]],
+    store: Store,
+    parts: Mapping[str, Scores],
+    *,
+    show: bool,
 ) -> None:
     if not todo:
         return
-    with Watch(f"scoring {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
-        for block, which in todo.items():
+    with Watch(f"scoring {settings.model}", sum(len(b.rows) for b, _ in todo), unit="picture", show=show) as watch:
+        for block, which in todo:
             for protocol, rows in score_block(block, store, which, settings.device).items():
                 parts[protocol].write(block, rows)
             watch.advance(len(block.rows))

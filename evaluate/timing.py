@@ -91,7 +91,7 @@ def stages(pipeline: Any) -> dict[str, list[nn.Module]]:
     return {
         "text": [part for name, part in parts.items() if name.startswith("text_encoder")],
         "denoiser": [parts[name] for name in ("unet", "transformer") if name in parts],
-        "vae": [part.decoder for name, part in parts.items() if name == "vae"],
+        "vae": [parts["vae"].get_submodule("decoder")] if "vae" in parts else [],
     }
 
 
@@ -174,7 +174,7 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         torch.manual_seed(seed)
-        parts = {}
+        parts: dict[str, Any] = {}
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None:
                 kind = _class(*entry)

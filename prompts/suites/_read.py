@@ -135,7 +135,7 @@ def _object(path: Path, place: str, record: Any) -> dict[str, Any]:
 
 
 def _text_column(path: Path, place: str, fields: Mapping[str, Any]) -> str:
-    by_name = {name.lower(): name for name in reversed(fields)}
+    by_name = {name.lower(): name for name in reversed(list(fields))}
     for wanted in TEXT_COLUMNS:
         if wanted in by_name:
             return by_name[wanted]

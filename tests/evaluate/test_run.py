@@ -111,7 +111,8 @@ def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_cli
     victim.write_bytes(victim.read_bytes()[:40])
     run.run(settings(tiny, tmp_path), show=False)
     assert row(tmp_path) == before
-    assert Image.open(victim).size == (32, 32)
+    with Image.open(victim) as image:
+        assert image.size == (32, 32)
 
 
 def stub(pictures: Any) -> Any:
