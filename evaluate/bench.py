@@ -6,8 +6,10 @@ environment on the same machine and the same weights, and comes in through a fil
 
 import itertools
 import json
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from evaluate import environment, scorers
 from evaluate.files import replace
+from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from evaluate.timing import time_call
 from prompts.errors import UserError
@@ -96,7 +99,26 @@ def _torchmetrics(scorer: Any) -> Callable[[Tensor, list[str]], object]:
 
     edge = scorer.clip.config.vision_config.image_size
     processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": edge}, crop_size=edge), scorer.tokenizer)
-    return lambda images, texts: clip_score(images, texts, lambda: (scorer.clip, processor))
+    network = _Unwrapped(scorer.clip)
+    return lambda images, texts: clip_score(images, texts, lambda: (network, processor))
+
+
+class _Unwrapped:
+    """A CLIP of transformers 5, which returns objects where torchmetrics takes tensors."""
+
+    def __init__(self, clip: Any):
+        self.clip, self.config = clip, clip.config
+
+    def to(self, device: Any) -> "_Unwrapped":
+        return self
+
+    def get_image_features(self, *inputs: Tensor) -> Tensor:
+        features: Tensor = self.clip.get_image_features(*inputs).pooler_output
+        return features
+
+    def get_text_features(self, *inputs: Tensor) -> Tensor:
+        features: Tensor = self.clip.get_text_features(*inputs).pooler_output
+        return features
 
 
 #: Originals that can be imported beside us: protocol -> who, and what makes its call from our scorer.
@@ -138,36 +160,71 @@ def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: i
 # ---- the harness ---------------------------------------------------------------------------------------------------------
 
 
-class Forwards:
-    """Adds up the seconds spent inside `with forwards():`, which a stub puts around what stands for a network's forward."""
+class Nap:
+    """A context that lasts `seconds` a picture, what is done in it included; `total` of all of them."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, seconds: float):
+        self.seconds, self.total = seconds, 0.0
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Around one forward."""
+    def __call__(self, pictures: int) -> Iterator[None]:
+        """What stands for a network's forward."""
         began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
+        yield
+        time.sleep(max(0.0, began + self.seconds * pictures - time.perf_counter()))
+        self.total += time.perf_counter() - began
 
 
-def harness_overhead(run_suite: Callable[[Forwards], object], *, records: int = RECORDS) -> dict[str, float]:
-    """What a run costs besides its networks. run_suite: draws and scores `records` pictures with a stub that uses the Forwards it is given.
+class _Stub(Scorer):
+    """A scorer whose network is a nap: pictures are read and prepared as for a real one."""
 
-    Returns records, total_s, forward_s, overhead (the share of the total that is outside the forwards), and outside_ms, which does
-    not depend on how slow the stub is: milliseconds a record outside them.
+    def __init__(self, nap: Nap) -> None:
+        super().__init__("stub", CLIP_224)
+        self.nap = nap
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """A row of nothing a prompt."""
+        return {"features": torch.zeros(len(prompts), 1)}
+
+    def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
+        """A number a picture, after the nap."""
+        with self.nap(len(pixels)):
+            return pixels.flatten(1).mean(1)
+
+
+def bench_harness(
+    records: int = RECORDS, *, edge: int = EDGE, drawing: float = 0.02, scoring: float = 0.005
+) -> dict[str, float]:
+    """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
+
+    drawing, scoring: seconds a picture that stand for the model's and the scorer's forwards. Returns records, edge, total_s, forward_s,
+    overhead (the share of the total outside the forwards) and outside_ms, milliseconds a record outside them.
     """
-    forwards = Forwards()
-    began = time.perf_counter()
-    run_suite(forwards)
-    total = time.perf_counter() - began
-    outside = total - forwards.seconds
+    from evaluate import run
+    from prompts.suites import Prompt, Suite
+
+    naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)
+    # As smooth as pictures are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
+    canvas = torch.nn.functional.interpolate(
+        torch.rand(1, 3, edge // 4, edge // 4, generator=generator), size=(2 * edge, 2 * edge), mode="bicubic"
+    )[0].clamp(0, 1)
+
+    def draw(texts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        with naps[0](len(texts)):
+            corners = [(37 * int(each) % edge, 101 * int(each) % edge) for each in ids]
+            return torch.stack([canvas[:, y : y + edge, x : x + edge] for y, x in corners])
+
+    asked = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
+    suite = Suite("stub", asked, "0" * 64, "made up", "none")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = run.Settings(suite=suite, model="shapes/base", metrics=("shapes/oracle",), output=Path(folder))
+        began = time.perf_counter()
+        run.run(settings, make=lambda *_, **__: draw, load=lambda *_, **__: _Stub(naps[1]))
+        total = time.perf_counter() - began
+    forward = naps[0].total + naps[1].total
     return {
-        "records": records, "total_s": total, "forward_s": forwards.seconds, "overhead": outside / total,
-        "outside_ms": 1000 * outside / records,
+        "records": records, "edge": edge, "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
+        "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
     }  # fmt: skip
 
 
@@ -175,13 +232,11 @@ def harness_overhead(run_suite: Callable[[Forwards], object], *, records: int = 
 
 
 def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
-    """Seconds of ours and of clean-fid's formula on the same full-rank statistics, and by how much they differ.
+    """Seconds of ours and of clean-fid's own function, once, on the same full-rank statistics, and by how much they differ.
 
-    clean-fid's own function passes its `sqrtm` an argument that scipy 1.18 no longer takes, so that its formula is computed on
-    `scipy.linalg.sqrtm` of the product here, once: it takes minutes. Ours starts from moments that have computed nothing yet.
+    Ours starts from moments that have computed nothing yet. Raises UserError under a scipy that clean-fid's function does not know.
     """
-    import numpy as np
-    from scipy.linalg import sqrtm
+    from cleanfid.fid import frechet_distance as original
 
     from evaluate.sets.frechet import Moments, frechet_distance
 
@@ -198,12 +253,16 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
         return frechet_distance(*(Moments(each.n, each.mean, each.scatter) for each in (a, b)))
 
     def theirs() -> float:
-        (mean_a, s_a), (mean_b, s_b) = ((each.mean.numpy(), each.covariance.numpy()) for each in (a, b))
-        root = np.real(sqrtm(s_a @ s_b))
-        return float((mean_a - mean_b) @ (mean_a - mean_b) + np.trace(s_a) + np.trace(s_b) - 2 * np.trace(root))
+        statistics = [x.numpy() for each in (a, b) for x in (each.mean, each.covariance)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy calls one of clean-fid's arguments deprecated
+            return float(original(*statistics))
 
     values: list[float] = []
-    reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
+    try:
+        reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
+    except TypeError:
+        raise UserError("--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it") from None
     own = time_call(ours, repeats=repeats).median
     return {
         "dimension": dimension, "ours_s": own, "original_s": reference, "ratio": reference / own,
@@ -215,7 +274,14 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
 
 
 def bench(
-    names: Mapping[str, str | None], *, device: str, dtype: torch.dtype, repeats: int, originals: Path | None, frechet: bool
+    names: Mapping[str, str | None],
+    *,
+    device: str,
+    dtype: torch.dtype,
+    repeats: int,
+    originals: Path | None,
+    frechet: bool,
+    harness: bool,
 ) -> dict[str, Any]:
     """All of it that is asked for. names: scorer -> local path of its weights, None for its own."""
     hardware = environment.hardware(device)
@@ -229,7 +295,7 @@ def bench(
     return {
         "hardware": hardware, "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
         "pictures": PICTURES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
-        "frechet": bench_frechet() if frechet else None,
+        "frechet": bench_frechet() if frechet else None, "harness": bench_harness() if harness else None,
     }  # fmt: skip
 
 
@@ -258,6 +324,11 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table)
     if frechet := result["frechet"]:
         console.print(
-            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads: {frechet['ours_s']:.2f} s, clean-fid's formula on"
-            f" scipy.linalg.sqrtm {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x), relative difference {frechet['relative_difference']:.1e}"
+            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads: {frechet['ours_s']:.2f} s, clean-fid's own"
+            f" {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x), relative difference {frechet['relative_difference']:.1e}"
+        )
+    if harness := result["harness"]:
+        console.print(
+            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms a record outside the"
+            f" forwards, {harness['overhead']:.1%} where drawing takes {1000 * harness['drawing_s']:.0f} ms and scoring {1000 * harness['scoring_s']:.0f} ms"
         )

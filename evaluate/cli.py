@@ -30,6 +30,8 @@ def run(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once; part of what makes a picture, to its last bits.")] = 16,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the model.")] = "fp32",
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    weights: Annotated[Optional[list[str]], typer.Option("--weights", metavar="METRIC=PATH", help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.")] = None,
+    reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real pictures that FID compares with.")] = None,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and pictures go.")] = Path("leaderboards"),
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
 ) -> None:  # fmt: skip
@@ -38,7 +40,7 @@ def run(
 
     settings = runner.settings(
         suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
-        dtype=dtype, device=device, output=output, shard=shard,
+        dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
     )  # fmt: skip
     outcomes = [runner.run_and_tell(each) for each in settings]
     if not all(outcomes):
@@ -240,12 +242,13 @@ def bench(
     scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
     originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,
     frechet: Annotated[bool, typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's.")] = False,
+    harness: Annotated[bool, typer.Option("--harness", help="What a run of 10,000 records costs outside its networks, which are naps here: minutes.")] = False,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
 ) -> None:  # fmt: skip
-    """Time the evaluator beside the originals: scorers, and the Fréchet distance."""
+    """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
     import torch
 
     from evaluate import bench as benchmark
@@ -255,7 +258,9 @@ def bench(
         raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    result = benchmark.bench(names, device=where, dtype=DTYPES[dtype], repeats=repeats, originals=originals, frechet=frechet)
+    result = benchmark.bench(
+        names, device=where, dtype=DTYPES[dtype], repeats=repeats, originals=originals, frechet=frechet, harness=harness
+    )
     benchmark.show(result)
     if output:
         benchmark.write(result, output)
@@ -275,3 +280,7 @@ def main() -> None:
     except UserError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":  # for accelerate launch -m evaluate.cli
+    main()

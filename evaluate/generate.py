@@ -6,12 +6,14 @@ block is always one batch, whichever process draws it and in whatever order; a b
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +27,12 @@ from evaluate.weights import sha256
 from prompts.errors import UserError
 from prompts.suites import Prompt
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 Draw = Callable[[Sequence[str], Sequence[str], Sequence[int]], Tensor]
-#: Pixels `[H, W, 3]`, uint8, or an error; and how many were drawn at once.
-Drawn = tuple[np.ndarray | None, str | None, int]
+#: Pixels `[3, H, W]`, uint8 or float in [0, 1], or an error; and how many were drawn at once.
+Drawn = tuple[Tensor | None, str | None, int]
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -75,8 +80,10 @@ def blocks(prompts: Sequence[Prompt], seeds: Sequence[int], size: int) -> list[B
     return [Block(i, tuple(rows[first : first + size])) for i, first in enumerate(range(0, len(rows), size))]
 
 
-def pixels_sha256(picture: np.ndarray) -> str:
-    """Hash of a picture `[H, W, 3]`, uint8: of its size and its pixels, whatever file format holds them."""
+def pixels_sha256(picture: np.ndarray | None) -> str | None:
+    """Hash of a picture `[H, W, 3]`, uint8: of its size and its pixels, whatever file format holds them. None of None."""
+    if picture is None:
+        return None
     return hashlib.sha256(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
 
 
@@ -115,22 +122,22 @@ class Store:
         """The pixels `[H, W, 3]`, uint8, of one picture; None if the file is not the picture that was drawn."""
         try:
             with Image.open(self.path(block, picture)) as image:
-                pixels = np.asarray(image)
+                pixels = np.array(image)
         except (OSError, SyntaxError, ValueError):
             return None
         return pixels if pixels_sha256(pixels) == picture.sha256 else None
 
-    def write(self, block: Block, drawn: Sequence[Drawn]) -> None:
+    def write(self, block: Block, drawn_rows: Sequence[Drawn]) -> None:
         """Keep a block: per row its pixels or None, its error or None, and its batch."""
         folder, index = self.folder / block.key, []
-        for row, (pixels, error, batch) in zip(block.rows, drawn, strict=True):
-            name, size = None, 0
-            if pixels is not None:
-                name = f"{_file_name(row.prompt.id)}-{row.seed}.png"
-                replace(folder / name, partial(Image.fromarray(pixels).save, format="PNG"))
+        for row, (drawn, error, batch) in zip(block.rows, drawn_rows, strict=True):
+            name, size, pixels = None, 0, None
+            if drawn is not None:
+                name, pixels = f"{_file_name(row.prompt.id)}-{row.seed}.png", to_uint8(drawn)
+                # As fast as PNG goes: a one-step generator draws quicker than level 6 packs.
+                replace(folder / name, partial(Image.fromarray(pixels).save, format="PNG", compress_level=1))
                 size = (folder / name).stat().st_size
-            sha256 = None if pixels is None else pixels_sha256(pixels)
-            index.append({"file": name, "size": size, "sha256": sha256, "error": error, "batch": batch})
+            index.append({"file": name, "size": size, "sha256": pixels_sha256(pixels), "error": error, "batch": batch})
         text = json.dumps(index, indent=0)
         replace(folder / "index.json", lambda draft: draft.write_text(text, encoding="utf-8"))
 
@@ -139,38 +146,86 @@ def _file_name(prompt_id: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in prompt_id)
 
 
-def draw_block(draw: Draw, block: Block, *, say: Callable[[str], Any]) -> list[Drawn]:
-    """Draw a block's rows together; where that fails, in halves, down to the single row whose error is then its record."""
+def ahead(function: Callable[[T], R], items: Iterable[T], *, depth: int = 4) -> Iterator[R]:
+    """`function` of each item, in their order; up to `depth` of them are worked on in threads while the caller does something else."""
+    with ThreadPoolExecutor(depth) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    def attempt(rows: Sequence[Row]) -> list[Drawn]:
-        texts, ids, seeds = [row.prompt.text for row in rows], [row.prompt.id for row in rows], [row.seed for row in rows]
+
+class Halves(Generic[T, R]):
+    """Does `function` to many items at once; where that fails, to each half, down to the single item whose error is then its outcome.
+
+    Once memory has run short at some size, no more than half of that is tried again, and `say` has told so.
+    """
+
+    def __init__(self, function: Callable[[Sequence[T]], Sequence[R]], *, name: str, say: Callable[[str], Any]):
+        self.function, self.name, self.say = function, name, say
+        self.largest: float = math.inf
+
+    def __call__(self, items: Sequence[T]) -> list[tuple[R | None, str | None, int]]:
+        """Per item its result or None, its error or None, and how many were done at once."""
+        if 1 < len(items) > self.largest:
+            return self._halves(items)
         try:
-            pictures = draw(texts, ids, seeds)
+            return [(result, None, len(items)) for result in self.function(items)]
         except UserError:
             raise
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}".splitlines()[0]
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if len(rows) == 1:
-                return [(None, problem, 1)]
-            say(f"{len(rows)} pictures at once failed ({problem}); going on with halves, which their records say")
-            middle = (len(rows) + 1) // 2
-            return attempt(rows[:middle]) + attempt(rows[middle:])
-        finite = pictures.isfinite().flatten(1).all(1)
-        pixels = to_uint8(pictures)
+            if _memory_is_short(error) and len(items) > 1:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self.largest = (len(items) + 1) // 2
+                self.say(
+                    f"{self.name}: no memory for {len(items)} at once; going on with {self.largest}, which the records say"
+                )
+            if len(items) == 1:
+                return [(None, f"{type(error).__name__}: {error}".splitlines()[0], 1)]
+        return self._halves(items)
+
+    def _halves(self, items: Sequence[T]) -> list[tuple[R | None, str | None, int]]:
+        middle = (len(items) + 1) // 2
+        return self(items[:middle]) + self(items[middle:])
+
+
+def _memory_is_short(error: Exception) -> bool:
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def painter(draw: Draw, *, name: str, say: Callable[[str], Any]) -> Callable[[Block], list[Drawn]]:
+    """What draws a block's rows together, or in halves where it must. name: of the model, for what is said."""
+
+    def paint(rows: Sequence[Row]) -> list[Tensor | None]:
+        texts, ids, seeds = [row.prompt.text for row in rows], [row.prompt.id for row in rows], [row.seed for row in rows]
+        pictures = draw(texts, ids, seeds)
+        finite = pictures.flatten(1).sum(1).isfinite().tolist()
+        return [each if ok else None for each, ok in zip(pictures, finite, strict=True)]
+
+    halves = Halves(paint, name=name, say=say)
+
+    def paint_block(block: Block) -> list[Drawn]:
         return [
-            (each, None, len(rows)) if ok else (None, "the model drew NaN or infinity", len(rows))
-            for each, ok in zip(pixels, finite.tolist(), strict=True)
+            (pixels, error or ("the model drew NaN or infinity" if pixels is None else None), batch)
+            for pixels, error, batch in halves(block.rows)
         ]
 
-    return attempt(block.rows)
+    return paint_block
 
 
-def to_uint8(pictures: Tensor) -> np.ndarray:
-    """`[B, 3, H, W]` in [0, 1] to `[B, H, W, 3]`, uint8, rounded to nearest as stock diffusers does."""
-    levels = (pictures.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+def to_uint8(picture: Tensor) -> np.ndarray:
+    """`[3, H, W]`, uint8 or float in [0, 1], to `[H, W, 3]`, uint8, rounded to nearest as stock diffusers does."""
+    levels = picture if picture.dtype == torch.uint8 else (picture * 255).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+#: (model, device=, dtype=) -> what draws from it.
+Drawer = Callable[..., Draw]
 
 
 def drawer(model: str, *, device: str, dtype: torch.dtype) -> Draw:
@@ -211,7 +266,7 @@ def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[
                 1,
             )
         try:
-            return read_image(path).permute(1, 2, 0).numpy(), None, 1
+            return read_image(path), None, 1
         except UserError as error:
             return None, str(error), 1
 

@@ -13,7 +13,7 @@ from evaluate.stats import clustered_mean
 from evaluate.tables import read_csv, write_csv
 from prompts.errors import UserError
 
-#: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `low`, `high`), `NAME n`, `NAME weights`.
+#: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`), `NAME n`, `NAME weights`.
 FIXED = (
     "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware", "versions", "command",
 )  # fmt: skip
@@ -47,6 +47,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
         result |= {protocol: mean, f"{protocol} se": error, f"{protocol} n": n, f"{protocol} weights": weights or ""}
     for protocol, estimate in meta["sets"].items():
         result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}
+        result[f"{protocol} weights"] = estimate["weights_sha256"]
     return result
 
 

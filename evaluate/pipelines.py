@@ -11,6 +11,7 @@ A model is a name of an embedded one (`shapes/base`), a folder, a hub id, or a r
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,8 +136,7 @@ def _snapshot(model: str) -> Path:
 
 
 def _load_whole(cls: Any, model: str, folder: Path, dtype: torch.dtype) -> Any:
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+    check_parts(folder)
     parts = [part for part in sorted(folder.iterdir()) if any(part.glob("*.safetensors"))]
     for part in parts:
         weights.check_folder(part)
@@ -151,6 +151,22 @@ def _load_whole(cls: Any, model: str, folder: Path, dtype: torch.dtype) -> Any:
     for part in parts:
         weights.check_folder(part, getattr(pipeline, part.name))
     return pipeline
+
+
+def check_parts(folder: Path) -> None:
+    """Raise UserError where a part that `model_index.json` names is not there: an absent tokenizer would be loaded as an empty one."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{folder}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+    try:
+        parts = {
+            name: entry for name, entry in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(entry, list)
+        }
+    except ValueError as error:
+        raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
+    for name, (library, _) in parts.items():
+        if library is not None and not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: no such folder, though {index.name} names it; fetch it again")
 
 
 def _replace_unet(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -181,7 +197,7 @@ def draw(
     keys: Sequence[str] | None = None,
     **overrides: Any,
 ) -> Tensor:
-    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt.
+    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt, on the pipeline's device.
 
     Noise is drawn from a seed, one for all or one each, and a key, by default the prompt.
     """
@@ -192,5 +208,5 @@ def draw(
     result = pipeline(
         list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides)
     )
-    images: Tensor = result.images.float().cpu()
+    images: Tensor = result.images.float()
     return images

@@ -9,8 +9,8 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from dataclasses import replace as change
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,30 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from evaluate import environment, leaderboard, pipelines, scorers, sets
 from evaluate.console import Watch, console
 from evaluate.files import replace
-from evaluate.generate import Block, Store, adopter, blocks, digest, draw_block, drawer, pictures_digest
+from evaluate.generate import (
+    Block,
+    Drawer,
+    Drawn,
+    Halves,
+    Picture,
+    Store,
+    adopter,
+    ahead,
+    blocks,
+    digest,
+    drawer,
+    painter,
+    pictures_digest,
+)
+from evaluate.preprocess import Preprocess
 from evaluate.records import Records
-from evaluate.scorers import Scorer, score_all
+from evaluate.scorers import Images, Scorer, prepare_all
+from evaluate.sets import Estimate, SetMetric
 from evaluate.stats import clustered_mean
 from prompts import suites
 from prompts.errors import UserError
@@ -56,6 +73,8 @@ class Settings:
     output: Path = Path("leaderboards")
     shard: tuple[int, int] = (0, 1)
     limit: int | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    reference: Path | None = None
 
     @property
     def command(self) -> str:
@@ -63,16 +82,25 @@ class Settings:
         words = ["evaluate", "run", "--suite", self.suite.name, "--model", self.model]
         for metric in self.metrics:
             words += ["--metric", metric]
-        options: dict[str, object] = {"--images": self.images, "--limit": self.limit, "--seed": self.seeds[0], "--per-prompt": len(self.seeds)}
+        options: dict[str, object] = {
+            "--images": self.images,
+            "--limit": self.limit,
+            "--seed": self.seeds[0],
+            "--per-prompt": len(self.seeds),
+        }
         options |= {"--batch": self.batch, "--dtype": self.dtype}
         for option, value in options.items():
             words += [] if value is None else [option, str(value)]
+        for metric, path in self.weights.items():
+            words += ["--weights", f"{metric}={path}"]
+        words += ["--reference", str(self.reference)] if self.reference else []
         return shlex.join(words)
 
 
 def settings(
     suite: str, models: Sequence[str], metrics: Sequence[str], *, prompts: Path | None, images: Path | None, limit: int | None, seed: int,
-    per_prompt: int, batch: int, dtype: str, device: str | None, output: Path, shard: str,
+    per_prompt: int, batch: int, dtype: str, device: str | None, output: Path, shard: str, weights: Sequence[str] = (),
+    reference: Path | None = None,
 ) -> list[Settings]:  # fmt: skip
     """What the command's options mean, a `Settings` a model. Raises UserError for what cannot be meant."""
     whole = suites.load(suite, path=prompts)
@@ -83,17 +111,26 @@ def settings(
         raise UserError("--images belongs to one --model; run the command once for each")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Processes that were launched together take a GPU each.
+    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: no GPU there; choose cpu")
     metrics = tuple(dict.fromkeys(metrics or SUITE_METRICS.get(whole.name, METRICS)))
+    paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
             suite=asked, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)), batch=batch, dtype=dtype,
-            device=device, output=output, shard=_shard(shard), limit=limit,
+            device=device, output=output, shard=_shard(shard), limit=limit, weights=paths, reference=reference,
         )
         for model in models
     ]  # fmt: skip
+
+
+def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or name not in metrics:
+        raise UserError(f"--weights {text}: give METRIC=PATH with one of the metrics asked for ({', '.join(metrics)})")
+    return name, path
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -133,10 +170,12 @@ def run_and_tell(settings: Settings) -> bool:
     return bool(records.complete)
 
 
-def run(settings: Settings, *, show: bool = True) -> Path | None:
+def run(
+    settings: Settings, *, show: bool = True, make: Drawer = drawer, load: Callable[..., Scorer] = scorers.load
+) -> Path | None:
     """Draw what is not drawn and score what is not scored; with all of it there, write the records and the leaderboard's row.
 
-    Returns the records' file, or None where blocks are left to other shards.
+    make, load: what makes a model's drawer and what loads a scorer. Returns the records' file, or None where blocks are left to other shards.
     """
     names = {kind: [name for name in settings.metrics if name in kind.variants()] for kind in (scorers, sets)}
     for name in settings.metrics:
@@ -149,8 +188,8 @@ def run(settings: Settings, *, show: bool = True) -> Path | None:
     work = blocks(settings.suite.prompts, settings.seeds, settings.batch)
     mine = work[settings.shard[0] :: settings.shard[1]]
 
-    _draw(settings, [block for block in mine if store.failed(block)], store, show=show)
-    loaded = {name: scorers.load(name, device=settings.device) for name in names[scorers]}
+    _draw(settings, [block for block in mine if store.failed(block)], store, make, show=show)
+    loaded = {name: load(name, device=settings.device, weights=settings.weights.get(name)) for name in names[scorers]}
     parts = {
         s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store)
         for s in loaded.values()
@@ -162,7 +201,7 @@ def run(settings: Settings, *, show: bool = True) -> Path | None:
     if missing:
         console.print(f"{folder}: {len(missing)} of {len(work)} blocks are left to other shards; the last one writes the row")
         return None
-    frame = pd.concat([_frame(block, store, parts) for block in work], ignore_index=True)
+    frame = pd.DataFrame([row for block in work for row in _rows(block, store, parts)])
     estimates = _measure_set(settings, names[sets], work, store, show=show)
     hashes = {s.protocol: s.weights_sha256 for s in loaded.values()}
     records = Records(
@@ -196,18 +235,23 @@ def identity(settings: Settings) -> dict[str, Any]:
 # ---- pictures ------------------------------------------------------------------------------------------------------------
 
 
-def _draw(settings: Settings, todo: Sequence[Block], store: Store, *, show: bool) -> None:
+def _draw(settings: Settings, todo: Sequence[Block], store: Store, make: Drawer, *, show: bool) -> None:
+    """Draw blocks; files are written while the next ones are drawn."""
     if not todo:
         return
     with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
         if settings.images:
             source = adopter(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
         else:
-            draw = drawer(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
-            source = partial(draw_block, draw, say=console.print)
-        for block in todo:
-            store.write(block, source(block))
-            watch.advance(len(block.rows))
+            draw = make(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
+            source = painter(draw, name=settings.model, say=console.print)
+
+        def keep(drawn: tuple[Block, list[Drawn]]) -> int:
+            store.write(*drawn)
+            return len(drawn[1])
+
+        for n in ahead(keep, ((block, source(block)) for block in todo)):
+            watch.advance(n)
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------------
@@ -247,69 +291,105 @@ def _score(
     *,
     show: bool,
 ) -> None:
+    """Score blocks; the next ones are read and prepared meanwhile."""
     if not todo:
         return
-    with Watch(f"scoring {settings.model}", sum(len(b.rows) for b, _ in todo), unit="picture", show=show) as watch:
-        for block, which in todo:
-            for protocol, rows in score_block(block, store, which, settings.device).items():
+    judge = Judge(say=console.print)
+    with Watch(f"scoring {settings.model}", sum(len(block.rows) for block, _ in todo), unit="picture", show=show) as watch:
+        opened = ahead(lambda pair: Opened.of(*pair, store, settings.device), todo)
+        for (block, which), pictures in zip(todo, opened, strict=True):
+            for protocol, rows in judge(pictures, which).items():
                 parts[protocol].write(block, rows)
             watch.advance(len(block.rows))
 
 
-def score_block(block: Block, store: Store, which: Sequence[Scorer], device: str) -> dict[str, list[dict[str, Any]]]:
-    """Scores of a block's pictures by protocol. A picture that is not there has no score; a scorer that fails leaves its error."""
-    pictures = store.read(block) or []
-    pixels = [None if picture.file is None else store.open(block, picture) for picture in pictures]
-    there = [i for i, each in enumerate(pixels) if each is not None]
-    images = [torch.from_numpy(np.array(pixels[i])).permute(2, 0, 1).to(device) for i in there]
-    texts = [block.rows[i].prompt.text for i in there]
-    result = {}
-    for protocol, (values, errors) in _try(which, images, texts).items():
-        rows: list[dict[str, Any]] = [{"picture": p.sha256, "score": None, "error": None} for p in pictures]
-        for i, value, error in zip(there, values, errors, strict=True):
-            rows[i] |= {"score": value, "error": error}
-        for i, row in enumerate(rows):
-            if pictures[i].file is not None and pixels[i] is None:
-                row["error"] = f"{store.path(block, pictures[i])}: not the picture that was drawn; delete it and run again"
-        result[protocol] = rows
-    return result
+@dataclass(frozen=True)
+class Opened:
+    """A block's pictures, ready to be scored.
+
+    rows: per row what is known of its picture, and why one that was drawn cannot be had. there: those that can be had, uint8
+    `[3, H, W]`, with their prompts. prepared: what each `Preprocess` made of them; empty where one failed.
+    """
+
+    rows: Sequence[tuple[Picture, str | None]]
+    there: Sequence[tuple[Tensor, str]]
+    prepared: Mapping[Preprocess, Tensor]
+
+    @classmethod
+    def of(cls, block: Block, which: Sequence[Scorer], store: Store, device: str = "cpu") -> "Opened":
+        """A block of `store`, prepared for the scorers."""
+        rows: list[tuple[Picture, str | None]] = []
+        there = []
+        for row, picture in zip(block.rows, store.read(block) or (), strict=True):
+            pixels = None if picture.file is None else store.open(block, picture)
+            if pixels is not None:
+                there.append((torch.from_numpy(pixels).permute(2, 0, 1).to(device), row.prompt.text))
+            lost = picture.file is not None and pixels is None
+            error = f"{store.path(block, picture)}: not the picture that was drawn; delete it and run again" if lost else None
+            rows.append((picture, error or picture.error))
+        try:
+            prepared = prepare_all(which, _batch(there)) if there else {}
+        except Exception:  # whose it is comes out when each is scored by itself
+            prepared = {}
+        return cls(rows, there, prepared)
 
 
-def _try(
-    which: Sequence[Scorer], images: list[torch.Tensor], texts: list[str]
-) -> dict[str, tuple[list[float | None], list[str | None]]]:
-    """Together where that works; else scorer by scorer, and within one picture by picture, so that errors find their owner."""
-    n = len(texts)
-    if not n:
-        return {scorer.protocol: ([], []) for scorer in which}
-    same = all(image.shape == images[0].shape for image in images)
-    given: Any = torch.stack(images) if same else images
-    try:
-        with torch.inference_mode():
-            scores = score_all({s.protocol: s for s in which}, given, texts)
-    except Exception as error:
-        if len(which) > 1:
-            return {name: value for scorer in which for name, value in _try([scorer], images, texts).items()}
-        (scorer,) = which
-        if n > 1:
-            singles = [_try(which, [image], [text])[scorer.protocol] for image, text in zip(images, texts, strict=True)]
-            return {
-                scorer.protocol: ([v for values, _ in singles for v in values], [e for _, errors in singles for e in errors])
-            }
-        return {scorer.protocol: ([None], [f"{type(error).__name__}: {error}".splitlines()[0]])}
-    return {name: _finite(values.double().tolist()) for name, values in scores.items()}
+def _batch(pairs: Sequence[tuple[Tensor, str]]) -> Images:
+    images = [image for image, _ in pairs]
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
-def _finite(values: list[float]) -> tuple[list[float | None], list[str | None]]:
-    good = [math.isfinite(value) for value in values]
-    kept = [value if ok else None for value, ok in zip(values, good, strict=True)]
-    return kept, [None if ok else f"the score is {value}" for value, ok in zip(values, good, strict=True)]
+class Judge:
+    """Scores blocks: from what is prepared where that works, else scorer by scorer and in halves, so that errors find their owner."""
+
+    def __init__(self, *, say: Callable[[str], Any]):
+        self.say = say
+        self.alone: dict[str, Halves[tuple[Tensor, str], float]] = {}
+
+    def __call__(self, opened: Opened, which: Sequence[Scorer]) -> dict[str, list[dict[str, Any]]]:
+        """Rows by protocol. A picture that is not there has no score; a scorer that fails leaves its error."""
+        result = {}
+        for scorer in which:
+            found = iter(self._score(scorer, opened) if opened.there else ())
+            result[scorer.protocol] = [
+                {"picture": picture.sha256, **(_row(None, error if picture.file else None) if error else _row(*next(found)))}
+                for picture, error in opened.rows
+            ]
+        return result
+
+    def _score(self, scorer: Scorer, opened: Opened) -> Sequence[tuple[float | None, str | None]]:
+        halves = self.alone.get(scorer.protocol)
+        if scorer.prepare in opened.prepared and (halves is None or halves.largest == math.inf):
+            try:
+                with torch.inference_mode():
+                    scores = scorer.score_prepared(opened.prepared[scorer.prepare], [text for _, text in opened.there])
+                return [(value, None) for value in scores.double().tolist()]
+            except UserError:
+                raise
+            except Exception:  # which picture's it is, or whether memory is short, comes out below
+                pass
+        if halves is None:
+            halves = self.alone[scorer.protocol] = Halves(partial(_score_one, scorer), name=scorer.protocol, say=self.say)
+        return [(value, error) for value, error, _ in halves(opened.there)]
+
+
+def _score_one(scorer: Scorer, pairs: Sequence[tuple[Tensor, str]]) -> list[float]:
+    with torch.inference_mode():
+        scores: list[float] = scorer.score(_batch(pairs), [text for _, text in pairs]).double().tolist()
+    return scores
+
+
+def _row(value: float | None, error: str | None) -> dict[str, Any]:
+    """A score as it is kept: JSON knows no NaN, and a score that is none is an error."""
+    if value is not None and not math.isfinite(value):
+        return {"score": None, "error": f"the score is {value}"}
+    return {"score": value, "error": error}
 
 
 # ---- the whole -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(block: Block, store: Store, parts: Mapping[str, Scores]) -> pd.DataFrame:
+def _rows(block: Block, store: Store, parts: Mapping[str, Scores]) -> list[dict[str, Any]]:
     pictures = store.read(block) or []
     scores = {protocol: part.read(block) or [] for protocol, part in parts.items()}
     rows = []
@@ -321,7 +401,7 @@ def _frame(block: Block, store: Store, parts: Mapping[str, Scores]) -> pd.DataFr
         row["error"] = "; ".join(filter(None, errors)) or None
         row |= {f"score.{name}": np.nan if each[i]["score"] is None else each[i]["score"] for name, each in scores.items()}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _measure_set(
@@ -330,16 +410,30 @@ def _measure_set(
     """Value and interval of each metric of the whole set, from the pictures in the suite's order."""
     if not names:
         return {}
-    measures = {name: sets.load(name, device=settings.device) for name in names}
+    measures = [
+        sets.load(
+            name,
+            device=settings.device,
+            weights=settings.weights.get(name),
+            reference=str(settings.reference) if settings.reference and name.startswith("fid/") else None,
+        )
+        for name in names
+    ]
     with Watch(f"measuring {', '.join(names)}", sum(len(b.rows) for b in work), unit="picture", show=show) as watch:
-        for block in work:
-            kept = [(row, store.open(block, p)) for row, p in zip(block.rows, store.read(block) or (), strict=True) if p.file]
-            images = [torch.from_numpy(np.array(pixels)).permute(2, 0, 1) for _, pixels in kept if pixels is not None]
-            texts = [row.prompt.text for row, pixels in kept if pixels is not None]
-            for measure in measures.values():
-                measure.update(images, texts)
-            watch.advance(len(block.rows))
-    return {measure.protocol: asdict(measure.compute()) for measure in measures.values()}
+        for opened in ahead(lambda block: Opened.of(block, (), store), work):
+            for measure in measures if opened.there else ():
+                measure.update([image for image, _ in opened.there], [text for _, text in opened.there])
+            watch.advance(len(opened.rows))
+    return {measure.protocol: _estimate(measure) for measure in measures}
+
+
+def _estimate(measure: SetMetric) -> dict[str, Any]:
+    """A metric of the whole set, as records hold it; one that cannot be had says why in its note."""
+    try:
+        estimate = measure.compute()
+    except ValueError as error:
+        estimate = Estimate(math.nan, math.nan, math.nan, 0, str(error))
+    return asdict(estimate) | {"weights_sha256": measure.weights_sha256}
 
 
 def _keep(path: Path, content: Any) -> None:

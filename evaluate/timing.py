@@ -171,6 +171,7 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
     pipelines.quiet()
     folder = _configs(model)
+    pipelines.check_parts(folder)
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         torch.manual_seed(seed)

@@ -6,7 +6,7 @@ weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothi
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -87,11 +87,16 @@ class Scorer(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def prepare_all(scorers: Iterable[Scorer], images: Images) -> dict[Preprocess, Tensor]:
+    """What each distinct `Preprocess` of the scorers makes of the pictures, carried out once."""
+    return {prepare: prepare(images) for prepare in dict.fromkeys(scorer.prepare for scorer in scorers)}
+
+
 def score_all(scorers: Mapping[str, Scorer], images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Every scorer's scores `[B]`; each distinct `Preprocess` is carried out once."""
+    """Every scorer's scores `[B]`, under its key."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
-    prepared = {prepare: prepare(images) for prepare in dict.fromkeys(scorer.prepare for scorer in scorers.values())}
+    prepared = prepare_all(scorers.values(), images)
     return {name: scorer.score_prepared(prepared[scorer.prepare], prompts) for name, scorer in scorers.items()}
 
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -165,42 +164,3 @@ class FrechetMetric(SetMetric):
         if n != self.asked:
             notes.append(f"{n:,} pictures where the protocol takes {self.asked:,}")
         return Estimate(estimate.value, estimate.low, estimate.high, n, "; ".join(notes))
-
-
-def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
-    """Seconds of ours and of clean-fid's own function on the same full-rank statistics, best of `repeats` of ours and one of theirs.
-
-    Returns dimension, ours_s, cleanfid_s, speedup, relative_difference, threads. Ours starts from fresh moments each time.
-    """
-    import warnings
-
-    from cleanfid.fid import frechet_distance as original
-
-    generator = torch.Generator().manual_seed(0)
-    # Features whose variances fall over two decades, as an encoder's do.
-    scales = torch.logspace(0, -1, dimension, dtype=torch.float64)
-    mixing = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator, dtype=torch.float64))[0]
-    a, b = (
-        Moments.of((torch.randn(2 * dimension, dimension, generator=generator) * scales + shift) @ mixing)
-        for shift in (0.0, 0.05)
-    )
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        fresh = Moments(b.n, b.mean, b.scatter)
-        began = time.perf_counter()
-        ours = frechet_distance(a, fresh)
-        times.append(time.perf_counter() - began)
-    statistics = [x.numpy() for moments in (a, b) for x in (moments.mean, moments.covariance)]
-    began = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy calls one of clean-fid's arguments deprecated
-        theirs = float(original(*statistics))
-    taken = time.perf_counter() - began
-    return {
-        "dimension": dimension,
-        "ours_s": min(times[1:]),
-        "cleanfid_s": taken,
-        "speedup": taken / min(times[1:]),
-        "relative_difference": abs(ours - theirs) / theirs,
-        "threads": torch.get_num_threads(),
-    }

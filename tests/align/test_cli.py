@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL_RUN
 from PIL import Image
+from tiny import SMALL_RUN
 
 from align import cli, runs, state
 from align import config as configs

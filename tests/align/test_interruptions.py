@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL_RUN
+from tiny import SMALL_RUN
 
 from evaluate import weights
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_RUN, save_tiny
+from tiny import SMALL_RUN, save_tiny
 
 from align import config as configs
 from align import state

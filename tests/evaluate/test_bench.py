@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluate import bench
-from evaluate.bench import Forwards, Originals, bench_frechet, bench_scorer, harness_overhead
+from evaluate.bench import Originals, bench_frechet, bench_harness, bench_scorer
 from prompts.errors import UserError
 
 SHA = "a" * 64
@@ -82,15 +82,11 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
 
 
 def test_overhead_is_what_is_outside_the_forwards() -> None:
-    def run_suite(forwards: Forwards) -> None:
-        for _ in range(10):
-            with forwards():
-                time.sleep(0.02)
-            time.sleep(0.005)
-
-    result = harness_overhead(run_suite, records=10)
-    assert result["overhead"] == pytest.approx(0.2, abs=0.03)
-    assert result["outside_ms"] == pytest.approx(5, rel=0.2)
+    result = bench_harness(40, edge=64, drawing=0.01, scoring=0.005)
+    assert result["forward_s"] == pytest.approx(40 * 0.015, rel=0.2)
+    assert result["total_s"] > result["forward_s"]
+    assert result["overhead"] == pytest.approx(1 - result["forward_s"] / result["total_s"])
+    assert result["outside_ms"] == pytest.approx(1000 * (result["total_s"] - result["forward_s"]) / 40)
 
 
 def test_the_frechet_distance_is_the_originals() -> None:

@@ -81,7 +81,7 @@ def test_a_missing_config_is_said(configs: Path, tmp_path: Path) -> None:
         folder = tmp_path / gone.replace("/", "-")
         shutil.copytree(configs, folder)
         shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
-        with pytest.raises(UserError, match="cannot be built from its configs") as caught:
+        with pytest.raises(UserError) as caught:
             timing.random_pipeline(str(folder), dtype=torch.float32, device="cpu")
         assert str(folder) in str(caught.value)
 
