@@ -30,7 +30,9 @@ def pictures_of(model: str, prompts: list[str], *, title: str, **overrides: Any)
         for first in range(0, len(prompts), CHUNK):
             chunk = prompts[first : first + CHUNK]
             drawn.append(
-                pipelines.draw(pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides)
+                pipelines.draw(
+                    pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides
+                ).cpu()
             )
             watch(min(first + CHUNK, len(prompts)))
     return torch.cat(drawn)

@@ -90,7 +90,7 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     device = "cuda" if torch.cuda.is_available() else "cpu"
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    pictures = pipelines.draw(pipeline.to(device), how, each, seed=seed, keys=keys)
+    pictures = pipelines.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
     try:
         save_grid(pictures, output, columns=n)
     except OSError as error:

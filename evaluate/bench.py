@@ -37,21 +37,21 @@ def pictures() -> Tensor:
     return torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def prompts() -> list[str]:
-    """A prompt a picture, all of them different."""
-    return [f"a photo of {n} red bicycles in the snow, in the style of an old master" for n in range(PICTURES)]
+#: Of all pictures: the originals' public calls take one prompt and several pictures.
+PROMPT = "a photo of red bicycles in the snow"
 
 
 # ---- scorers -------------------------------------------------------------------------------------------------------------
 
 
 class Original(BaseModel):
-    """Seconds of an original's public call on `pictures()`, median of warm calls, with the weights it ran on."""
+    """Seconds of an original's public call on `pictures()` and PROMPT, median of warm calls, its weights, and its scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float
     weights_sha256: str | None
+    scores: tuple[float, ...]
 
 
 class Originals(BaseModel):
@@ -62,6 +62,7 @@ class Originals(BaseModel):
     hardware: str
     pictures: int
     edge: int
+    prompt: str
     versions: str
     scorers: dict[str, Original]
 
@@ -74,7 +75,7 @@ class Originals(BaseModel):
             detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             field = ".".join(map(str, detail["loc"])) or "file"
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
-        for field, wanted in (("hardware", hardware), ("pictures", PICTURES), ("edge", EDGE)):
+        for field, wanted in (("hardware", hardware), ("pictures", PICTURES), ("edge", EDGE), ("prompt", PROMPT)):
             if (found := getattr(originals, field)) != wanted:
                 raise UserError(f"{path}: {field} is {found!r}, here it is {wanted!r}; time the originals on this machine")
         return originals
@@ -82,13 +83,17 @@ class Originals(BaseModel):
 
 @dataclass(frozen=True)
 class Row:
-    """One scorer: pictures a second of ours and of the original, None where none could be timed; `weights`: the sha256 of both."""
+    """One scorer: pictures a second of ours and of the original, None where none could be timed.
+
+    weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
+    """
 
     scorer: str
     weights: str | None
     ours: float
     original: float | None
     ratio: float | None
+    difference: float | None
     by: str
 
 
@@ -129,24 +134,22 @@ IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], o
 
 @torch.no_grad()
 def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None) -> Row:
-    """Time `scorer.score` on `pictures()`, its prompts encoded anew each time, and its original.
+    """Time `scorer.score` on `pictures()`, its prompt encoded anew each time, and its original.
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    images, texts = pictures().to(device), prompts()
-    rounds = itertools.count()
+    images, rounds = pictures().to(device), itertools.count()
 
     def ours() -> None:
-        # Prompts nobody has seen: features that are kept from the last call would be no match for the original.
-        number = next(rounds)
-        scorer.score(images, [f"{text}, {number}" for text in texts])
+        # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
+        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * PICTURES)
 
     mine = PICTURES / time_call(ours, device=device, repeats=repeats).median
-    name, theirs, by = scorer.protocol, None, ""
+    name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
         call = make(scorer)
-        theirs = PICTURES / time_call(lambda: call(images, texts), device=device, repeats=repeats).median
+        theirs = PICTURES / time_call(lambda: call(images, [PROMPT] * PICTURES), device=device, repeats=repeats).median
     elif originals and name in originals.scorers:
         original = originals.scorers[name]
         if original.weights_sha256 != weights:
@@ -154,7 +157,9 @@ def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: i
                 f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both the same file"
             )
         by, theirs = originals.versions, PICTURES / original.seconds
-    return Row(name, weights, mine, theirs, mine / theirs if theirs else None, by)
+        scores = scorer.score(images, [PROMPT] * PICTURES).double().cpu()
+        difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
+    return Row(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
 
 
 # ---- the harness ---------------------------------------------------------------------------------------------------------
@@ -178,8 +183,8 @@ class Nap:
 class _Stub(Scorer):
     """A scorer whose network is a nap: pictures are read and prepared as for a real one."""
 
-    def __init__(self, nap: Nap) -> None:
-        super().__init__("stub", CLIP_224)
+    def __init__(self, name: str, nap: Nap) -> None:
+        super().__init__(name, CLIP_224)
         self.nap = nap
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -193,12 +198,13 @@ class _Stub(Scorer):
 
 
 def bench_harness(
-    records: int = RECORDS, *, edge: int = EDGE, drawing: float = 0.02, scoring: float = 0.005
+    records: int = RECORDS, *, edge: int = EDGE, drawing: float = 0.02, scoring: float = 0.002
 ) -> dict[str, float]:
     """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
 
-    drawing, scoring: seconds a picture that stand for the model's and the scorer's forwards. Returns records, edge, total_s, forward_s,
-    overhead (the share of the total outside the forwards) and outside_ms, milliseconds a record outside them.
+    drawing, scoring: seconds a picture that stand for the forwards of the model and of each of as many scorers as `run.METRICS` names.
+    Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
+    a record outside them.
     """
     from evaluate import run
     from prompts.suites import Prompt, Suite
@@ -217,13 +223,13 @@ def bench_harness(
     asked = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
     suite = Suite("stub", asked, "0" * 64, "made up", "none")
     with tempfile.TemporaryDirectory() as folder:
-        settings = run.Settings(suite=suite, model="shapes/base", metrics=("shapes/oracle",), output=Path(folder))
+        settings = run.Settings(suite=suite, model="shapes/base", metrics=run.METRICS, output=Path(folder))
         began = time.perf_counter()
-        run.run(settings, make=lambda *_, **__: draw, load=lambda *_, **__: _Stub(naps[1]))
+        run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, naps[1]))
         total = time.perf_counter() - began
     forward = naps[0].total + naps[1].total
     return {
-        "records": records, "edge": edge, "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
+        "records": records, "edge": edge, "scorers": len(run.METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
         "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
     }  # fmt: skip
 
@@ -316,11 +322,12 @@ def show(result: Mapping[str, Any]) -> None:
             title=f"{result['hardware']}, {result['dtype']}",
             caption=f"pictures a second, {PICTURES} of {EDGE} x {EDGE} a call, warm",
         )
-        for column in ("scorer", "ours", "original", "ratio", "original's"):
+        for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):
             table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
         for row in result["scorers"]:
             theirs = (f"{row['original']:.2f}", f"{row['ratio']:.1f}") if row["original"] else ("-", "-")
-            table.add_row(row["scorer"], f"{row['ours']:.2f}", *theirs, row["by"])
+            differ = "-" if row["difference"] is None else f"{row['difference']:.1e}"
+            table.add_row(row["scorer"], f"{row['ours']:.2f}", *theirs, differ, row["by"])
         console.print(table)
     if frechet := result["frechet"]:
         console.print(
@@ -330,5 +337,5 @@ def show(result: Mapping[str, Any]) -> None:
     if harness := result["harness"]:
         console.print(
             f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms a record outside the"
-            f" forwards, {harness['overhead']:.1%} where drawing takes {1000 * harness['drawing_s']:.0f} ms and scoring {1000 * harness['scoring_s']:.0f} ms"
+            f" forwards, {harness['overhead']:.1%} where a picture takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
         )

@@ -134,6 +134,23 @@ RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records 
 
 
 @app.command()
+def summary(
+    records: RecordsPath,
+    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category or style.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv.")] = None,
+) -> None:  # fmt: skip
+    """Tell what a run measured, of all prompts and by a group of them."""
+    from evaluate import summary as summarising
+    from evaluate.records import Records
+
+    run = Records.load(records)
+    rows = summarising.summarise(run, by=by)
+    summarising.show(run, rows)
+    if output:
+        summarising.write(output, run, rows)
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A records file, or the folder of a run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same suite and metrics.")],

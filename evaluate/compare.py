@@ -55,7 +55,7 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[Row]:
     """
     if reason := mismatch(a, b):
         raise UserError(f"{reason}, so they cannot be compared; run both on the same suite with the same metrics")
-    groups = _groups(b, by) if by else {}
+    groups = groups_of(b, by) if by else {}
     left, right = a.by_prompt(), b.by_prompt()
     shared = left.index.intersection(right.index)
     labels = np.array([groups.get(name, "") for name in shared], dtype=object)
@@ -70,7 +70,7 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[Row]:
     return rows
 
 
-def _groups(records: Records, by: str) -> dict[str, str]:
+def groups_of(records: Records, by: str) -> dict[str, str]:
     """Each prompt's value of the group `by`."""
     prefix = "group."
     names = [column.removeprefix(prefix) for column in records.frame if column.startswith(prefix)]

@@ -32,7 +32,7 @@ class Records:
 
     @classmethod
     def load(cls, path: Path) -> "Records":
-        """Of a file, or of a run's folder with one `records*.parquet`. Raises UserError for what is neither, or torn."""
+        """Of a file, or of a folder with one `records*.parquet`: a run's, or the --output of the only run. Raises UserError for what is neither, or torn."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -106,7 +106,7 @@ def _file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; give a records file, or the folder of a run")
-    found = sorted(path.glob("records*.parquet"))
+    found = sorted(path.glob("records*.parquet")) or sorted(path.glob("runs/*/records*.parquet"))
     if len(found) != 1:
         remedy = "give one of them" if found else "give the folder or the file that 'evaluate run' names at its end"
         raise UserError(f"{path}: {len(found) or 'no'} files records*.parquet there; {remedy}")

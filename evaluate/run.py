@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as change
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from evaluate import environment, leaderboard, pipelines, scorers, sets
+from evaluate import environment, leaderboard, pipelines, scorers, sets, summary
 from evaluate.console import Watch, console
 from evaluate.files import replace
 from evaluate.generate import (
@@ -44,13 +44,12 @@ from evaluate.preprocess import Preprocess
 from evaluate.records import Records
 from evaluate.scorers import Images, Scorer, prepare_all
 from evaluate.sets import Estimate, SetMetric
-from evaluate.stats import clustered_mean
 from prompts import suites
 from prompts.errors import UserError
 from prompts.suites import Suite
 
 #: What is measured where nothing is named.
-METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic", "pickscore", "clipscore/vit-g-14-dmd2")
+METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic/v2", "pickscore", "clipscore/vit-g-14-dmd2")
 SUITE_METRICS = {
     "shapes": ("shapes/oracle", "shapes/clip", "shapes/preference", "fd-shapes"),
     "coco2014-30k": ("fid/coco2014-30k", "clipscore/vit-g-14-dmd2"),
@@ -115,7 +114,7 @@ def settings(
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: no GPU there; choose cpu")
-    metrics = tuple(dict.fromkeys(metrics or SUITE_METRICS.get(whole.name, METRICS)))
+    metrics = tuple(dict.fromkeys(map(_metric, metrics or SUITE_METRICS.get(whole.name, METRICS))))
     paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
@@ -126,8 +125,18 @@ def settings(
     ]  # fmt: skip
 
 
+def _metric(name: str) -> str:
+    variant = scorers.resolve(name) or sets.resolve(name)
+    if variant is None:
+        known = [*scorers.variants(), *sets.variants()]
+        close = get_close_matches(name, known, 1, 0)[0]
+        raise UserError(f"no metric {name!r}; did you mean {close!r}? 'evaluate metrics' lists them")
+    return variant
+
+
 def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:
     name, equals, path = text.partition("=")
+    name = scorers.resolve(name) or sets.resolve(name) or name
     if not equals or name not in metrics:
         raise UserError(f"--weights {text}: give METRIC=PATH with one of the metrics asked for ({', '.join(metrics)})")
     return name, path
@@ -149,24 +158,8 @@ def run_and_tell(settings: Settings) -> bool:
     if path is None:
         return True
     records = Records.load(path)
-    frame = records.frame
-    table = Table(title=f"{settings.model} on {settings.suite.name}, n = {len(frame)}")
-    for column in ("metric", "mean", "standard error", "n"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for protocol in records.meta["protocols"]:
-        mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
-        table.add_row(protocol, f"{mean:.4f}", f"{error:.4f}", str(n))
-    for protocol, estimate in records.meta["sets"].items():
-        table.add_row(
-            protocol, f"{estimate['value']:.4f}", f"[{estimate['low']:.4f}, {estimate['high']:.4f}]", str(estimate["n"])
-        )
-    console.print(table)
+    summary.show(records, summary.summarise(records))
     console.print(f"row in {settings.output / settings.suite.name}.csv, records in {path}")
-    failed = frame[frame["error"].notna()]
-    if len(failed):
-        console.print(
-            f"{len(failed)} of {len(frame)} pictures have errors, the first: {failed['id'].iloc[0]}: {failed['error'].iloc[0]}"
-        )
     return bool(records.complete)
 
 
@@ -177,10 +170,7 @@ def run(
 
     make, load: what makes a model's drawer and what loads a scorer. Returns the records' file, or None where blocks are left to other shards.
     """
-    names = {kind: [name for name in settings.metrics if name in kind.variants()] for kind in (scorers, sets)}
-    for name in settings.metrics:
-        if name not in (*names[scorers], *names[sets]):
-            raise UserError(f"no metric {name!r}; 'evaluate metrics' lists them")
+    names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, sets)}
     made_by = identity(settings)
     folder = settings.output / "runs" / f"{_slug(settings.model)}-{digest(json.dumps(made_by, sort_keys=True))[:12]}"
     _keep(folder / "made-by.json", made_by)
@@ -228,7 +218,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         "dtype": settings.dtype,
         "hardware": environment.hardware(settings.device),
         "batch": settings.batch,
-        "versions": environment.versions("torch", "diffusers", "transformers"),
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
     }
 
 

@@ -120,16 +120,21 @@ def variants() -> dict[str, str]:
     return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
 
 
+def resolve(name: str) -> str | None:
+    """The variant that `name` stands for: itself, or a family's default; None where there is none."""
+    families = _families()
+    name = next(iter(families[name].VARIANTS)) if name in families else name
+    return name if name in variants() else None
+
+
 def load(name: str, *, device: Any = "cpu", dtype: torch.dtype = torch.float32, weights: str | None = None) -> Scorer:
     """The scorer called `name` (a variant, or a family for its default), frozen and in evaluation mode.
 
     weights: a local path in place of the scorer's own. Raises UserError for an unknown name.
     """
-    families = _families()
-    for stem, family in families.items():
-        if name == stem:
-            name = next(iter(family.VARIANTS))
-        if name in family.VARIANTS:
-            scorer: Scorer = family.load(name, weights)
+    variant = resolve(name)
+    for family in _families().values():
+        if variant in family.VARIANTS:
+            scorer: Scorer = family.load(variant, weights)
             return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)
     raise UserError(f"no scorer {name!r}; there are {', '.join(variants())}")

@@ -95,16 +95,22 @@ def variants() -> dict[str, str]:
     return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
 
 
+def resolve(name: str) -> str | None:
+    """The variant that `name` stands for: itself, or a family's default; None where there is none."""
+    families = _families()
+    name = next(iter(families[name].VARIANTS)) if name in families else name
+    return name if name in variants() else None
+
+
 def load(name: str, *, device: Any = "cpu", weights: str | None = None, reference: str | None = None) -> SetMetric:
     """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
     weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
     compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
-    for stem, family in _families().items():
-        if name == stem:
-            name = next(iter(family.VARIANTS))
-        if name in family.VARIANTS:
-            metric: SetMetric = family.load(name, device, weights, reference)
+    variant = resolve(name)
+    for family in _families().values():
+        if variant in family.VARIANTS:
+            metric: SetMetric = family.load(variant, device, weights, reference)
             return metric
     raise UserError(f"no set metric {name!r}; there are {', '.join(variants())}")

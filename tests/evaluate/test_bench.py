@@ -33,8 +33,8 @@ class Napper:
 
 def originals(path: Path, **changes: Any) -> Path:
     content = {
-        "hardware": "here", "pictures": bench.PICTURES, "edge": bench.EDGE, "versions": "hpsv2 1.2.0",
-        "scorers": {"nap": {"seconds": 0.5, "weights_sha256": SHA}},
+        "hardware": "here", "pictures": bench.PICTURES, "edge": bench.EDGE, "prompt": bench.PROMPT, "versions": "hpsv2 1.2.0",
+        "scorers": {"nap": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.PICTURES}},
     }  # fmt: skip
     path.write_text(json.dumps(content | changes))
     return path
@@ -48,7 +48,9 @@ def test_a_scorer_beside_its_original(tmp_path: Path) -> None:
     assert row.original == bench.PICTURES / 0.5
     assert row.ratio == pytest.approx(10, rel=0.1)
     assert row.by == "hpsv2 1.2.0"
-    assert len(set(scorer.seen)) == len(scorer.seen)  # no prompt twice: nothing is remembered from call to call
+    assert row.difference == 0.25
+    timed = scorer.seen[: -bench.PICTURES]
+    assert len(set(timed)) * bench.PICTURES == len(timed), "no prompt twice: nothing is remembered from call to call"
     assert bench_scorer(scorer, SHA, device="cpu", repeats=1).ratio is None
     with pytest.raises(UserError, match="same file"):
         bench_scorer(scorer, "b" * 64, device="cpu", repeats=1, originals=known)
@@ -82,7 +84,8 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
 
 
 def test_overhead_is_what_is_outside_the_forwards() -> None:
-    result = bench_harness(40, edge=64, drawing=0.01, scoring=0.005)
+    result = bench_harness(40, edge=64, drawing=0.01, scoring=0.001)
+    assert result["scorers"] == 5
     assert result["forward_s"] == pytest.approx(40 * 0.015, rel=0.2)
     assert result["total_s"] > result["forward_s"]
     assert result["overhead"] == pytest.approx(1 - result["forward_s"] / result["total_s"])

@@ -53,11 +53,31 @@ def write_pictures(folder: Path) -> dict[str, Path]:
     return files
 
 
-def run_hpsv2(files: dict[str, Path], folder: Path) -> dict[str, object]:
-    """hpsv2.img_score.score on every picture and prompt, with and without antialiasing."""
+def add_words() -> None:
+    """hpsv2's wheel lacks its tokenizer's words; `clip` brings the same file."""
     package = Path(importlib.util.find_spec("hpsv2").origin).parent
     words = Path(importlib.util.find_spec("clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     shutil.copy(words, package / "src" / "open_clip")
+
+
+def use_words(folder: Path) -> None:
+    """BERT's tokenizer with our short list of words, which is written into `folder`."""
+    from transformers import BertTokenizer
+
+    (folder / "vocab.txt").write_text("\n".join(seeded.WORDS) + "\n", encoding="utf-8")
+    from_pretrained = BertTokenizer.from_pretrained
+    BertTokenizer.from_pretrained = lambda name: from_pretrained(str(folder / "vocab.txt"))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_hpsv2(files: dict[str, Path], folder: Path) -> dict[str, object]:
+    """hpsv2.img_score.score on every picture and prompt, with and without antialiasing."""
+    add_words()
     from hpsv2 import img_score
     from hpsv2.src.open_clip import factory, model, transform
 
@@ -96,14 +116,11 @@ def run_hpsv2(files: dict[str, Path], folder: Path) -> dict[str, object]:
 def run_imagereward(files: dict[str, Path], folder: Path) -> dict[str, object]:
     """ImageReward.score on every picture and prompt."""
     import ImageReward  # noqa: F401, its __init__ imports what the modules below need
-    from transformers import BertTokenizer
 
     module = sys.modules["ImageReward.ImageReward"]
     blip, pretrain = (sys.modules[f"ImageReward.models.BLIP.{name}"] for name in ("blip", "blip_pretrain"))
 
-    (folder / "vocab.txt").write_text("\n".join(seeded.WORDS) + "\n", encoding="utf-8")
-    from_pretrained = BertTokenizer.from_pretrained
-    BertTokenizer.from_pretrained = lambda name: from_pretrained(str(folder / "vocab.txt"))
+    use_words(folder)
 
     def config(text: dict[str, object]) -> str:
         path = folder / "med_config.json"
@@ -151,8 +168,8 @@ def main() -> None:
         "command": "tox run -e upstream",
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},
-        "make_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "seeded_sha256": hashlib.sha256((HERE / "seeded.py").read_bytes()).hexdigest(),
+        "make_sha256": file_sha256(Path(__file__)),
+        "seeded_sha256": file_sha256(HERE / "seeded.py"),
         "pictures_sha256": seeded.sha256(seeded.pictures()),
     }
     text = json.dumps({"made_by": made_by, **parts}, indent=1, ensure_ascii=False)

@@ -1,7 +1,6 @@
-"""Writes `fid.json`: what clean-fid's own code makes of pictures and of a network that seeds make. Its sqrtm needs scipy < 1.18:
+"""Writes `fid.json`, with `tox run -e upstream-fid`: what clean-fid's own code makes of pictures and of a network that seeds make.
 
-uv venv --python 3.11 /tmp/fid && uv pip install --python /tmp/fid/bin/python clean-fid==0.1.35 "scipy<1.18" pillow torch torchvision
-/tmp/fid/bin/python tests/upstream/make_fid.py
+Its sqrtm needs scipy < 1.18.
 """
 
 import json
