@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluate import generate, leaderboard, pipelines, run, scorers
+from evaluate import generate, leaderboard, pipelines, run, scorers, sets
 from evaluate.records import Records
 from evaluate.run import Settings
 from evaluate.tables import read_csv
@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on_to_the_same_row(
 def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)
-    monkeypatch.setattr(run, "score_all", lambda *a, **k: pytest.fail("scored again"))
+    monkeypatch.setattr(scorers.Scorer, "score_prepared", lambda *a, **k: pytest.fail("scored again"))
     run.run(settings(tiny, tmp_path), show=False, make=lambda *a, **k: pytest.fail("drawn again"))
     assert row(tmp_path) == before
     with pytest.raises(pytest.fail.Exception, match="drawn again"):
@@ -175,11 +175,11 @@ def test_nan_pictures_and_scores_are_errors_not_numbers(
         pictures[[i for i, each in enumerate(ids) if each == "0001"]] = float("nan")
         return pictures
 
-    def scored(which: Any, images: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    def scored(self: Any, pixels: Any, texts: Sequence[str]) -> Tensor:
         bad = suite().prompts[2].text
-        return {name: torch.tensor([float("nan") if text == bad else 1.0 for text in texts]) for name in which}
+        return torch.tensor([float("nan") if text == bad else 1.0 for text in texts])
 
-    monkeypatch.setattr(run, "score_all", scored)
+    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
     path = run.run(settings(tiny, tmp_path), show=False, make=stub(draw))
     assert path
     frame = Records.load(path).frame
@@ -193,14 +193,14 @@ def test_nan_pictures_and_scores_are_errors_not_numbers(
 def test_a_scorer_that_raises_spoils_its_own_column_only(
     tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = run.score_all
+    original = scorers.Scorer.score_prepared
 
-    def scored(which: Any, images: Any, texts: Sequence[str]) -> dict[str, Tensor]:
-        if "shapes/oracle" in which:
+    def scored(self: Any, pixels: Any, texts: Sequence[str]) -> Tensor:
+        if self.protocol == "shapes/oracle":
             raise RuntimeError("no oracle today")
-        return original(which, images, texts)
+        return original(self, pixels, texts)
 
-    monkeypatch.setattr(run, "score_all", scored)
+    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
     path = run.run(settings(tiny, tmp_path, metrics=("shapes/clip", "shapes/oracle")), show=False)
     assert path
     frame = Records.load(path).frame
@@ -282,3 +282,41 @@ def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_pa
             **{key: value for key, value in (given | changes).items() if key not in ("models", "metrics")},
             metrics=(),
         )
+
+
+def test_a_scorer_short_of_memory_goes_on_with_halves(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run.run(settings(tiny, tmp_path / "whole"), show=False)
+    original = scorers.Scorer.score_prepared
+
+    def scored(self: Any, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, pixels, texts)
+
+    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
+    path = run.run(settings(tiny, tmp_path / "short"), show=False)
+    assert whole
+    assert path
+    a, b = (Records.load(each).frame["score.shapes/clip"].to_numpy() for each in (whole, path))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("shapes/clip: no memory for 4 at once; going on with 2") == 1
+
+
+def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "prompts": None, "images": None, "limit": None, "seed": 0, "per_prompt": 1, "batch": 4, "dtype": "fp32",
+        "device": "cpu", "output": tmp_path, "shard": "1/1",
+    }  # fmt: skip
+    (asked,) = run.settings("shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given)
+    assert asked.metrics == ("hpsv2.1/aa", "aesthetic/v2", "fd-shapes")
+    assert asked.weights == {"hpsv2.1/aa": "a/b"}
+    for metrics, weights, said in ((["hpsv3"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
+        with pytest.raises(UserError, match=said):
+            run.settings("shapes", ["shapes/base"], metrics, weights=weights, **given)
+    for name in run.METRICS:
+        assert name in scorers.variants()
+    for names in run.SUITE_METRICS.values():
+        assert set(names) <= {*scorers.variants(), *sets.variants()}
