@@ -29,14 +29,22 @@ def versions(*names: str) -> str:
 
 
 @cache
-def hardware(device: str) -> str:
-    """The processor that computes, in words: a GPU's name, or the CPU's with its cores."""
+def processor(device: str) -> str:
+    """What computes, in words: a GPU's name, or the CPU's."""
     import torch
 
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def hardware(device: str) -> str:
+    """What a time was measured on: the processor, and a CPU's threads."""
+    import torch
+
+    on_cpu = torch.device(device).type == "cpu"
+    return f"{processor(device)}, {torch.get_num_threads()} threads" if on_cpu else processor(device)
 
 
 def _cpu_lines() -> list[str]:

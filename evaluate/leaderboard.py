@@ -38,7 +38,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
         if "batch" in made_by
         else 0,
         "dtype": made_by.get("dtype", ""),
-        "hardware": environment.hardware(device),
+        "hardware": environment.processor(device),
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers", "open_clip_torch"),
         "command": meta["command"],
     }

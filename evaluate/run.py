@@ -216,7 +216,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         "model_sha256": pipelines.digest(settings.model),
         "recipe": pipelines.recipe(settings.model).model_dump(mode="json", exclude_none=True),
         "dtype": settings.dtype,
-        "hardware": environment.hardware(settings.device),
+        "hardware": environment.processor(settings.device),
         "batch": settings.batch,
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
     }
