@@ -70,7 +70,7 @@ def models() -> None:
     """List the models that ship with the package."""
     from evaluate import embedded
 
-    print("\n".join(embedded.names()))
+    print("\n".join(name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()))
 
 
 @app.command()
@@ -81,7 +81,9 @@ def suites() -> None:
 
     from prompts import suites as known
 
-    table = Table("suite", "prompts", "source", "licence")
+    table = Table()
+    for column in ("suite", "prompts", "source", "licence"):
+        table.add_column(column, overflow="fold", no_wrap=column == "suite", justify="right" if column == "prompts" else "left")
     for name in known.names():
         card = known.card(name)
         table.add_row(name, f"{card.n:,}", card.source, card.licence)

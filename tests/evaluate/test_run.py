@@ -1,5 +1,6 @@
 """The runner: the same records and the same row however they come about, and no score for what is not there."""
 
+import errno
 import hashlib
 import itertools
 import multiprocessing
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluate import generate, leaderboard, pipelines, run, scorers, sets
+from evaluate import cli, generate, leaderboard, pipelines, run, scorers, sets
 from evaluate.records import Records
 from evaluate.run import Settings
 from evaluate.tables import read_csv
@@ -320,3 +321,55 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
         assert name in scorers.variants()
     for names in run.SUITE_METRICS.values():
         assert set(names) <= {*scorers.variants(), *sets.variants()}
+
+
+def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
+    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Image.Image.save, itertools.count()
+
+    def save(*arguments: Any, **options: Any) -> None:
+        if next(calls) >= 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        with pytest.raises(UserError, match="No space left on device"):
+            run.run(settings(tiny, tmp_path), show=False)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png") if (path.parent / "index.json").is_file()}
+    assert kept
+    assert run.run(settings(tiny, tmp_path), show=False)
+    assert row(tmp_path) == whole[1]
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--model", "shapes/base", "--limit", "0"], 2, "--limit"),
+        (["--model", "shapes/base", "--metric", "hpsv9"], 2, "did you mean"),
+        (["--model", "./nowhere"], 2, "no such folder"),
+        (["--model", "theirs", "--images", "nowhere"], 2, "no such folder"),
+        (["--model", "theirs", "--images", "EMPTY", "--metric", "shapes/oracle", "--limit", "2"], 2, "no pictures there"),
+        (["--model", "theirs", "--images", "HALF", "--metric", "shapes/oracle", "--limit", "2"], 4, "1 of 2 pictures have errors"),
+    ],
+)  # fmt: skip
+def test_exit_codes(
+    arguments: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("EMPTY", "HALF"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "HALF" / "1.png")
+    given = [str(tmp_path / each) if each.isupper() else each for each in arguments]
+    monkeypatch.setattr("sys.argv", ["evaluate", "run", "--suite", "shapes", "--output", str(tmp_path / "out"), *given])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == code
+    output = capsys.readouterr()
+    assert said in " ".join((output.out + output.err).split())

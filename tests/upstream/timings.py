@@ -3,7 +3,8 @@
 python tests/upstream/timings.py FOLDER, in the environment `upstream`, writes into FOLDER the weights (6 GB, kept if they are there) and
 `originals.json`; then, in the project's own environment,
 
-evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --originals FOLDER/originals.json
+evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --scorer clipscore/vit-l-14-torchmetrics=FOLDER/clip \\
+    --originals FOLDER/originals.json --frechet --harness
 """
 
 import functools
@@ -93,6 +94,32 @@ def time_imagereward(folder: Path) -> dict[str, object]:
         return measure(lambda: network.score(PROMPT, pictures())) | {"weights_sha256": make.file_sha256(checkpoint)}
 
 
+def write_clip(folder: Path) -> None:
+    """CLIP ViT-L/14 as `openai/clip-vit-large-patch14` is laid out, for the scorers whose originals run beside ours."""
+    import gzip
+
+    from hpsv2.src.open_clip.tokenizer import bytes_to_unicode, default_bpe
+    from transformers import CLIPConfig, CLIPModel
+
+    if (folder / "model.safetensors").is_file():
+        return
+    torch.manual_seed(0)
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "eos_token_id": 49407}
+    config = CLIPConfig(
+        projection_dim=768,
+        text_config=text,
+        vision_config=vision | {"image_size": 224, "patch_size": 14, "projection_dim": 768},
+    )
+    CLIPModel(config).save_pretrained(folder)
+    pairs = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    merged = ["".join(pair.split()) for pair in pairs]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *merged, "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Write originals.json into the folder that is given."""
     folder = Path(sys.argv[1])
@@ -105,6 +132,7 @@ def main() -> None:
         "versions": ", ".join(f"{name} {version(name)}" for name in ("hpsv2", "image-reward", "torch", "transformers")),
         "scorers": {"imagereward": time_imagereward(folder), "hpsv2.1/aa": time_hpsv2(folder)},
     }
+    write_clip(folder / "clip")
     (folder / "originals.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print({name: each["seconds"] for name, each in content["scorers"].items()})
 
