@@ -1,6 +1,7 @@
 """What scorers built on a CLIP have in common: two towers, a cosine, and a small head."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,15 @@ class TransformersClip(Cosine):
         features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
         return features
 
+    def length(self, prompt: str) -> int:
+        """The next multiple of 16, at most what the network takes."""
+        longest: int = self.clip.config.text_config.max_position_embeddings
+        n = len(self.tokenizer(prompt, truncation=True, max_length=longest).input_ids)
+        return min(longest, 16 * math.ceil(n / 16))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`features`: text embeddings `[B, D]`. Attention is causal, so padding after the end changes nothing."""
-        length = self.clip.config.text_config.max_position_embeddings
+        length = max(map(self.length, prompts))
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         pooled = self.clip.text_model(input_ids=tokens.input_ids.to(self.clip.logit_scale.device)).pooler_output
         return {"features": self.clip.text_projection(pooled)}
