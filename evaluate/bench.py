@@ -313,10 +313,11 @@ def write(result: Mapping[str, Any], path: Path) -> None:
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from evaluate.console import printer
+
+    console = printer()
     if result["scorers"]:
         table = Table(
             title=f"{result['hardware']}, {result['dtype']}",

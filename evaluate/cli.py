@@ -50,10 +50,10 @@ def run(
 @app.command()
 def metrics() -> None:
     """List what can be measured: scorers of a picture, and metrics of a whole set."""
-    from rich.console import Console
     from rich.table import Table
 
     from evaluate import scorers, sets
+    from evaluate.console import printer
 
     table = Table()
     table.add_column("metric", no_wrap=True)
@@ -62,7 +62,7 @@ def metrics() -> None:
     for kind, of in ((scorers, "a picture"), (sets, "a set")):
         for name, text in kind.variants().items():
             table.add_row(name, of, text)
-    Console().print(table)
+    printer().print(table)
 
 
 @app.command()
@@ -76,9 +76,9 @@ def models() -> None:
 @app.command()
 def suites() -> None:
     """List the prompt suites."""
-    from rich.console import Console
     from rich.table import Table
 
+    from evaluate.console import printer
     from prompts import suites as known
 
     table = Table()
@@ -87,7 +87,7 @@ def suites() -> None:
     for name in known.names():
         card = known.card(name)
         table.add_row(name, f"{card.n:,}", card.source, card.licence)
-    Console().print(table)
+    printer().print(table)
 
 
 @app.command()
@@ -98,10 +98,10 @@ def overlap(
     near: Annotated[float, typer.Option(min=0.05, max=1, help="Least similarity that is shown; 1 is the same words.")] = 0.8,
 ) -> None:
     """Tell which prompts are in a suite, word for word or nearly. Exit code 0 none, 1 some."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from evaluate.console import printer
     from prompts import suites as known
 
     given = [prompt.text for prompt in known.load(prompts).prompts]
@@ -113,7 +113,7 @@ def overlap(
             table.add_row(
                 "same" if match.exact else f"{match.similarity:.2f}", *map(escape, (match.prompt, match.id, match.text))
             )
-        Console().print(table)
+        printer().print(table)
     nearly = {match.prompt for match in matches} - exact
     print(f"{len(set(given)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
     raise typer.Exit(bool(matches))

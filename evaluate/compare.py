@@ -116,9 +116,10 @@ def write(path: Path, a: Records, b: Records, rows: Sequence[Row]) -> None:
 
 def show(a: Records, b: Records, rows: Sequence[Row]) -> None:
     """Print the table, and under it what it leaves out."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
     table = Table(
@@ -131,7 +132,7 @@ def show(a: Records, b: Records, rows: Sequence[Row]) -> None:
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         group = [escape(row.group) or "all"] if grouped else []
         table.add_row(row.metric, *group, f"{row.n:,}", f"{row.a:.4f}", f"{row.b:.4f}", interval, f"{row.win_rate:.0%}")
-    console = Console()
+    console = printer()
     console.print(table)
     for name, records in (("A", a), ("B", b)):
         if records.missing:

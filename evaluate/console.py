@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 console = Console(stderr=True)
+
+
+def printer() -> Console:
+    """For tables on stdout: as wide as the terminal, or 120 columns where the output goes into a log."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 class _Rate(ProgressColumn):

@@ -261,11 +261,12 @@ def tell(finding: Finding) -> str:
 
 def show(outcome: Outcome, current: Records, baseline: Records) -> None:
     """Print the table and the verdict."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from evaluate.console import printer
+
+    console = printer()
     if outcome.findings:
         table = Table(
             title=escape(

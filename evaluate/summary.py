@@ -47,9 +47,10 @@ def summarise(records: Records, *, by: str | None = None) -> list[Row]:
 
 def show(records: Records, rows: list[Row]) -> None:
     """Print the table, and under it what is missing."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
     table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} pictures"))
@@ -59,7 +60,7 @@ def show(records: Records, rows: list[Row]) -> None:
         spread = f"{row.error:.4f}" if math.isnan(row.low) else f"[{row.low:.4f}, {row.high:.4f}]"
         group = [escape(row.group) or "all"] if grouped else []
         table.add_row(row.metric, *group, f"{row.mean:.4f}", "-" if spread == "nan" else spread, f"{row.n:,}")
-    console = Console()
+    console = printer()
     console.print(table)
     for metric, estimate in records.meta.get("sets", {}).items():
         if estimate["note"]:

@@ -308,9 +308,10 @@ def record(row: dict[str, Any], path: Path) -> None:
 
 def show(row: dict[str, Any]) -> None:
     """Print the row."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from evaluate.console import printer
 
     table = Table(
         title=escape(f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}"),
@@ -322,6 +323,6 @@ def show(row: dict[str, Any]) -> None:
     for stage in ("text", "denoiser", "vae", "other", "total"):
         seconds = row[f"{stage}_s"]
         table.add_row(stage, f"{seconds:.4f}", f"{seconds / row['total_s']:.0%}")
-    console = Console()
+    console = printer()
     console.print(table)
     console.print(f"total {row['least_s']:.4f} to {row['most_s']:.4f} s, peak memory {row['peak_mib']:.0f} MiB")

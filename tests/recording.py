@@ -1,11 +1,13 @@
 """Records made up by tests."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from evaluate import leaderboard
 from evaluate.records import Records
 
 
@@ -45,3 +47,9 @@ def score_pairs(
     shared, a, b = rng.normal(size=(3, n, runs)) * sd
     kept, own = correlation**0.5, (1 - correlation) ** 0.5
     return mean + kept * shared + own * a, mean - drop + kept * shared + own * b
+
+
+def write_rows(path: Path, first: int) -> None:
+    """What one of several processes does to a leaderboard: 20 rows, one after the other."""
+    for i in range(first, first + 20):
+        leaderboard.upsert(path, {name: f"{name} {i}" for name in leaderboard.FIXED} | {"model": f"=model {i}", "x": i})

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from recording import write_rows
 from torch import Tensor
 
 from evaluate import cli, generate, leaderboard, pipelines, run, scorers, sets
@@ -231,14 +232,9 @@ def test_pictures_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: 
     assert records.frame["score.shapes/clip"].iloc[0] == pytest.approx(expected, abs=1e-4)
 
 
-def _write_rows(path: Path, first: int) -> None:
-    for i in range(first, first + 20):
-        leaderboard.upsert(path, {name: f"{name} {i}" for name in leaderboard.FIXED} | {"model": f"=model {i}", "x": i})
-
-
 def test_two_processes_lose_no_row(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_rows, args=(tmp_path / "board.csv", first)) for first in (0, 20)]
+    workers = [context.Process(target=write_rows, args=(tmp_path / "board.csv", first)) for first in (0, 20)]
     for worker in workers:
         worker.start()
     for worker in workers:
