@@ -164,7 +164,7 @@ def describe(how: Recipe) -> tuple[str, ...]:
         size,
         f"{about.parameters / 1e9:.2g} B" if about.parameters else "-",
         about.licence or "-",
-        f"{runnable}, once its terms are accepted" if about.gated else runnable,
+        f"{runnable}, gated" if about.gated else runnable,
     )
 
 
