@@ -16,7 +16,7 @@ from prompts.errors import UserError
 class Decoder:
     """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
 
-    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False):
+    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False, device: Any = None):
         if tiny is not None:
             from diffusers import AutoencoderTiny
 
@@ -26,13 +26,14 @@ class Decoder:
                 raise UserError(
                     f"reward_vae = {tiny}: no tiny autoencoder ({str(error).splitlines()[0]}); name one, or leave it out"
                 ) from None
-        self.vae, self.checkpointing = vae.requires_grad_(False).eval(), checkpointing
+        self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         if self.checkpointing and torch.is_grad_enabled():
-            decoded = checkpoint(self._decode, scaled, use_reentrant=False)
+            # One picture at a time, since a decoder's activations are larger than a UNet's.
+            decoded = torch.cat([checkpoint(self._decode, one, use_reentrant=False) for one in scaled.split(1)])
         else:
             decoded = self._decode(scaled)
         return (decoded / 2 + 0.5).clamp(0, 1)

@@ -125,12 +125,13 @@ def _digest_folder(folder: Path) -> str:
 
 
 def _snapshot(model: str) -> Path:
-    """The local copy of what diffusers loads for a hub id."""
+    """The local copy of what diffusers loads for a hub id, with `@REVISION` where one is pinned."""
     from diffusers import DiffusionPipeline
 
     quiet()
     try:
-        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+        repository, _, revision = model.partition("@")
+        return Path(DiffusionPipeline.download(repository, revision=revision or None, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: cannot be fetched ({str(error).splitlines()[0]}); check its name and the network") from None
 

@@ -71,7 +71,11 @@ def check_folder(folder: Path, module: nn.Module | None = None) -> None:
                 f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again"
             ) from None
     if module is not None:
-        _match({key: tuple(value.shape) for key, value in module.state_dict().items()}, shapes, folder)
+        state = module.state_dict()
+        loaded = {value.data_ptr() for key, value in state.items() if key in shapes}
+        # Weights that are tied are stored once.
+        own = {key: tuple(value.shape) for key, value in state.items() if key in shapes or value.data_ptr() not in loaded}
+        _match(own, shapes, folder)
 
 
 def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: object) -> None:
