@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 class Hub:
     """Serves `root/REPOSITORY/REVISION/FILE`.
 
-    requests: every path that was asked for, in order. broken: whether the line breaks before a file's first byte.
+    requests: every path that was asked for, in order. broken: whether the line breaks before a file's first byte. gated:
+    repositories whose files are for those alone who accepted their terms. A revision goes by its folder's name or its commit.
     """
 
     def __init__(self) -> None:
@@ -20,6 +21,7 @@ class Hub:
         self.root = Path(self._folder.name)
         self.requests: list[str] = []
         self.broken = False
+        self.gated: set[str] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,29 +52,40 @@ class Hub:
         path = unquote(urlsplit(request.path).path)
         self.requests.append(path)
         content: bytes | None = None
-        revision = "none"
-        if path.startswith("/api/models/") and "/tree/" in path:
-            repository, revision = path.removeprefix("/api/models/").split("/tree/")
-            folder = self.root / repository / revision.strip("/")
-            if folder.is_dir():
-                files = sorted(file for file in folder.rglob("*") if file.is_file())
-                rows = [
-                    {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": etag(file)}
-                    for file in files
-                ]
-                content = json.dumps(rows).encode()
-        elif "/resolve/" in path:
-            repository, rest = path.strip("/").split("/resolve/")
+        status, code = 404, "EntryNotFound"
+        if path.startswith("/api/models/"):
+            repository, _, revision = path.removeprefix("/api/models/").partition(
+                "/tree/" if "/tree/" in path else "/revision/"
+            )
+            name = ""
+        else:
+            repository, _, rest = path.strip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
-            file = self.root / repository / revision / name
-            content = file.read_bytes() if file.is_file() else None
-        commit = revision if len(revision) == 40 else hashlib.sha1(revision.encode()).hexdigest()
-        request.send_response(404 if content is None else 200)
+        folder = self._at(repository, revision.strip("/") or "main")
+        if not (self.root / repository).is_dir():
+            status, code = 401, "RepoNotFound"  # what the real one says to strangers, since it may be private
+        elif folder is None:
+            code = "RevisionNotFound"
+        elif "/tree/" in path:
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            rows = [
+                {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": etag(file)}
+                for file in files
+            ]
+            content = json.dumps(rows).encode()
+        elif path.startswith("/api/models/"):
+            files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+            siblings = [{"rfilename": file} for file in files]
+            content = json.dumps({"id": repository, "sha": commit(folder.name), "siblings": siblings}).encode()
+        elif repository in self.gated:
+            status, code = 403, "GatedRepo"
+        elif (folder / name).is_file():
+            content = (folder / name).read_bytes()
+        request.send_response(status if content is None else 200)
         if content is None:
-            known = (self.root / repository).is_dir() if "/resolve/" in path or "/tree/" in path else False
-            request.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            request.send_header("X-Error-Code", code)
             content = b""
-        request.send_header("X-Repo-Commit", commit)
+        request.send_header("X-Repo-Commit", commit(folder.name if folder else "none"))
         request.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
@@ -80,6 +93,16 @@ class Hub:
             request.close_connection = True
         elif body:
             request.wfile.write(content)
+
+    def _at(self, repository: str, revision: str) -> Path | None:
+        """The folder of a repository at a revision, by its name or its commit."""
+        folders = [each for each in (self.root / repository).glob("*") if each.is_dir()]
+        return next((each for each in folders if revision in (each.name, commit(each.name))), None)
+
+
+def commit(revision: str) -> str:
+    """What a revision is pinned by: itself, where it is a commit."""
+    return revision if len(revision) == 40 else hashlib.sha1(revision.encode()).hexdigest()
 
 
 def etag(file: Path) -> str:
