@@ -107,8 +107,8 @@ class Roles:
     ):
         """Both networks are made into roles and belong to them.
 
-        initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes in,
-        for the weights that are not trained.
+        initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes
+        in, for the weights that are not trained.
         """
         if lora is None:
             self.assistant: nn.Module = copy.deepcopy(reference).requires_grad_(True)

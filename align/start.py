@@ -126,7 +126,7 @@ def add_lora(network: nn.Module, tensors: Mapping[str, Tensor], name: str, sourc
         layer = called.get(key.removesuffix(end)) if end else None
         if layer is None:
             raise UserError(
-                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for this architecture that changes nothing else"
+                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing else"
             )
         found.setdefault(layer, {})[PARTS[end]] = tensor.float()
     deltas = {}

@@ -96,7 +96,8 @@ def sdxl(folder: Path) -> Any:
     return StableDiffusionXLPipeline(
         vae=vae(0.13025), unet=unet.eval(), scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
         text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
-        text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12), tokenizer_2=clip_tokenizer(folder / "2", "!"),
+        text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12),
+        tokenizer_2=clip_tokenizer(folder / "2", "!"),
         force_zeros_for_empty_prompt=True,
     )  # fmt: skip
 
@@ -149,7 +150,7 @@ def save(made: Any, folder: Path) -> Path:
 
 
 def publish(hub: Hub, folder: Path) -> None:
-    """Put on the hub every model that a paper's preset loads from it, at the revision the preset pins, and nothing else under its id."""
+    """Put every model that a paper's preset loads on the hub, at the revision it pins, and nothing else under its id."""
     from diffusers import AutoencoderTiny
 
     contents = [content for content in configs.presets().values() if content.get("family")]

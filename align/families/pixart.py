@@ -16,8 +16,12 @@ PIXELS = 8  # of a picture, along each side of a latent's
 
 @torch.no_grad()
 def encode(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """text: [B, 120, width]; mask: [B, 120], 1 where there is a token. Prompts are lower-cased, as in PixArt's training."""
-    text, mask, _, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    """text: [B, 120, width]; mask: [B, 120], 1 where there is a token.
+
+    Prompts are lower-cased; stock diffusers' further cleaning of web captions (`clean_caption`) is left out.
+    """
+    device = pipeline.text_encoder.device  # not the pipeline's, whose other parts may be elsewhere
+    text, mask, _, _ = pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
     return {"text": text, "mask": mask}
 
 

@@ -17,7 +17,8 @@ PIXELS = 8  # of a picture, along each side of a latent's
 @torch.no_grad()
 def encode(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """text: [B, tokens, width], both encoders' next-to-last hidden states side by side; pooled: [B, width of the second]."""
-    text, _, pooled, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    device = pipeline.text_encoder.device  # not the pipeline's, whose other parts may be elsewhere
+    text, _, pooled, _ = pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
     return {"text": text, "pooled": pooled}
 
 

@@ -96,7 +96,7 @@ def lora(module: nn.Module, form: str) -> tuple[dict[str, Tensor], nn.Module]:
     doubled = {key: 2 * value if ".lora_B." in key else value for key, value in state.items()}
     if form == "diffusers":
         old = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
-        return {f"unet.{key}".replace(key[-15:-6], old.get(key[-15:-6], "")): value for key, value in doubled.items()}, adapted
+        return {f"unet.{key}".replace(key[-14:-6], old[key[-14:-6]]): value for key, value in doubled.items()}, adapted
     return {f"unet.{key}": value for key, value in doubled.items()}, adapted
 
 
