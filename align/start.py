@@ -34,6 +34,17 @@ def hub_id(source: str) -> HubId | None:
     return HubId(match[1], match[2], match[3] or "main") if match and not source.startswith(".") else None
 
 
+def is_pipeline(source: str) -> bool:
+    """Whether `source` is a pipeline on this machine, with a recipe of its own, rather than a network or something of the hub."""
+    where = hub_id(source)
+    if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
+        return False
+    found = pipelines.locate(source)
+    return found is not None and (
+        found.is_file() or (found / "model_index.json").is_file() or (found / "recipe.yaml").is_file()
+    )
+
+
 def load_into(network: nn.Module, source: str, name: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 
