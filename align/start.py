@@ -98,8 +98,7 @@ def _fetch(where: HubId, source: str, name: str) -> list[str]:
     try:
         files = list_repo_files(where.repository, revision=where.revision)
     except Exception as error:  # what a broken line raises is its HTTP library's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"{source}: cannot be fetched ({reason}); check its name, its revision and the network") from None
+        raise hub.refusal(error, where.repository, "its files", where.revision) from None
     return [str(hub.fetch(where.repository, file, where.revision)) for file in _pick(sorted(files), source, name)]
 
 

@@ -28,7 +28,7 @@ def run(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures a prompt, from seeds that follow --seed.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once; part of what makes a picture, to its last bits.")] = 16,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the model.")] = "fp32",
+    dtype: Annotated[Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32.")] = None,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     weights: Annotated[Optional[list[str]], typer.Option("--weights", metavar="METRIC=PATH", help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.")] = None,
     reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real pictures that FID compares with.")] = None,
@@ -67,10 +67,24 @@ def metrics() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that ship with the package."""
-    from evaluate import embedded
+    """List the models that ship with the package, and the published ones that have a recipe: what they are, and which can be run."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-    print("\n".join(name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()))
+    from evaluate import embedded, pipelines
+
+    table = Table()
+    table.add_column("model", no_wrap=True)
+    table.add_column("what it is")
+    for column in ("steps", "guidance", "size", "parameters"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("licence", "runnable"):
+        table.add_column(column)
+    shipped = [name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()]
+    for name in (*shipped, *pipelines.names()):
+        table.add_row(name, *map(escape, pipelines.describe(pipelines.recipe(name))))
+    Console().print(table)
 
 
 @app.command()

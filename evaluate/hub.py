@@ -1,5 +1,7 @@
-"""Files by hub id and pinned revision, or from a local path in their place."""
+"""Files by hub id and pinned revision, or from a local path in their place. No token is ever part of what is said."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompts.errors import UserError
@@ -20,7 +22,51 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
     try:
         return Path(hf_hub_download(repo, filename, revision=revision))
     except Exception as error:  # what a broken line raises is its HTTP library's, which changes between its versions
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
-        raise UserError(
-            f"{repo}: {filename} cannot be fetched ({type(error).__name__}: {reason}); connect to the hub, or give the path of a local copy"
-        ) from None
+        raise refusal(error, repo, filename, revision) from None
+
+
+def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+    """The folder with the files of `repo` at `revision` that match a pattern of `allow` and none of `ignore`.
+
+    They are fetched if they must be; others may lie there too, from earlier. Raises UserError with the remedy.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)))
+    except Exception as error:  # as above
+        raise refusal(error, repo, "its files", revision) from None
+
+
+def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
+    """The sentence for what the hub client raised: why `what` of `repo` is not to be had, and what to do."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        why = "the repository is gated"
+        remedy = f"accept its terms at https://huggingface.co/{repo} and sign in with 'hf auth login'"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "the hub has no such repository, or keeps it private"
+        remedy = "check its name, or sign in with 'hf auth login'"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why = f"the repository has no revision {revision}"
+        remedy = "it has moved: look at what changed there and name another revision"
+    elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        why = f"there is no such file at revision {revision}"
+        remedy = "check the file's name and the revision"
+    else:
+        why = f"{type(error).__name__}: {_first_line(error)}"
+        remedy = "connect to the hub, or give the path of a local copy"
+    return UserError(f"{repo}: {what} cannot be fetched ({why}); {remedy}")
+
+
+#: Credentials, by what stands around them: HTTP libraries quote headers and addresses that they cannot use.
+SECRET = re.compile(r"(?<=bearer )[^'\"]+|hf_\w+|(?<=//)[^/@\s]+(?=@)", re.IGNORECASE)
+
+
+def _first_line(error: Exception) -> str:
+    """The error's first line, without credentials."""
+    from huggingface_hub import get_token
+
+    text = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+    return SECRET.sub("***", text.replace(get_token() or "***", "***"))

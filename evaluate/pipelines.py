@@ -1,48 +1,102 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, a hub id, or a recipe: a YAML file, or the name of one of those in
-`evaluate/models`. A folder may hold a `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, `OWNER/NAME@REVISION`), or a recipe: a YAML file, or the name of one of those
+in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
-    pipeline: ../teacher        a folder or hub id with everything that is not in this folder; without it, this folder
-    unet: unet                  a subfolder whose network replaces the pipeline's
+    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this folder
+    revision: 462165984030d8... of that hub id; without it, its newest
+    variant: fp16               which of its weights; without it, those without a suffix
+    unet: unet                  a subfolder with a network in place of the pipeline's,
+    unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare file of its weights
+    delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it lies beside the recipe
+    lora: {repo: ..., file: ..} a LoRA
+    scheduler: {name: LCMScheduler, options: {}}  in place of the pipeline's; options over those of the pipeline's
     steps: 1
     timesteps: [625]            in place of the scheduler's own
     guidance_scale: 1.0         1 is no guidance
+    width: 1024                 pixels; without it and `height`, the network's own size
+    arguments: {eta: 0.3}       further arguments of the pipeline's call
+    dtype: fp16                 what it was published to run in, on a GPU
+    about: {title: ...}         what it is, for people
+    reported_only: why          there are no weights to load
 """
 
 import hashlib
-import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
-from evaluate import embedded, weights
+from evaluate import embedded, hub, layers
+from evaluate.layers import Layer
 from prompts.errors import UserError
 
 MODELS = Path(__file__).parent / "models"
 
 
-class Recipe(BaseModel):
-    """How pictures are drawn from a model."""
-
+class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class About(_Fields):
+    """What people want to know. rows: the papers' tables it is in. parameters: of its network, as they count them."""
+
+    title: str
+    rows: tuple[str, ...] = ()
+    parameters: PositiveInt | None = None
+    licence: str | None = None
+    gated: bool = False
+    note: str | None = None
+
+
+class Weights(_Fields):
+    """A file of weights: of a hub repository, or without `repo` beside the recipe."""
+
+    repo: str | None = None
+    revision: str | None = None
+    file: str
+
+
+class Scheduler(_Fields):
+    """A scheduler's class, of diffusers or of `evaluate.schedulers`, and options over those of the pipeline's own."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Recipe(_Fields):
+    """How a model is put together, and how pictures are drawn from it."""
+
+    about: About | None = None
+    reported_only: str | None = None
     pipeline: str | None = None
-    unet: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    unet: str | Weights | None = None
+    delta: Weights | None = None
+    lora: Weights | None = None
+    scheduler: Scheduler | None = None
     steps: PositiveInt = 50
     timesteps: tuple[int, ...] | None = None
     guidance_scale: float = Field(7.5, ge=0)
+    width: int | None = Field(None, ge=8, multiple_of=8)
+    height: int | None = Field(None, ge=8, multiple_of=8)
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    arguments: dict[str, Any] | None = None
 
     def call(self) -> dict[str, Any]:
         """Arguments for the pipeline's call."""
         steps = {"timesteps": list(self.timesteps)} if self.timesteps else {"num_inference_steps": self.steps}
-        return steps | {"guidance_scale": self.guidance_scale}
+        size = {name: value for name, value in (("height", self.height), ("width", self.width)) if value is not None}
+        return steps | {"guidance_scale": self.guidance_scale} | size | (self.arguments or {})
+
+    def record(self) -> dict[str, Any]:
+        """All that a picture depends on, for records."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"about", "dtype"})
 
 
 def quiet() -> None:
@@ -55,14 +109,22 @@ def quiet() -> None:
         library.utils.logging.set_verbosity_error()
 
 
+# ---- recipes -------------------------------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in MODELS.glob("*.yaml"))
+
+
 def locate(model: str) -> Path | None:
     """The folder or the recipe file a model's name or path stands for; None for what only the hub can know."""
     named = MODELS / f"{model}.yaml"
     for path in (Path(model), embedded.folder(model), named):
         if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml")):
             return path
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise UserError(f"{model}: no such folder; check the path, or name one of {', '.join(embedded.names())}")
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists")
     return None
 
 
@@ -80,112 +142,130 @@ def recipe(model: str) -> Recipe:
         raise UserError(f"{path}: {field}; mend it") from None
 
 
+def runnable(model: str) -> Recipe:
+    """The model's recipe; a UserError where there are no weights to load."""
+    how = recipe(model)
+    if how.reported_only:
+        raise UserError(f"{model}: reported only: {how.reported_only}; name a model that 'evaluate models' calls runnable")
+    return how
+
+
+def describe(how: Recipe) -> tuple[str, ...]:
+    """What it is, steps, guidance, size, parameters, licence, and whether it can be run. '-' where nobody has said."""
+    told, about = how.model_fields_set, how.about
+    size = f"{how.width} x {how.height}" if how.width and how.height else "-"
+    runnable = f"reported only: {how.reported_only}" if how.reported_only else "yes"
+    if about is None:  # an embedded model
+        about = About(title="a model of the world shapes", licence="Apache-2.0")
+    return (
+        about.title,
+        str(how.steps) if "steps" in told else "-",
+        f"{how.guidance_scale:g}" if "guidance_scale" in told else "-",
+        size,
+        f"{about.parameters / 1e9:.2g} B" if about.parameters else "-",
+        about.licence or "-",
+        f"{runnable}, once its terms are accepted" if about.gated else runnable,
+    )
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------------
+
+
 def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
     """The model as a diffusers pipeline, every weight matched by name. Raises UserError with the remedy."""
-    from diffusers import DiffusionPipeline
-
     quiet()
-    folder, how = locate(model), recipe(model)
-    if folder and folder.is_file():
-        if how.pipeline is None:
-            raise UserError(f"{folder}: no field 'pipeline'; name the folder or the hub id that it is a recipe for")
-        folder = folder.parent
-    if folder and how.pipeline:
-        pipeline = load(_beside(folder, how.pipeline), dtype=dtype)
-    else:
-        pipeline = _load_whole(DiffusionPipeline, model, folder or _snapshot(model), dtype)
-    if folder and how.unet:
-        _replace_unet(pipeline, folder / how.unet, dtype)
+    whole, *over = _layers(model)
+    pipeline = layers.load_pipeline(whole, dtype)
+    for layer in over:
+        layers.LAY[layer.kind](pipeline, layer)
+    set_scheduler(pipeline, model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _beside(folder: Path, pipeline: str) -> str:
+def digest(model: str) -> str:
+    """Hash of everything that is loaded for a model: the names and the bytes of its files, and of the pipeline it leans on."""
+    quiet()
+    below = ""
+    for layer in _layers(model):
+        below = hashlib.sha256((layer.digest() + below).encode()).hexdigest()
+    return below
+
+
+def _layers(model: str, revision: str | None = None, variant: str | None = None) -> list[Layer]:
+    """What a model is made of, the whole pipeline first, all of it fetched."""
+    path, how = locate(model), runnable(model)
+    if path is None:
+        repo, _, pinned = model.partition("@")
+        return [layers.pipeline_layer(layers.snapshot(repo, pinned or revision, variant), variant)]
+    if revision:
+        raise UserError(f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe")
+    folder = path if path.is_dir() else path.parent
+    if how.pipeline:
+        found = _layers(beside(folder, how.pipeline), how.revision, how.variant)
+    elif path.is_dir():
+        found = [layers.pipeline_layer(folder, variant or how.variant)]
+    else:
+        raise UserError(f"{path}: no field 'pipeline'; name the folder or the hub id that it is a recipe for")
+    if isinstance(how.unet, str):
+        found.append(layers.network_layer(folder, how.unet))
+    for kind, source in (("network", how.unet), ("delta", how.delta), ("lora", how.lora)):
+        if isinstance(source, Weights):
+            file = _file(source, folder)
+            found.append(Layer(kind, file.parent, (file,)))
+    return found
+
+
+def beside(folder: Path, pipeline: str) -> str:
     """A recipe's `pipeline`: a folder next to the recipe, or else a name as any other."""
     return str(folder / pipeline) if (folder / pipeline).is_dir() else pipeline
 
 
-def digest(model: str) -> str:
-    """Hash of everything that is loaded for a model: the names and the bytes of its files, and of the pipeline it leans on."""
+def _file(source: Weights, folder: Path) -> Path:
+    if source.repo is None:
+        return hub.fetch(str(folder), source.file, "", local=str(folder / source.file))
+    return hub.fetch(source.repo, source.file, source.revision or "main")
+
+
+def set_scheduler(pipeline: Any, model: str) -> None:
+    """Replace the scheduler by that of the recipe, or of the recipe it leans on."""
+    import diffusers
+
     path, how = locate(model), recipe(model)
-    if path is None:
-        return _digest_folder(_snapshot(model))
-    folder = path.parent if path.is_file() else path
-    parts = [_digest_folder(folder)] if path.is_dir() else [_digest_folder(folder / how.unet)] if how.unet else []
-    parts += [digest(_beside(folder, how.pipeline))] if how.pipeline else []
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+    if path and how.scheduler is None and how.pipeline:
+        set_scheduler(pipeline, beside(path if path.is_dir() else path.parent, how.pipeline))
+    if how.scheduler is None:
+        return
+    from evaluate import schedulers
+
+    name = how.scheduler.name
+    kind = getattr(diffusers, name, None) or getattr(schedulers, name, None)
+    if not name.endswith("Scheduler") or kind is None:
+        raise UserError(f"{path}: scheduler.name: diffusers has no {name!r}; name one of its schedulers")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **how.scheduler.options)
 
 
-def _digest_folder(folder: Path) -> str:
-    files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".txt", ".model", ".bin")
-    )
-    lines = [f"{path.relative_to(folder).as_posix()} {weights.sha256(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+# ---- drawing -------------------------------------------------------------------------------------------------------------
+
+#: The shape of a picture's noise, by the class of the network: of its config, and the height and width of the latents.
+LATENTS: dict[str, Callable[[Any, int, int], tuple[int, ...]]] = {
+    **dict.fromkeys(
+        ("UNet2DConditionModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"),
+        lambda config, height, width: (config.in_channels, height, width),
+    ),
+    "FluxTransformer2DModel": lambda config, height, width: (height // 2 * (width // 2), config.in_channels),
+}
 
 
-def _snapshot(model: str) -> Path:
-    """The local copy of what diffusers loads for a hub id, with `@REVISION` where one is pinned."""
-    from diffusers import DiffusionPipeline
-
-    quiet()
-    try:
-        repository, _, revision = model.partition("@")
-        return Path(DiffusionPipeline.download(repository, revision=revision or None, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot be fetched ({str(error).splitlines()[0]}); check its name and the network") from None
-
-
-def _load_whole(cls: Any, model: str, folder: Path, dtype: torch.dtype) -> Any:
-    check_parts(folder)
-    parts = [part for part in sorted(folder.iterdir()) if any(part.glob("*.safetensors"))]
-    for part in parts:
-        weights.check_folder(part)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about safety checkers and the like; what matters is checked below
-            pipeline = cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{model}: cannot be loaded ({str(error).splitlines()[0]}); check its name, or fetch it again"
-        ) from None
-    for part in parts:
-        weights.check_folder(part, getattr(pipeline, part.name))
-    return pipeline
-
-
-def check_parts(folder: Path) -> None:
-    """Raise UserError where a part that `model_index.json` names is not there: an absent tokenizer would be loaded as an empty one."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"{folder}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
-    try:
-        parts = {
-            name: entry for name, entry in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(entry, list)
-        }
-    except ValueError as error:
-        raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
-    for name, (library, _) in parts.items():
-        if library is not None and not (folder / name).is_dir():
-            raise UserError(f"{folder / name}: no such folder, though {index.name} names it; fetch it again")
-
-
-def _replace_unet(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
-    weights.check_folder(folder)
-    unet = type(pipeline.unet).from_config(type(pipeline.unet).load_config(folder))
-    tensors = {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in weights.read(path).items()}
-    weights.load_strict(unet, tensors, folder)
-    pipeline.register_modules(unet=unet.to(dtype).eval())
+def generator(seed: int, key: str) -> torch.Generator:
+    """A source of random numbers on the CPU that depends on (seed, key) alone."""
+    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def noise(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
     """Standard normal noise that depends on (seed, key) alone, drawn on the CPU in float32."""
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=generator(seed, key))
 
 
 @torch.no_grad()
@@ -200,14 +280,32 @@ def draw(
 ) -> Tensor:
     """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt, on the pipeline's device.
 
-    Noise is drawn from a seed, one for all or one each, and a key, by default the prompt.
+    Noise, and what a scheduler adds between steps, is drawn from a seed, one for all or one each, and a key: by default the
+    prompt.
     """
-    size = pipeline.unet.config.sample_size
-    shape = (pipeline.unet.config.in_channels, size, size)
+    network = getattr(pipeline, layers.network_name(pipeline))
+    arguments = _sizes(pipeline, network) | how.call() | overrides
+    height, width = (arguments[side] // pipeline.vae_scale_factor for side in ("height", "width"))
+    if type(network).__name__ not in LATENTS:
+        raise UserError(
+            f"{type(pipeline).__name__}: it is not known what noise a {type(network).__name__} takes; use another model"
+        )
+    shape = LATENTS[type(network).__name__](network.config, height, width)
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
-    latents = torch.stack([noise(shape, seed=s, key=key) for s, key in zip(seeds, keys or prompts, strict=True)])
+    named = list(zip(seeds, keys or prompts, strict=True))
+    latents = torch.stack([noise(shape, seed=s, key=key) for s, key in named])
     result = pipeline(
-        list(prompts), latents=latents.to(pipeline.device, pipeline.unet.dtype), output_type="pt", **(how.call() | overrides)
+        list(prompts),
+        latents=latents.to(pipeline.device, network.dtype),
+        generator=[generator(s, f"{key}\0steps") for s, key in named],
+        output_type="pt",
+        **arguments,
     )
     images: Tensor = result.images.float()
     return images
+
+
+def _sizes(pipeline: Any, network: Any) -> dict[str, int]:
+    """The pictures' size, in pixels, where nobody asks for another."""
+    size = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
+    return dict.fromkeys(("height", "width"), size * pipeline.vae_scale_factor)

@@ -98,7 +98,7 @@ class Settings:
 
 def settings(
     suite: str, models: Sequence[str], metrics: Sequence[str], *, prompts: Path | None, images: Path | None, limit: int | None, seed: int,
-    per_prompt: int, batch: int, dtype: str, device: str | None, output: Path, shard: str, weights: Sequence[str] = (),
+    per_prompt: int, batch: int, dtype: str | None, device: str | None, output: Path, shard: str, weights: Sequence[str] = (),
     reference: Path | None = None,
 ) -> list[Settings]:  # fmt: skip
     """What the command's options mean, a `Settings` a model. Raises UserError for what cannot be meant."""
@@ -108,7 +108,7 @@ def settings(
         raise UserError(f"--model: two models would both be called {twice[0]!r}; run them into two --output folders")
     if images and len(models) > 1:
         raise UserError("--images belongs to one --model; run the command once for each")
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
     # Processes that were launched together take a GPU each.
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
@@ -118,8 +118,8 @@ def settings(
     paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
-            suite=asked, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)), batch=batch, dtype=dtype,
-            device=device, output=output, shard=_shard(shard), limit=limit, weights=paths, reference=reference,
+            suite=asked, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)), batch=batch,
+            dtype=dtype or _dtype(model, device, images), device=device, output=output, shard=_shard(shard), limit=limit, weights=paths, reference=reference,
         )
         for model in models
     ]  # fmt: skip
@@ -132,6 +132,12 @@ def _metric(name: str) -> str:
         close = get_close_matches(name, known, 1, 0)[0]
         raise UserError(f"no metric {name!r}; did you mean {close!r}? 'evaluate metrics' lists them")
     return variant
+
+
+def _dtype(model: str, device: str, images: Path | None) -> str:
+    """What a model is drawn in where nobody says: what its recipe was published with, on a GPU."""
+    recipe = None if images or not device.startswith("cuda") else pipelines.recipe(model)
+    return recipe.dtype if recipe and recipe.dtype else "fp32"
 
 
 def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:
@@ -214,7 +220,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         return {"pictures": pictures_digest(settings.images)}
     return {
         "model_sha256": pipelines.digest(settings.model),
-        "recipe": pipelines.recipe(settings.model).model_dump(mode="json", exclude_none=True),
+        "recipe": pipelines.recipe(settings.model).record(),
         "dtype": settings.dtype,
         "hardware": environment.processor(settings.device),
         "batch": settings.batch,

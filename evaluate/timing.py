@@ -4,7 +4,6 @@ A stage is what its modules' forwards take, by hooks on a stock pipeline: `text`
 all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA events; on a CPU, the wall clock.
 """
 
-import importlib
 import json
 import resource
 import shlex
@@ -22,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evaluate import environment, pipelines
+from evaluate import environment, hub, layers, pipelines
 from evaluate.tables import read_csv, write_csv
 from prompts.errors import UserError
 
@@ -171,14 +170,14 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
     pipelines.quiet()
     folder = _configs(model)
-    pipelines.check_parts(folder)
+    layers.check_parts(folder)
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         torch.manual_seed(seed)
         parts: dict[str, Any] = {}
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None:
-                kind = _class(*entry)
+                kind = layers.part_class(*entry)
                 if kind is None:  # safety checkers and what else a pipeline brings along for itself
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
@@ -193,37 +192,19 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
         raise UserError(
             f"{folder}: cannot be built from its configs ({reason}); fetch its .json and tokenizer files again"
         ) from None
+    pipelines.set_scheduler(pipeline, model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _configs(model: str) -> Path:
+def _configs(model: str, revision: str | None = None) -> Path:
     """The folder with a model's configs, that of the pipeline it leans on where it has one."""
-    path, how = pipelines.locate(model), pipelines.recipe(model)
+    path, how = pipelines.locate(model), pipelines.runnable(model)
     if path is None:
-        return _fetch_configs(model)
+        allow = [f"*{suffix}" for suffix in layers.TEXTS]
+        return hub.fetch_folder(model, revision or "main", allow=allow, ignore=["*.index.json"])
     folder = path if path.is_dir() else path.parent
-    if how.pipeline:
-        return _configs(str(folder / how.pipeline) if (folder / how.pipeline).is_dir() else how.pipeline)
-    return folder
-
-
-def _fetch_configs(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model"], ignore_patterns=["*.index.json"]))
-    except Exception as error:  # what a broken line raises is its HTTP library's, which changes between its versions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"{model}: its configs cannot be fetched ({reason}); check its name and the network, or give a folder with them"
-        ) from None
-
-
-def _class(library: str, name: str) -> Any:
-    if library not in ("diffusers", "transformers"):
-        return None
-    return getattr(importlib.import_module(library), name, None)
+    return _configs(pipelines.beside(folder, how.pipeline), how.revision) if how.pipeline else folder
 
 
 def _build(kind: Any, folder: Path, device: str) -> nn.Module:
@@ -286,7 +267,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     figures = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
     return {
         "model": settings.model, "weights": "random" if settings.random_weights else "its own",
-        "recipe": json.dumps(how.model_dump(mode="json", exclude_none=True), sort_keys=True),
+        "recipe": json.dumps(how.record(), sort_keys=True),
         "pictures": PICTURES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
         "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,

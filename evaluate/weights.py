@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prompts.errors import UserError
+
+REMEDY = "these are the weights of another model"
 
 
 def sha256(*paths: Path) -> str:
@@ -44,13 +46,32 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+    match(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def match(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Raise UserError unless `tensors` has the module's keys, every one and no other, with its shapes."""
     own = module.state_dict()
     _match(
         {key: tuple(value.shape) for key, value in own.items()},
         {key: tuple(value.shape) for key, value in tensors.items()},
         source,
     )
-    module.load_state_dict(dict(tensors))
+
+
+def check_files(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Check that safetensors files are whole, from their headers and sizes alone. Returns the shape of each tensor."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as content:
+                shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again"
+            ) from None
+    return shapes
 
 
 def check_folder(folder: Path, module: nn.Module | None = None) -> None:
@@ -61,30 +82,21 @@ def check_folder(folder: Path, module: nn.Module | None = None) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder}: no .safetensors weights there; fetch or export the model again")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with safe_open(path, "pt") as content:
-                shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again"
-            ) from None
+    shapes = check_files(files)
     if module is not None:
-        state = module.state_dict()
-        loaded = {value.data_ptr() for key, value in state.items() if key in shapes}
-        # Weights that are tied are stored once.
-        own = {key: tuple(value.shape) for key, value in state.items() if key in shapes or value.data_ptr() not in loaded}
-        _match(own, shapes, folder)
+        _match({key: tuple(value.shape) for key, value in module.state_dict().items()}, shapes, folder)
+
+
+def refuse(missing: Collection[str], extra: Collection[str], source: object) -> None:
+    """Raise UserError if any key is missing or not known."""
+    if missing:
+        raise UserError(f"{source}: key {min(missing)!r} is missing ({len(missing)} in all); {REMEDY}")
+    if extra:
+        raise UserError(f"{source}: key {min(extra)!r} is not known ({len(extra)} in all); {REMEDY}")
 
 
 def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: object) -> None:
-    missing, extra = own.keys() - given.keys(), given.keys() - own.keys()
-    remedy = "these are the weights of another model"
-    if missing:
-        raise UserError(f"{source}: key {min(missing)!r} is missing ({len(missing)} in all); {remedy}")
-    if extra:
-        raise UserError(f"{source}: key {min(extra)!r} is not known ({len(extra)} in all); {remedy}")
+    refuse(own.keys() - given.keys(), given.keys() - own.keys(), source)
     for key, shape in own.items():
         if given[key] != shape:
-            raise UserError(f"{source}: {key!r} has shape {given[key]}, expected {shape}; {remedy}")
+            raise UserError(f"{source}: {key!r} has shape {given[key]}, expected {shape}; {REMEDY}")

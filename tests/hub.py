@@ -74,9 +74,7 @@ class Hub:
             ]
             content = json.dumps(rows).encode()
         elif path.startswith("/api/models/"):
-            files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-            siblings = [{"rfilename": file} for file in files]
-            content = json.dumps({"id": repository, "sha": commit(folder.name), "siblings": siblings}).encode()
+            content = json.dumps({"id": repository, "sha": commit(folder.name), "siblings": []}).encode()
         elif repository in self.gated:
             status, code = 403, "GatedRepo"
         elif (folder / name).is_file():

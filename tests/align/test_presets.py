@@ -124,15 +124,15 @@ def test_what_the_papers_say() -> None:
         "sdxl-distar-24gb": distar,
         "sd15-di": ("di", "in", 1.5, None, None),
         "sd15-dipp": ("di++", "in", 1.5, "imagereward", 100),
-        "sd15-dipp-1.5-0": ("di", "in", 1.5, None, None),
-        "sd15-dipp-4.5-100": ("di++", "in", 4.5, "imagereward", 100),
-        "sd15-dipp-1.5-1000": ("di++", "in", 1.5, "imagereward", 1000),
+        "sd15-dipp-rew0-cfg1.5": ("di", "in", 1.5, None, None),
+        "sd15-dipp-rew100-cfg4.5": ("di++", "in", 4.5, "imagereward", 100),
+        "sd15-dipp-rew1000-cfg1.5": ("di++", "in", 1.5, "imagereward", 1000),
         "pixart-di": ("di", "in", 4.5, None, None),
         "pixart-dipp": ("di++", "in", 4.5, "imagereward", 1),
-        "pixart-dipp-1-0": ("di", "off", 1.0, None, None),
-        "pixart-dipp-1-1": ("di++", "off", 1.0, "imagereward", 1),
-        "pixart-dipp-4.5-0": ("di", "in", 4.5, None, None),
-        "pixart-dipp-4.5-10": ("di++", "in", 4.5, "imagereward", 10),
+        "pixart-dipp-rew0-cfg1": ("di", "off", 1.0, None, None),
+        "pixart-dipp-rew1-cfg1": ("di++", "off", 1.0, "imagereward", 1),
+        "pixart-dipp-rew0-cfg4.5": ("di", "in", 4.5, None, None),
+        "pixart-dipp-rew10-cfg4.5": ("di++", "in", 4.5, "imagereward", 10),
     }
 
 

@@ -1,0 +1,209 @@
+"""What a model is made of: a whole diffusers pipeline, and layers over it. Every file is known, every weight matched by name.
+
+A layer's `kind` is `pipeline`, or says what its weights do to the pipeline's network, which is its UNet or transformer: `network`
+takes the place of its weights, `delta` is added to them, `lora` is added as products of low rank.
+"""
+
+import hashlib
+import importlib
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from evaluate import hub, weights
+from prompts.errors import UserError
+
+#: Parts that are not loaded: a picture that a safety checker has blackened would be scored as the model's own.
+UNUSED = ("safety_checker", "feature_extractor")
+#: Files of a part that are no weights: configs, tokenizers, and the index of weights in several files.
+TEXTS = (".json", ".txt", ".model")
+#: What loading a file that is damaged, or is not what its name says, raises in diffusers, transformers and peft.
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+class Layer(NamedTuple):
+    """Files that are loaded, below `root`. variant: which of a pipeline's weights, e.g. `fp16`; None: those without a suffix."""
+
+    kind: str
+    root: Path
+    files: tuple[Path, ...]
+    variant: str | None = None
+
+    def digest(self) -> str:
+        """Hash of the files' names and bytes."""
+        lines = [f"{path.relative_to(self.root).as_posix()} {weights.sha256(path)}\n" for path in self.files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------------
+
+
+def snapshot(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """The local folder with what is loaded of a pipeline on the hub. Raises UserError with the remedy."""
+    index = hub.fetch(repo, "model_index.json", revision or "main")
+    suffixes = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else ["*.safetensors"]
+    allow = [f"{part}/{pattern}" for part in parts(index) for pattern in (*suffixes, *(f"*{text}" for text in TEXTS))]
+    # The commit that the index came from, should the branch move meanwhile.
+    return hub.fetch_folder(
+        repo, index.parent.name, allow=["model_index.json", *allow], ignore=[] if variant else ["*.*.safetensors"]
+    )
+
+
+def parts(index: Path) -> dict[str, tuple[str, str]]:
+    """The parts that a `model_index.json` names: the library and the class of each."""
+    if not index.is_file():
+        raise UserError(f"{index.parent}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+    try:
+        entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
+    named = {name: tuple(entry) for name, entry in entries.items() if isinstance(entry, list) and name not in UNUSED}
+    return {name: (library, kind) for name, (library, kind) in named.items() if library is not None}
+
+
+def check_parts(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts of a pipeline's folder; a UserError where one is absent: an absent tokenizer would be loaded as an empty one."""
+    index = folder / "model_index.json"
+    named = parts(index)
+    for name in named:
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: no such folder, though {index.name} names it; fetch it again")
+    return named
+
+
+def part_class(library: str, name: str) -> Any:
+    """The class of a part; None where it is none of diffusers' or transformers'."""
+    if library not in ("diffusers", "transformers"):
+        return None
+    return getattr(importlib.import_module(library), name, None)
+
+
+def pipeline_layer(folder: Path, variant: str | None = None) -> Layer:
+    """A whole pipeline: its index, and each part's configs and weights."""
+    files = [folder / "model_index.json"]
+    for name, entry in check_parts(folder).items():
+        files += [path for path in (folder / name).iterdir() if path.suffix in TEXTS]
+        kind = part_class(*entry)
+        if kind is not None and issubclass(kind, nn.Module):
+            files += weight_files(folder / name, variant)
+    return Layer("pipeline", folder, tuple(sorted(files)), variant)
+
+
+def weight_files(part: Path, variant: str | None = None) -> list[Path]:
+    """A part's safetensors files of a variant, whole every one; a UserError where there are none."""
+    suffix = re.compile(rf"[^.]+\.{re.escape(variant)}(-\d+-of-\d+)?" if variant else r"[^.]+")
+    files = sorted(path for path in part.glob("*.safetensors") if suffix.fullmatch(path.stem))
+    if not files:
+        which = f"{variant} weights in safetensors" if variant else ".safetensors weights"
+        raise UserError(f"{part}: no {which} there; fetch or export the model again, or name another variant")
+    weights.check_files(files)
+    return files
+
+
+def network_layer(folder: Path, name: str) -> Layer:
+    """A network's folder `folder/name`: its config and weights."""
+    config = folder / name / "config.json"
+    if not config.is_file():
+        raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
+    return Layer("network", folder, tuple(sorted([config, *weight_files(folder / name)])))
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------------
+
+
+def network_name(pipeline: Any) -> str:
+    """The name of the part that denoises."""
+    return "unet" if "unet" in pipeline.components else "transformer"
+
+
+def load_pipeline(layer: Layer, dtype: torch.dtype) -> Any:
+    """A stock diffusers pipeline. Raises UserError for a weight that is missing or left over."""
+    from diffusers import DiffusionPipeline
+
+    index = layer.root / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8"))
+    given: dict[str, Any] = {name: None for name in UNUSED if name in named}
+    for name, entry in parts(index).items():
+        kind = part_class(*entry)
+        if kind is not None and issubclass(kind, nn.Module):
+            given[name] = _load_part(kind, layer.root / name, layer.variant, dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the safety checker that is left out
+            return DiffusionPipeline.from_pretrained(layer.root, torch_dtype=dtype, **given)
+    except DAMAGE as error:
+        raise UserError(f"{layer.root}: cannot be loaded ({_reason(error)}); fetch it again") from None
+
+
+def _load_part(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    # diffusers and transformers rename what older files hold, and draw at random what a file lacks; here that is an error.
+    name = "torch_dtype" if hasattr(kind, "load_config") else "dtype"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            part, info = kind.from_pretrained(
+                folder, variant=variant, use_safetensors=True, output_loading_info=True, **{name: dtype}
+            )
+    except DAMAGE as error:
+        raise UserError(f"{folder}: cannot be loaded ({_reason(error)}); fetch it again") from None
+    buffers = {name for name, _ in part.named_buffers()}
+    # Files of older versions hold buffers that a module makes itself.
+    extra = [key for key in info["unexpected_keys"] if not any(f".{key}".endswith(f".{buffer}") for buffer in buffers)]
+    weights.refuse(info["missing_keys"], extra, folder)
+    return part.eval()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+
+
+def replace_network(pipeline: Any, layer: Layer) -> None:
+    """Load a network's weights into the pipeline's own; with a config beside them, into a new one that it describes."""
+    old = getattr(pipeline, network_name(pipeline))
+    config = [path for path in layer.files if path.suffix == ".json"]
+    files = [path for path in layer.files if path not in config]
+    network = type(old).from_config(type(old).load_config(config[0].parent)).to(old.dtype) if config else old
+    tensors = {key: value for path in files for key, value in weights.read(path).items()}
+    weights.load_strict(network, tensors, layer.root if config else files[0])
+    pipeline.register_modules(**{network_name(pipeline): network.eval()})
+
+
+@torch.no_grad()
+def add_delta(pipeline: Any, layer: Layer) -> None:
+    """Add a difference of weights to the network's."""
+    network, (file,) = getattr(pipeline, network_name(pipeline)), layer.files
+    tensors = weights.read(file)
+    weights.match(network, tensors, file)
+    for key, value in network.state_dict().items():
+        value += tensors[key].to(value.dtype)
+
+
+def add_lora(pipeline: Any, layer: Layer) -> None:
+    """Add a LoRA to the network's weights, and to text encoders' where it has any; a key without a place is a UserError."""
+    (file,) = layer.files
+    tensors = weights.read(file)
+    remedy = "this is a LoRA for another architecture"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about keys without a place, which are counted below
+            pipeline.load_lora_weights(tensors)
+    except DAMAGE as error:
+        raise UserError(f"{file}: does not fit {type(pipeline).__name__} ({_reason(error)}); {remedy}") from None
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    given = sum(not key.endswith(".alpha") for key in tensors)
+    placed = sum("lora_" in key for module in modules for key in module.state_dict())
+    if given != placed:
+        raise UserError(f"{file}: {placed} of {given} matrices find a place in {type(pipeline).__name__}; {remedy}")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+#: What lays a layer over a pipeline, by the layer's kind.
+LAY: dict[str, Callable[[Any, Layer], None]] = {"network": replace_network, "delta": add_delta, "lora": add_lora}
