@@ -1,7 +1,7 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, `OWNER/NAME@REVISION`), or a recipe: a YAML file, or the name of one of those
-in `evaluate/models`. A folder may hold a `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a recipe: a
+YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
     pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this folder
     revision: 462165984030d8... of that hub id; without it, its newest
