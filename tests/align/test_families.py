@@ -21,7 +21,7 @@ from prompts.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 #: noise_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.
-CONVENTIONS = {"sigma": (2.5, 625, 440), "unit": (1.1606, 399, 296)}
+CONVENTIONS = {"sigma": (2.5, 625, 440), "unit": (1.1606, 399, 287)}
 
 
 @pytest.fixture(scope="module")
