@@ -177,4 +177,5 @@ def publish(hub: Hub, folder: Path) -> None:
     for source in {content.get("reward_vae") for content in contents} - {None}:
         blocks = {f"{part}_block_out_channels": (4,) * 4 for part in ("encoder", "decoder")}
         counts = {f"num_{part}_blocks": (1,) * 4 for part in ("encoder", "decoder")}
-        AutoencoderTiny(**blocks, **counts).save_pretrained(hub.folder(source, "main"))
+        where = hub_id(source)
+        AutoencoderTiny(**blocks, **counts).save_pretrained(hub.folder(where.repository, where.revision))

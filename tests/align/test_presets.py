@@ -17,8 +17,8 @@ from align.train import train
 from evaluate import pipelines, weights
 
 PAPERS = [name for name, content in configs.presets().items() if content.get("family")]
-#: One of each family is run to its end, stopped and gone on with; one storage of roles each way.
-WHOLE = ["sdxl-distar-dpo", "sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
+#: One of each family is run to its end, stopped, and gone on with.
+WHOLE = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
 
 
 @pytest.fixture(scope="module")
