@@ -13,6 +13,7 @@ from hub import Hub
 
 from align import config as configs
 from align.config import TRAIN, TrainConfig
+from align.report import beginning
 from align.train import train
 from evaluate import pipelines, weights
 
@@ -92,10 +93,19 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert picture.isfinite().all()
 
 
-@pytest.mark.parametrize("preset", [name for name in PAPERS if name not in WHOLE])
+@pytest.mark.parametrize("preset", [name for name in PAPERS if name not in (*WHOLE, "sdxl-distar")])
 def test_every_other_preset_takes_a_step(world: Path, tmp_path: Path, preset: str) -> None:
     config = resolve(preset, steps=1, sample_every=100)
     assert run(config, tmp_path / "run")
+
+
+def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:
+    config = resolve("sdxl-distar", steps=1, sample_every=100)
+    run(config, tmp_path / "run")
+    pipeline, how = beginning(config, str(tmp_path / "run" / "checkpoint"))
+    (file,) = (world / "hub" / "tianweiy" / "DMD2").rglob("dmd2_sdxl_1step_unet_fp16.bin")
+    assert equal(pipeline.unet.state_dict(), {key: value.float() for key, value in weights.read(file).items()})
+    assert how.timesteps == (399,)
 
 
 def test_what_the_papers_say() -> None:
