@@ -93,10 +93,18 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert picture.isfinite().all()
 
 
-@pytest.mark.parametrize("preset", [name for name in PAPERS if name not in (*WHOLE, "sdxl-distar")])
+@pytest.mark.parametrize("preset", [name for name in PAPERS if name not in (*WHOLE, "sdxl-distar", "sdxl-distar-dpo")])
 def test_every_other_preset_takes_a_step(world: Path, tmp_path: Path, preset: str) -> None:
     config = resolve(preset, steps=1, sample_every=100)
     assert run(config, tmp_path / "run")
+
+
+def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None:
+    config = resolve("sdxl-distar-dpo", initial="null", steps=1, sample_every=100)
+    started = run(config, tmp_path / "run")
+    (file,) = (world / "hub" / "mhdang" / "dpo-sdxl-text2image-v1").rglob("*.safetensors")
+    dpo = weights.read(file)
+    assert max((started[key] - dpo[key]).abs().max() for key in dpo) < 1e-5
 
 
 def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:

@@ -171,9 +171,13 @@ def test_frozen_weights_are_stored_as_autocast_computes(unets: tuple[Any, Any]) 
         "encoder_hidden_states": torch.randn(2, 5, 32),
         "added_cond_kwargs": {"text_embeds": torch.randn(2, 12), "time_ids": torch.ones(2, 6)},
     }
+    networks = copy.deepcopy(unets)
+    with torch.no_grad():
+        for parameter in networks[1].parameters():
+            parameter += 0.1 * torch.randn_like(parameter)  # fresh norms are ones and zeros, which any dtype holds
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
-        roles = Roles(*copy.deepcopy(unets), same=False, lora=None, checkpointing=False, frozen=dtype)
+        roles = Roles(*copy.deepcopy(networks), same=False, lora=None, checkpointing=False, frozen=dtype)
         assert {p.dtype for p in roles.student.parameters()} == {torch.float32}
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs.append(roles.reference(x, t, **given).sample)
