@@ -80,10 +80,11 @@ def models() -> None:
     for column in ("steps", "guidance", "size", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("licence", "runnable"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     shipped = [name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()]
-    for name in (*shipped, *pipelines.names()):
-        table.add_row(name, *map(escape, pipelines.describe(pipelines.recipe(name))))
+    recipes = {name: pipelines.recipe(name) for name in (*shipped, *pipelines.names())}
+    for name, how in sorted(recipes.items(), key=lambda item: bool(item[1].reported_only)):
+        table.add_row(name, *map(escape, pipelines.describe(how)))
     Console().print(table)
 
 

@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,11 +108,13 @@ def weight_files(part: Path, variant: str | None = None) -> list[Path]:
 
 
 def network_layer(folder: Path, name: str) -> Layer:
-    """A network's folder `folder/name`: its config and weights."""
+    """A network's folder `folder/name`: its config and weights, and the scheduler beside it, where it was exported with one."""
     config = folder / name / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
-    return Layer("network", folder, tuple(sorted([config, *weight_files(folder / name)])))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    files = [config, *weight_files(folder / name), *([scheduler] if scheduler.is_file() else [])]
+    return Layer("network", folder, tuple(sorted(files)))
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------------
@@ -167,12 +169,29 @@ def _reason(error: BaseException) -> str:
 def replace_network(pipeline: Any, layer: Layer) -> None:
     """Load a network's weights into the pipeline's own; with a config beside them, into a new one that it describes."""
     old = getattr(pipeline, network_name(pipeline))
-    config = [path for path in layer.files if path.suffix == ".json"]
-    files = [path for path in layer.files if path not in config]
-    network = type(old).from_config(type(old).load_config(config[0].parent)).to(old.dtype) if config else old
+    configs = {path.name: path for path in layer.files if path.suffix == ".json"}
+    files = [path for path in layer.files if path.name not in configs]
+    network = old
+    if "config.json" in configs:
+        network = type(old).from_config(type(old).load_config(configs["config.json"].parent)).to(old.dtype)
     tensors = {key: value for path in files for key, value in weights.read(path).items()}
-    weights.load_strict(network, tensors, layer.root if config else files[0])
+    weights.load_strict(network, tensors, layer.root if configs else files[0])
     pipeline.register_modules(**{network_name(pipeline): network.eval()})
+    if "scheduler_config.json" in configs:
+        set_scheduler(pipeline, json.loads(configs["scheduler_config.json"].read_text(encoding="utf-8")), layer.root)
+
+
+def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> None:
+    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of `evaluate.schedulers`."""
+    import diffusers
+
+    from evaluate import schedulers
+
+    name = str(config.get("_class_name"))
+    kind = getattr(diffusers, name, None) or getattr(schedulers, name, None)
+    if not name.endswith("Scheduler") or kind is None:
+        raise UserError(f"{source}: scheduler: there is no {name!r}; name one of diffusers' schedulers")
+    pipeline.scheduler = kind.from_config(config)
 
 
 @torch.no_grad()

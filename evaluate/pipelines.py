@@ -164,7 +164,7 @@ def describe(how: Recipe) -> tuple[str, ...]:
         size,
         f"{about.parameters / 1e9:.2g} B" if about.parameters else "-",
         about.licence or "-",
-        f"{runnable}, once its terms are accepted" if about.gated else runnable,
+        f"{runnable}, gated" if about.gated else runnable,
     )
 
 
@@ -228,21 +228,13 @@ def _file(source: Weights, folder: Path) -> Path:
 
 
 def set_scheduler(pipeline: Any, model: str) -> None:
-    """Replace the scheduler by that of the recipe, or of the recipe it leans on."""
-    import diffusers
-
+    """Give the pipeline the scheduler of the recipe, or of the recipe it leans on."""
     path, how = locate(model), recipe(model)
-    if path and how.scheduler is None and how.pipeline:
+    if how.scheduler:
+        config = {**pipeline.scheduler.config, **how.scheduler.options, "_class_name": how.scheduler.name}
+        layers.set_scheduler(pipeline, config, path)
+    elif path and how.pipeline:
         set_scheduler(pipeline, beside(path if path.is_dir() else path.parent, how.pipeline))
-    if how.scheduler is None:
-        return
-    from evaluate import schedulers
-
-    name = how.scheduler.name
-    kind = getattr(diffusers, name, None) or getattr(schedulers, name, None)
-    if not name.endswith("Scheduler") or kind is None:
-        raise UserError(f"{path}: scheduler.name: diffusers has no {name!r}; name one of its schedulers")
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **how.scheduler.options)
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------------

@@ -255,21 +255,24 @@ def _age(folder: Path) -> None:
             made.unlink()
         elif made.is_file() and "PixArt" in str(folder):
             made.unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("tokenizer_2", "tokenizer_3"):
+        if index.get(name) == ["transformers", "T5Tokenizer"]:
+            index[name] = ["transformers", "T5TokenizerFast"]
     if "v1-5" in str(folder):
         for path in (folder / "vae").glob("*.safetensors"):
             tensors = load_file(path)
             for new, old in OLD.items():
                 tensors = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in tensors.items()}
             save_file(tensors, path, metadata={"format": "pt"})
-        index = json.loads((folder / "model_index.json").read_text())
         index |= {
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
             "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
             "requires_safety_checker": True,
         }
-        (folder / "model_index.json").write_text(json.dumps(index))
         (folder / "safety_checker").mkdir()
         (folder / "safety_checker" / "model.safetensors").write_text("never fetched")
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def copy(hub: Hub, repo: str, to: Path) -> Path:

@@ -277,8 +277,8 @@ def test_a_network_whose_noise_is_not_known(models: Hub, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scheduler": {"name": "FastScheduler"}}, "scheduler.name: diffusers has no 'FastScheduler'"),
-        ({"scheduler": {"name": "UNet2DConditionModel"}}, "scheduler.name"),
+        ({"scheduler": {"name": "FastScheduler"}}, "scheduler: there is no 'FastScheduler'"),
+        ({"scheduler": {"name": "UNet2DConditionModel"}}, "scheduler: there is no"),
         ({"width": 500}, "width"),
         ({"dtype": "fp8"}, "dtype"),
         ({"unet": {"repo": "a/b"}}, "unet"),
@@ -333,9 +333,10 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(
         assert secret not in str(caught.value)
 
 
-@pytest.mark.parametrize("token", ["hf_Do\x01NotTell", "hf_DoNotTellé", "plainDoNotTell\x7f"])
+@pytest.mark.parametrize("token", ["hf_Do\x0bNotTell", "plain\x0cDoNotTell", "hf_DoNotTellé"])
 def test_a_token_is_in_no_error(token: str, models: Hub, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """HTTP libraries quote a header that they cannot send."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own patience
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match="cannot be fetched") as caught:
         pipelines.load("sd15-25step")
@@ -396,7 +397,7 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
     for name, how in RECIPES.items():
         assert ("reported only: " + how.reported_only if how.reported_only else "yes") in lines[name]
     assert all(word in lines["sdxl-50step"] for word in ("50", "7.5", "1024 x 1024", "2.6 B", "openrail++"))
-    assert "terms are accepted" in lines["flux-dev-50step"]
+    assert "gated" in lines["flux-dev-50step"]
 
 
 def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
