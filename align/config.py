@@ -168,8 +168,13 @@ class TrainConfig(Config):
     stage: Literal["train"]
     method: Literal["di", "sim", "di++", "di*"]
     seed: int = Field(0, ge=0)
-    reference: str = Field(description="embedded model, folder or hub id")
-    initial: str | None = Field(None, description="what the student starts from; by default the reference")
+    reference: str = Field(description="embedded model, folder or hub id, or with `pipeline` anything that `initial` may be")
+    pipeline: str | None = Field(None, description="where everything but the network is, if the reference is a network alone")
+    initial: str | None = Field(
+        None,
+        description="what the student starts from: a folder or hub id, a file of weights, or a LoRA over the reference; "
+        "by default the reference",
+    )
     family: str = "sd15"
     generator: Generator = Generator()
     prompts: str = Field(description="shapes:train, or a file with one prompt a line")
@@ -236,8 +241,17 @@ def preset_files() -> list[Path]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Every preset by name, unvalidated."""
-    return {path.stem: read_yaml(path) for path in preset_files()}
+    """Every preset by name, unvalidated. One with the key `base` is laid over the preset it names."""
+    written = {path.stem: read_yaml(path) for path in preset_files()}
+    return {name: _over_base(content, written) for name, content in written.items()}
+
+
+def _over_base(content: dict[str, Any], written: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    if "base" not in content:
+        return content
+    own = {key: value for key, value in content.items() if key != "base"}
+    base = _over_base(written[content["base"]], written)
+    return _merge((PRETRAIN | TRAIN | REWARD)[base["stage"]], base, own)
 
 
 def describe(path: Path) -> str:

@@ -40,8 +40,8 @@ class Monitor:
         generator = torch.Generator().manual_seed(seeded(config.seed, 3))
         picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
         self.prompts = [prompts[i] for i in picks]
-        unet = pipeline.unet.config
-        shape = (n, unet.in_channels, unet.sample_size, unet.sample_size)
+        network = getattr(pipeline, model.family.network).config
+        shape = (n, network.in_channels, network.sample_size, network.sample_size)
         self.z = torch.randn(shape, generator=generator, dtype=dtype).to(device)
         self.noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
         encoded = model.family.encode(pipeline, self.prompts)

@@ -8,11 +8,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from align import families
 from align.config import TrainConfig
 from align.data import read_prompts
 from align.monitor import save_grid
+from align.start import is_pipeline, load_into
 from evaluate import pipelines, scorers
 from evaluate.console import Watch, console
+from evaluate.pipelines import Recipe
 from evaluate.sets.shapes import fd_shapes
 from evaluate.stats import paired_difference
 
@@ -21,9 +24,28 @@ CHUNK = 64
 SHOWN = 16
 
 
+def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
+    """What training started from, and how it draws: as its own recipe says, or where it is a network alone, as the result does."""
+    name = families.load(config.family).network
+    if config.initial is None and config.pipeline is None:
+        return pipelines.load(config.reference), pipelines.recipe(config.reference)
+    if config.initial is not None and is_pipeline(config.initial):
+        return pipelines.load(config.initial), pipelines.recipe(config.initial)
+    network = getattr(pipelines.load(config.pipeline or config.reference), name)
+    for source in (config.reference if config.pipeline else None, config.initial):
+        if source is not None:
+            load_into(network, source, name)
+    pipeline = pipelines.load(result)
+    pipeline.register_modules(**{name: network})
+    return pipeline, pipelines.recipe(result)
+
+
 def pictures_of(model: str, prompts: list[str], *, title: str, **overrides: Any) -> Tensor:
     """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers."""
-    pipeline, how = pipelines.load(model), pipelines.recipe(model)
+    return _draw(pipelines.load(model), pipelines.recipe(model), prompts, title=title, **overrides)
+
+
+def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, **overrides: Any) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     drawn = []
     with Watch(title, len(prompts)) as watch:
@@ -54,10 +76,8 @@ def report(config: TrainConfig, output: Path) -> None:
     available = list(dict.fromkeys(read_prompts(config.held_out.prompts or config.prompts)))
     prompts = [available[i % len(available)] for i in range(config.report)]
     start, result = config.initial or config.reference, str(output / "checkpoint")
-    before, after = (
-        pictures_of(start, prompts, title=f"drawing {start}"),
-        pictures_of(result, prompts, title="drawing the result"),
-    )
+    before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
+    after = pictures_of(result, prompts, title="drawing the result")
     rewards = [reward.scorer for reward in config.rewards]
     rows = compare(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
 

@@ -8,31 +8,46 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.config import Reward
-from evaluate import scorers
+from align.start import hub_id
+from evaluate import hub, scorers, weights
 from evaluate.pipelines import locate
 from prompts.errors import UserError
+
+
+def load_tiny(source: str) -> Any:
+    """The AutoencoderTiny of a folder or a hub id, with `@REVISION` where one is pinned. Every key has to match."""
+    from diffusers import AutoencoderTiny
+
+    config, file = "config.json", "diffusion_pytorch_model.safetensors"
+    where = hub_id(source)
+    folder = locate(where.repository) if where else locate(source)
+    if folder is None and where:
+        folder = hub.fetch_folder(where.repository, where.revision, allow=[config, file])
+    if folder is None or not (folder / config).is_file():
+        raise UserError(f"reward_vae = {source}: no tiny autoencoder there; name one, or leave it out")
+    options = AutoencoderTiny.load_config(folder)
+    if options.get("_class_name") != AutoencoderTiny.__name__:
+        raise UserError(
+            f"reward_vae = {source}: holds a {options.get('_class_name')}; name a tiny autoencoder, or leave it out"
+        )
+    vae = AutoencoderTiny.from_config(options)
+    weights.load_strict(vae, weights.read(folder / file), folder / file)
+    return vae
 
 
 class Decoder:
     """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
 
-    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False):
-        if tiny is not None:
-            from diffusers import AutoencoderTiny
-
-            try:
-                vae = AutoencoderTiny.from_pretrained(locate(tiny) or tiny)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"reward_vae = {tiny}: no tiny autoencoder ({str(error).splitlines()[0]}); name one, or leave it out"
-                ) from None
-        self.vae, self.checkpointing = vae.requires_grad_(False).eval(), checkpointing
+    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False, device: Any = None):
+        vae = vae if tiny is None else load_tiny(tiny)
+        self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         if self.checkpointing and torch.is_grad_enabled():
-            decoded = checkpoint(self._decode, scaled, use_reentrant=False)
+            # One picture at a time, since a decoder's activations are larger than a UNet's.
+            decoded = torch.cat([checkpoint(self._decode, one, use_reentrant=False) for one in scaled.split(1)])
         else:
             decoded = self._decode(scaled)
         return (decoded / 2 + 0.5).clamp(0, 1)

@@ -95,15 +95,28 @@ class Adapted(nn.Module):
 class Roles:
     """student, assistant, reference: modules called like the network they were made from."""
 
-    def __init__(self, initial: nn.Module, reference: nn.Module, *, same: bool, lora: LoraConfig | None, checkpointing: bool):
-        """initial: what the student starts from; `same` says that it is the reference's network."""
+    def __init__(
+        self,
+        initial: nn.Module,
+        reference: nn.Module,
+        *,
+        same: bool,
+        lora: LoraConfig | None,
+        checkpointing: bool,
+        frozen: torch.dtype = torch.float32,
+    ):
+        """Both networks are made into roles and belong to them.
+
+        initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes
+        in, for the weights that are not trained.
+        """
         if lora is None:
-            self.reference: nn.Module = reference.requires_grad_(False).eval()
             self.assistant: nn.Module = copy.deepcopy(reference).requires_grad_(True)
-            self.student: nn.Module = copy.deepcopy(initial).requires_grad_(True)
+            self.student: nn.Module = (copy.deepcopy(initial) if same else initial).requires_grad_(True)
+            self.reference: nn.Module = _freeze(reference, frozen).eval()
         else:
-            base = reference.requires_grad_(False)
-            own = base if same else initial.requires_grad_(False)
+            base = _freeze(reference, frozen)
+            own = base if same else _freeze(initial, frozen)
             _add_adapter(base, "assistant", lora)
             _add_adapter(own, "student", lora)
             self.reference = Adapted(base, None)
@@ -119,6 +132,14 @@ class Roles:
     def trainable(role: nn.Module) -> dict[str, nn.Parameter]:
         """What an optimiser of this role updates."""
         return role.trainable() if isinstance(role, Adapted) else dict(role.named_parameters())
+
+
+def _freeze(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`network` without gradients, its matrices and kernels stored as autocast would cast them at every call anyway."""
+    for module in network.requires_grad_(False).modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.dtype == torch.float32:
+            module.to(dtype)
+    return network
 
 
 def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:

@@ -130,7 +130,7 @@ def export(run: Path, output: Path, *, dtype: str, pipeline: str | None) -> None
 def list_presets() -> None:
     """`align presets`."""
     table = Table("preset", "command", "what it is")
+    contents = configs.presets()
     for path in configs.preset_files():
-        content = configs.read_yaml(path)
-        table.add_row(path.stem, f"align {configs.command(content['stage'])}", configs.describe(path))
+        table.add_row(path.stem, f"align {configs.command(contents[path.stem]['stage'])}", configs.describe(path))
     console.print(table)

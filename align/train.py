@@ -1,5 +1,6 @@
 """Stage 3: train a one-step generator. One loop for Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*."""
 
+import copy
 import json
 import math
 import statistics
@@ -22,6 +23,7 @@ from align.export import export
 from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss, guided, ikl_loss, score_divergence_loss
 from align.rewards import Decoder, Rewards
 from align.roles import Average, Roles, merged
+from align.start import load_into
 from evaluate import pipelines
 from evaluate.console import Watch, console
 from prompts.errors import UserError
@@ -154,20 +156,23 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     torch.manual_seed(seeded(config.seed, 2, rank))
 
     # ---- models ----------------------------------------------------------------------------------------------------------
-    pipeline = pipelines.load(config.reference, dtype=dtype)
+    pipeline = pipelines.load(config.pipeline or config.reference, dtype=dtype)
     model = Model(config, pipeline, accelerator.autocast)
     reference = getattr(pipeline, model.family.network)
+    if config.pipeline:
+        load_into(reference, config.reference, model.family.network)
     same = config.initial in (None, config.reference)
-    initial = reference if same else getattr(pipelines.load(str(config.initial), dtype=dtype), model.family.network)
-    if initial.config.in_channels != reference.config.in_channels:
-        raise UserError(f"initial = {config.initial}: its latents differ from those of {config.reference}; choose another")
+    initial = reference if same else copy.deepcopy(reference)
+    if not same:
+        load_into(initial, str(config.initial), model.family.network)
     texts = Conditioning(model.family, pipeline, read_prompts(config.prompts), device=device, dtype=dtype)
-    decoder = Decoder(pipeline.vae.to(device), tiny=config.reward_vae, checkpointing=config.gradient_checkpointing)
+    decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
     roles = Roles(
-        initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing
-    )
+        initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
+        frozen=torch.float32 if mixed == "no" else DTYPES[mixed],
+    )  # fmt: skip
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
     average = Average(trainable["student"], config.ema)
 

@@ -1,7 +1,7 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, a hub id, or a recipe: a YAML file, or the name of one of those
-in `evaluate/models`. A folder may hold a `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a recipe: a
+YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
     pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this folder
     revision: 462165984030d8... of that hub id; without it, its newest
@@ -196,7 +196,8 @@ def _layers(model: str, revision: str | None = None, variant: str | None = None)
     """What a model is made of, the whole pipeline first, all of it fetched."""
     path, how = locate(model), runnable(model)
     if path is None:
-        return [layers.pipeline_layer(layers.snapshot(model, revision, variant), variant)]
+        repo, _, pinned = model.partition("@")
+        return [layers.pipeline_layer(layers.snapshot(repo, pinned or revision, variant), variant)]
     if revision:
         raise UserError(f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe")
     folder = path if path.is_dir() else path.parent

@@ -1,13 +1,21 @@
 """How a family's network becomes a denoiser: what it is conditioned on, its null prompt, and how it is called.
 
-A file here is a family: `network` names the pipeline's component, `encode(pipeline, prompts)` returns the conditioning as
-a dict of `[B, ...]` tensors, `null(pipeline)` the null prompt's as `[1, ...]`, and `call(network, x, t, conditioning)` runs
-the network on what it expects. Nothing else in the code knows a family.
+A file here is a family. Nothing else in the code knows one. It has
+
+- `network`, the name of the network among the parts of a diffusers pipeline;
+- `encode(pipeline, prompts)`, everything the network is told of a prompt: a dict of tensors with a row `[B, ...]` for each.
+  It depends on nothing else, so rows can be kept and mixed;
+- `null(pipeline)`, the same for the null prompt, `[1, ...]`;
+- `call(network, x, t, conditioning)`, the network's raw output for latents x `[B, C, H, W]`, already scaled as it expects
+  them, timesteps t `[B]`, and rows of `encode` or `null`. What follows from the latents alone, such as the picture's size,
+  is found here.
 """
 
 import importlib
 import pkgutil
 from typing import Any
+
+from prompts.errors import UserError
 
 
 def names() -> list[str]:
@@ -16,5 +24,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Any:
-    """The module of the family `name`."""
+    """The module of the family `name`; UserError where there is none."""
+    if name not in names():
+        raise UserError(f"family = {name}: unknown; choose from {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")

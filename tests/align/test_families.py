@@ -1,0 +1,139 @@
+"""Every family's denoiser and null prompt against stock diffusers, from the same noise."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families
+import torch
+from tiny import SMALL_RUN
+from torch import Tensor
+
+from align import config as configs
+from align import families
+from align.config import TrainConfig
+from align.diffusion import expand
+from align.export import one_step
+from align.objectives import guided
+from align.train import Model
+from prompts.errors import UserError
+
+PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
+#: noise_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.
+CONVENTIONS = {"sigma": (2.5, 625, 440), "unit": (1.1606, 399, 287)}
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES}
+
+
+def make(family: str, pipeline: Any, noise_scale: str = "sigma") -> tuple[TrainConfig, Model]:
+    generator = {"noise_scale": noise_scale, "sigma_init": CONVENTIONS[noise_scale][0]}
+    content = SMALL_RUN | {"reference": "a/b", "family": family, "generator": generator}
+    config = configs.validate(TrainConfig, content, "test")
+    return config, Model(config, pipeline, nullcontext)
+
+
+def noise(height: int = 8, width: int = 8) -> Tensor:
+    return torch.randn(len(PROMPTS), 4, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def draw(pipeline: Any, scheduler: Any, z: Tensor, family: str, **arguments: Any) -> Tensor:
+    """Stock diffusers' latents."""
+    kept, pipeline.scheduler = pipeline.scheduler, scheduler
+    size = {"height": 8 * z.shape[2], "width": 8 * z.shape[3]}
+    try:
+        return pipeline(
+            PROMPTS, latents=z, output_type="latent", **size, **tiny_families.OPTIONS.get(family, {}), **arguments
+        ).images
+    finally:
+        pipeline.scheduler = kept
+
+
+def largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def test_every_family_is_tested() -> None:
+    assert families.names() == sorted(tiny_families.FAMILIES)
+    with pytest.raises(UserError, match="family = sd3: unknown; choose from pixart, sd15, sdxl"):
+        families.load("sd3")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
+@pytest.mark.parametrize("noise_scale", CONVENTIONS)
+@pytest.mark.parametrize("family", tiny_families.FAMILIES)
+def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, noise_scale: str, shape: tuple[int, int]) -> None:
+    pipeline, z = stock[family], noise(*shape)
+    config, model = make(family, pipeline, noise_scale)
+    network, given = getattr(pipeline, model.family.network), model.family.encode(pipeline, PROMPTS)
+    with torch.no_grad():
+        mine = model.generate(network, z, given)
+        _, other = make(family, pipeline, "unit" if noise_scale == "sigma" else "sigma")
+        wrong = other.generate(network, z, given)
+    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    assert type(scheduler).__name__ == {"sigma": "EulerDiscreteScheduler", "unit": "LCMScheduler"}[noise_scale]
+    assert recipe["timesteps"] == [CONVENTIONS[noise_scale][2 if family == "pixart" else 1]]
+    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    assert largest(mine - theirs) < 1e-4
+    assert largest(wrong - theirs) > 0.1
+
+
+@pytest.mark.parametrize("family", tiny_families.FAMILIES)
+def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    pipeline, z = stock[family], noise()
+    _, model = make(family, pipeline)
+    network, given = getattr(pipeline, model.family.network), model.family.encode(pipeline, PROMPTS)
+    null = {key: value.expand(len(z), *value.shape[1:]) for key, value in model.family.null(pipeline).items()}
+    scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    theirs = draw(pipeline, scheduler, z, family, num_inference_steps=20, guidance_scale=4.0)
+
+    def sample(null: dict[str, Tensor]) -> Tensor:
+        denoiser = guided(model.denoiser(network, given), model.denoiser(network, null), 4.0)
+        x = z * scheduler.sigmas[0]
+        for sigma, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
+            level = sigma.expand(len(x))
+            x = x + (following - sigma) * (x - denoiser(x, level)) / expand(level, x)
+        return x
+
+    with torch.no_grad():
+        mine, unguided = sample(null), sample(given)
+    assert largest(mine - theirs) < 1e-4 * max(1.0, largest(theirs))
+    assert largest(unguided - theirs) > 1e-2 * largest(theirs)
+
+
+def test_null_prompts(stock: dict[str, Any]) -> None:
+    for family, pipeline in stock.items():
+        module = families.load(family)
+        null, empty = module.null(pipeline), module.encode(pipeline, [""])
+        for key in empty:
+            expected = torch.zeros_like(empty[key]) if family == "sdxl" else empty[key]
+            assert null[key].equal(expected), (family, key)
+            assert largest(empty[key].float()) > 0
+
+
+@pytest.mark.parametrize("family", tiny_families.FAMILIES)
+def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: str) -> None:
+    module, pipeline = families.load(family), stock[family]
+    together = module.encode(pipeline, PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        for key, value in module.encode(pipeline, [prompt]).items():
+            torch.testing.assert_close(value[0], together[key][row], rtol=1e-5, atol=1e-6)
+
+
+def test_the_transformer_for_1024_pixels_is_told_the_pictures_size(tmp_path: Path) -> None:
+    pipeline = tiny_families.pipeline("pixart", tmp_path, sample_size=128)
+    assert pipeline.transformer.use_additional_conditions
+    config, model = make("pixart", pipeline)
+    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    drawn = {}
+    for shape in ((8, 8), (8, 16)):
+        z = noise(*shape)
+        with torch.no_grad():
+            drawn[shape] = model.generate(pipeline.transformer, z, model.family.encode(pipeline, PROMPTS))
+        theirs = draw(pipeline, scheduler, z, "pixart", timesteps=recipe["timesteps"], guidance_scale=1.0)
+        assert largest(drawn[shape] - theirs) < 1e-4

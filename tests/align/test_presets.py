@@ -1,0 +1,162 @@
+"""The papers' presets: each runs on tiny random models that are published as the real ones are, and what it leaves is stock."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families
+import tiny_scorers
+import torch
+from hub import Hub
+
+from align import config as configs
+from align.config import TRAIN, TrainConfig
+from align.report import beginning
+from align.train import train
+from evaluate import pipelines, weights
+
+PAPERS = [name for name, content in configs.presets().items() if content.get("family")]
+#: One of each family is run to its end, stopped, and gone on with.
+WHOLE = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
+
+
+@pytest.fixture(scope="module")
+def world(published: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The hub with the presets' models, and a folder with what they expect of earlier runs and a file of prompts."""
+    folder = tmp_path_factory.mktemp("presets")
+    shutil.copytree(published.root, folder / "hub")
+    (folder / "prompts.txt").write_text("".join(f"a small circle number {i}\n" for i in range(8)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "root", folder / "hub")
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+        tiny_scorers.shrink(patch, published)
+        tiny_families.publish(published, folder / "made")
+        for family in ("sd15", "pixart"):
+            made = tiny_families.pipeline(family, folder / f"{family}-di", seed=100)
+            tiny_families.save(made, folder / "runs" / f"{family}-di" / "checkpoint")
+        patch.chdir(folder)
+        yield folder
+
+
+def resolve(preset: str, **changes: Any) -> TrainConfig:
+    """A preset with a small batch, few steps and prompts at hand; nothing else is changed."""
+    small = {"prompts": "prompts.txt", "batch_size": 2, "accumulate": 1, "steps": 3, "save_every": 2, "sample_every": 3}
+    sets = [f"{key}={value}" for key, value in (small | changes).items()]
+    config = configs.resolve(preset, TRAIN, sets=sets)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def run(config: TrainConfig, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
+    folder.mkdir(exist_ok=True)
+    assert train(config, folder, show=False, **options)
+    return network(folder / "checkpoint", config)
+
+
+def network(folder: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
+    name = {"pixart": "transformer"}.get(config.family, "unet")
+    return weights.read(folder / name / "diffusion_pytorch_model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+STOCK = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "pixart": "PixArtAlphaPipeline"}
+
+
+def draw(folder: Path, family: str) -> torch.Tensor:
+    """A picture by the stock pipeline of a family, called as the recipe says and in no other way."""
+    import diffusers
+
+    stock = getattr(diffusers, STOCK[family]).from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    how = pipelines.recipe(str(folder))
+    options = tiny_families.OPTIONS.get(family, {})
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"timesteps": list(how.timesteps or ()), "guidance_scale": how.guidance_scale}
+    picture: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
+    return picture
+
+
+@pytest.mark.parametrize("preset", WHOLE)
+def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tmp_path: Path, preset: str) -> None:
+    config = resolve(preset)
+    whole = run(config, tmp_path / "whole")
+    run(resolve(preset, steps=2), tmp_path / "parts")
+    assert not equal(whole, network(tmp_path / "parts" / "checkpoint", config))
+    assert equal(whole, run(config, tmp_path / "parts", resume=True))
+    picture = draw(tmp_path / "whole" / "checkpoint", config.family)
+    assert picture.shape == (1, 3, 64, 64)
+    assert picture.isfinite().all()
+
+
+@pytest.mark.parametrize("preset", [name for name in PAPERS if name not in (*WHOLE, "sdxl-distar", "sdxl-distar-dpo")])
+def test_every_other_preset_takes_a_step(world: Path, tmp_path: Path, preset: str) -> None:
+    config = resolve(preset, steps=1, sample_every=100)
+    assert run(config, tmp_path / "run")
+
+
+def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None:
+    config = resolve("sdxl-distar-dpo", initial="null", steps=1, sample_every=100)
+    started = run(config, tmp_path / "run")
+    (file,) = (world / "hub" / "mhdang" / "dpo-sdxl-text2image-v1").rglob("*.safetensors")
+    dpo = weights.read(file)
+    assert max((started[key] - dpo[key]).abs().max() for key in dpo) < 1e-5
+
+
+def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:
+    config = resolve("sdxl-distar", steps=1, sample_every=100)
+    run(config, tmp_path / "run")
+    pipeline, how = beginning(config, str(tmp_path / "run" / "checkpoint"))
+    (file,) = (world / "hub" / "tianweiy" / "DMD2").rglob("dmd2_sdxl_1step_unet_fp16.bin")
+    assert equal(pipeline.unet.state_dict(), {key: value.float() for key, value in weights.read(file).items()})
+    assert how.timesteps == (399,)
+
+
+def test_what_the_papers_say() -> None:
+    """The rows of DI* Table 2, of DI++ Table 2 and of DI++ A.3: (method, guidance, its scale, reward, its scale)."""
+    rows = {}
+    for name in PAPERS:
+        config = configs.resolve(name, TRAIN)
+        assert isinstance(config, TrainConfig)
+        reward = config.rewards[0] if config.rewards else None
+        rows[name] = (config.method, config.cfg.mode, config.cfg.scale, reward and reward.scorer, reward and reward.scale)
+        sdxl = config.family == "sdxl"
+        assert config.generator.noise_scale == ("unit" if sdxl else "sigma"), name
+        assert config.generator.sigma_init == (1.1606 if sdxl else 2.5), name
+        if sdxl:
+            assert config.initial and config.initial.startswith("tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin@"), name
+    distar = ("di*", "in", 7.5, "pickscore", 100)
+    assert rows == {
+        "sdxl-di": ("di", "in", 7.5, None, None),
+        "sdxl-sim": ("sim", "in", 7.5, None, None),
+        "sdxl-dipp": ("di++", "in", 7.5, "pickscore", 100),
+        "sdxl-distar": distar,
+        "sdxl-distar-out": ("di*", "out", 8.5, "pickscore", 100),
+        "sdxl-distar-dpo": distar,
+        "sdxl-distar-80gb": distar,
+        "sdxl-distar-48gb": distar,
+        "sdxl-distar-24gb": distar,
+        "sd15-di": ("di", "in", 1.5, None, None),
+        "sd15-dipp": ("di++", "in", 1.5, "imagereward", 100),
+        "sd15-dipp-rew0-cfg1.5": ("di", "in", 1.5, None, None),
+        "sd15-dipp-rew100-cfg4.5": ("di++", "in", 4.5, "imagereward", 100),
+        "sd15-dipp-rew1000-cfg1.5": ("di++", "in", 1.5, "imagereward", 1000),
+        "pixart-di": ("di", "in", 4.5, None, None),
+        "pixart-dipp": ("di++", "in", 4.5, "imagereward", 1),
+        "pixart-dipp-rew0-cfg1": ("di", "off", 1.0, None, None),
+        "pixart-dipp-rew1-cfg1": ("di++", "off", 1.0, "imagereward", 1),
+        "pixart-dipp-rew0-cfg4.5": ("di", "in", 4.5, None, None),
+        "pixart-dipp-rew10-cfg4.5": ("di++", "in", 4.5, "imagereward", 10),
+    }
+
+
+def test_a_preset_is_laid_over_its_base() -> None:
+    base, own = configs.presets()["sdxl-distar"], configs.presets()["sdxl-distar-48gb"]
+    assert own["reference"] == base["reference"]
+    assert own["divergence"] == base["divergence"] | {"gradient": "exact_sequential"}
+    assert own["lora"]["rank"] == 64
+    assert "base" not in own

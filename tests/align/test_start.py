@@ -1,0 +1,185 @@
+"""What a network starts from, and what happens to files that do not match it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families
+import torch
+from hub import Hub
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from align.roles import Roles
+from align.start import add_lora, hub_id, load_into
+from prompts.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def unets(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Module]:
+    """Two of one architecture: what a run has, and what it shall start from."""
+    folder = tmp_path_factory.mktemp("unets")
+    first, second = (tiny_families.pipeline("sdxl", folder / str(seed), seed=seed).unet for seed in (0, 1))
+    return first, second
+
+
+def same(a: nn.Module, b: nn.Module, *, tolerance: float = 0.0) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all((mine[key] - theirs[key]).abs().max() <= tolerance for key in mine)
+
+
+def publish(hub: Hub, repository: str, revision: str = "main") -> Path:
+    return hub.folder(f"tests-of-start/{repository}", revision)
+
+
+def test_names() -> None:
+    assert hub_id("tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin@be22") == (
+        "tianweiy/DMD2",
+        "dmd2_sdxl_1step_unet_fp16.bin",
+        "be22",
+    )
+    assert hub_id("a/b/c/d.safetensors") == ("a/b", "c/d.safetensors", "main")
+    assert hub_id("mhdang/dpo-sdxl-text2image-v1") == ("mhdang/dpo-sdxl-text2image-v1", None, "main")
+    for path in ("runs/pixart-di/checkpoint", "/a/b.bin", "./a/b", "~/a/b.bin", "a"):
+        assert hub_id(path) is None
+
+
+def write(module: Any, place: str, folder: Path, hub: Hub) -> str:
+    """The module's weights where `place` says, and what a user calls it there."""
+    half = {key: value.half() for key, value in module.state_dict().items()}
+    if place == "folder":
+        module.save_pretrained(folder / "own")
+        return str(folder / "own")
+    if place == "subfolder":
+        module.save_pretrained(folder / "pipeline" / "unet", max_shard_size="40KB")
+        assert len(list((folder / "pipeline" / "unet").glob("*.safetensors"))) > 1
+        return str(folder / "pipeline")
+    if place == "file":
+        torch.save(half, folder / "bare.bin")
+        return str(folder / "bare.bin")
+    if place == "hub":
+        module.save_pretrained(publish(hub, "pipeline", "v1") / "unet")
+        return "tests-of-start/pipeline@v1"
+    if place == "hub root":
+        module.save_pretrained(publish(hub, "root"))
+        return "tests-of-start/root"
+    torch.save(half, publish(hub, "files", "f" * 40) / "one_step_fp16.bin")
+    return f"tests-of-start/files/one_step_fp16.bin@{'f' * 40}"
+
+
+@pytest.mark.parametrize("place", ["folder", "subfolder", "file", "hub", "hub root", "hub file"])
+def test_weights_come_from_anywhere(unets: tuple[Any, Any], tmp_path: Path, published: Hub, place: str) -> None:
+    network = copy.deepcopy(unets[0])
+    load_into(network, write(unets[1], place, tmp_path, published), "unet")
+    assert same(network, unets[1], tolerance=1e-3 if "file" in place else 0.0)
+    assert not same(network, unets[0], tolerance=1e-2)
+
+
+def lora(module: nn.Module, form: str) -> tuple[dict[str, Tensor], nn.Module]:
+    """A random LoRA of some layers as `form` writes it, and the module that peft makes with it."""
+    torch.manual_seed(5)
+    adapted = copy.deepcopy(module)
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "conv1", "proj_in"], init_lora_weights=False)
+    inject_adapter_in_model(config, adapted)
+    state = {key: value.clone() for key, value in get_peft_model_state_dict(adapted).items()}
+    if form == "kohya":
+        names = {key: key.rpartition(".lora_")[0] for key in state}
+        parts = {"A": "down", "B": "up"}
+        written = {
+            f"lora_unet_{name.replace('.', '_')}.lora_{parts[key[-8]]}.weight": state[key] for key, name in names.items()
+        }
+        written |= {f"lora_unet_{name.replace('.', '_')}.alpha": torch.tensor(6.0) for name in names.values()}
+        return written, adapted
+    # Without an alpha the product counts once.
+    doubled = {key: 2 * value if ".lora_B." in key else value for key, value in state.items()}
+    if form == "diffusers":
+        old = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+        return {f"unet.{key}".replace(key[-14:-6], old[key[-14:-6]]): value for key, value in doubled.items()}, adapted
+    return {f"unet.{key}": value for key, value in doubled.items()}, adapted
+
+
+@pytest.mark.parametrize("form", ["peft", "diffusers", "kohya"])
+def test_a_lora_is_added_to_the_weights(unets: tuple[Any, Any], tmp_path: Path, form: str) -> None:
+    tensors, adapted = lora(unets[0], form)
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 5, 32)
+    given = {
+        "encoder_hidden_states": text,
+        "added_cond_kwargs": {"text_embeds": torch.randn(2, 12), "time_ids": torch.ones(2, 6)},
+    }
+    for source in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
+        network = copy.deepcopy(unets[0])
+        load_into(network, str(source), "unet")
+        with torch.no_grad():
+            mine, theirs, before = (module(x, t, **given).sample for module in (network, adapted, unets[0]))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        assert (mine - before).abs().max() > 1e-2
+
+
+def test_keys_that_do_not_match_are_errors(unets: tuple[Any, Any], tmp_path: Path) -> None:
+    network, whole = copy.deepcopy(unets[0]), dict(unets[1].state_dict())
+    first = sorted(whole)[0]
+    wrong = {
+        "is missing": {key: value for key, value in whole.items() if key != first},
+        "is not known": whole | {"surplus.weight": torch.zeros(1)},
+        "has shape": whole | {first: torch.zeros(1, 2, 3)},
+    }
+    for message, tensors in wrong.items():
+        torch.save(tensors, tmp_path / "wrong.bin")
+        with pytest.raises(UserError, match=message):
+            load_into(network, str(tmp_path / "wrong.bin"), "unet")
+    assert same(network, unets[0])
+
+
+def test_a_lora_that_does_not_fit_is_an_error_and_changes_nothing(unets: tuple[Any, Any]) -> None:
+    network = copy.deepcopy(unets[0])
+    good, _ = lora(unets[0], "peft")
+    some = next(key for key in good if "to_q" in key and "lora_A" in key)
+    wrong = {
+        "no LoRA of a layer": good | {"text_encoder.layers.0.lora_A.weight": torch.zeros(3, 16)},
+        "'unet.nowhere.lora_A.weight' is no LoRA": good | {"unet.nowhere.lora_A.weight": torch.zeros(3, 16)},
+        "dora_scale": good | {"unet.down_blocks.0.resnets.0.conv1.dora_scale": torch.zeros(8)},
+        "half of the LoRA": {key: value for key, value in good.items() if key != some},
+        "does not fit": good | {some: torch.zeros(3, 99)},
+    }
+    for message, tensors in wrong.items():
+        with pytest.raises(UserError, match=message):
+            add_lora(network, tensors, "unet", "a.safetensors")
+    assert same(network, unets[0])
+
+
+def test_sources_that_are_not_there(unets: tuple[Any, Any], tmp_path: Path, published: Hub) -> None:
+    (publish(published, "empty") / "README.md").write_text("nothing")
+    for source, message in {
+        "tests-of-start/nothing": "cannot be fetched",
+        "tests-of-start/empty": "holds neither a unet nor pytorch_lora_weights.safetensors",
+        "tests-of-start/empty/unet.bin": "unet.bin cannot be fetched",
+        "runs/earlier/checkpoint": "no such folder",
+        str(tmp_path / "absent.bin"): "no such folder",
+        str(tmp_path): "holds neither",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_into(unets[0], source, "unet")
+
+
+def test_frozen_weights_are_stored_as_autocast_computes(unets: tuple[Any, Any]) -> None:
+    """Half the memory for the same bits."""
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 500])
+    given = {
+        "encoder_hidden_states": torch.randn(2, 5, 32),
+        "added_cond_kwargs": {"text_embeds": torch.randn(2, 12), "time_ids": torch.ones(2, 6)},
+    }
+    networks = copy.deepcopy(unets)
+    with torch.no_grad():
+        for parameter in networks[1].parameters():
+            parameter += 0.1 * torch.randn_like(parameter)  # fresh norms are ones and zeros, which any dtype holds
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        roles = Roles(*copy.deepcopy(networks), same=False, lora=None, checkpointing=False, frozen=dtype)
+        assert {p.dtype for p in roles.student.parameters()} == {torch.float32}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs.append(roles.reference(x, t, **given).sample)
+    assert roles.reference.get_parameter("conv_in.weight").dtype == torch.bfloat16
+    assert outputs[0].equal(outputs[1])

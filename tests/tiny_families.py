@@ -1,0 +1,181 @@
+"""A tiny random pipeline of every family, in the layout of the published ones, and where the papers' presets look for them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from hub import Hub
+
+from align import config as configs
+from align import families
+from align.start import hub_id
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+UNET = {
+    "sample_size": 8, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+
+
+def vae(scaling_factor: float) -> Any:
+    """One whose latents are an eighth of the picture along each side, as all of them have it."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[4] * 4,
+        latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False, scaling_factor=scaling_factor,
+    ).eval()  # fmt: skip
+
+
+def clip_text(kind: str, **options: Any) -> Any:
+    """A text encoder of transformers by its class's name."""
+    import transformers
+
+    from align.pretrain import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=77, pad_token_id=1, **ends, **SMALL, **options
+    )
+    return getattr(transformers, kind)(config).eval()
+
+
+def clip_tokenizer(folder: Path, pad_token: str) -> Any:
+    """Written as the published ones are, `vocab.json` and `merges.txt`, and read back."""
+    from transformers import CLIPTokenizer
+
+    from align.pretrain import make_tokenizer
+
+    content = json.loads(make_tokenizer().backend_tokenizer.to_str())["model"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(content["vocab"]), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in content["merges"]))
+    options = {"model_max_length": 77, "pad_token": pad_token, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def t5_tokenizer(folder: Path) -> Any:
+    """Written as the published one is, `spiece.model` and no `tokenizer.json`, and read back."""
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import T5Tokenizer
+
+    model = sentencepiece_model_pb2.ModelProto()
+    pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2), ("▁", -2.0, 1)]
+    for piece, score, kind in pieces + [(letter, -3.0, 1) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.!"]:
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.model_type, model.trainer_spec.unk_id = 1, 2
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512, "tokenizer_class": "T5Tokenizer"}))
+    return T5Tokenizer.from_pretrained(folder)
+
+
+def sd15(folder: Path) -> Any:
+    from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    return StableDiffusionPipeline(
+        vae=vae(0.18215), text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder, "<|endoftext|>"),
+        unet=UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=2).eval(),
+        scheduler=PNDMScheduler(**SD, skip_prk_steps=True, set_alpha_to_one=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl(folder: Path) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        **UNET, cross_attention_dim=32, attention_head_dim=[2, 4], use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 12,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=vae(0.13025), unet=unet.eval(), scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
+        text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
+        text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12),
+        tokenizer_2=clip_tokenizer(folder / "2", "!"),
+        force_zeros_for_empty_prompt=True,
+    )  # fmt: skip
+
+
+def pixart(folder: Path, sample_size: int = 8) -> Any:
+    """sample_size 128 is the network for 1024 x 1024, which is told the picture's size."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = t5_tokenizer(folder)
+    width = 12  # of the text, and of attention: one third of it for each of the three embeddings of time and size
+    text = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=width, num_layers=2, cross_attention_dim=2 * width, caption_channels=16,
+        sample_size=sample_size, in_channels=4, out_channels=8, attention_bias=True,
+    )  # fmt: skip
+    return PixArtAlphaPipeline(
+        tokenizer=tokenizer, text_encoder=T5EncoderModel(text).eval(), vae=vae(0.18215), transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
+    )  # fmt: skip
+
+
+#: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
+OPTIONS = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
+FAMILIES = {"sd15": sd15, "sdxl": sdxl, "pixart": pixart}
+
+
+def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any:
+    """A stock pipeline; its tokenizers are written to `folder` and read from there."""
+    torch.manual_seed(seed)
+    made = FAMILIES[family](folder, **options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def save(made: Any, folder: Path) -> Path:
+    """The folder of a pipeline as it is published."""
+    made.save_pretrained(folder)
+    if "transformer" in made.components:  # PixArt-alpha is older than the class that now loads it
+        for file in (folder / "model_index.json", folder / "transformer" / "config.json"):
+            file.write_text(file.read_text().replace("PixArtTransformer2DModel", "Transformer2DModel"))
+    for tokenizer in folder.glob("tokenizer*"):
+        (tokenizer / "tokenizer.json").unlink()
+        source = Path(getattr(made, tokenizer.name).name_or_path)
+        for file in source.iterdir():
+            (tokenizer / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def publish(hub: Hub, folder: Path) -> None:
+    """Put every model that a paper's preset loads on the hub, at the revision it pins, and nothing else under its id."""
+    from diffusers import AutoencoderTiny
+
+    contents = [content for content in configs.presets().values() if content.get("family")]
+    sources: dict[str, tuple[str, str]] = {}
+    for content in contents:
+        whole = content.get("pipeline", content["reference"])
+        for role, source in (("network", content["reference"]), ("student", content.get("initial")), ("pipeline", whole)):
+            if source:
+                sources[source] = (content["family"], role)
+    for seed, (source, (family, role)) in enumerate(sorted(sources.items())):
+        where = hub_id(source)
+        if where is None:  # a folder of the user's own
+            continue
+        shutil.rmtree(hub.root / where.repository, ignore_errors=True)
+        target = hub.folder(where.repository, where.revision)
+        made = pipeline(family, folder / str(seed), seed=seed)
+        network = getattr(made, families.load(family).network)
+        if role == "pipeline":
+            save(made, target)
+        elif where.file:
+            torch.save({key: value.half() for key, value in network.state_dict().items()}, target / where.file)
+        else:
+            network.save_pretrained(target / families.load(family).network)
+    for source in {content.get("reward_vae") for content in contents} - {None}:
+        blocks = {f"{part}_block_out_channels": (4,) * 4 for part in ("encoder", "decoder")}
+        counts = {f"num_{part}_blocks": (1,) * 4 for part in ("encoder", "decoder")}
+        where = hub_id(source)
+        AutoencoderTiny(**blocks, **counts).save_pretrained(hub.folder(where.repository, where.revision))
