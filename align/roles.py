@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.config import LoraConfig
+from align.sharding import like
 
 
 class Average:
@@ -36,7 +37,7 @@ class Average:
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
         """Undo `state_dict`."""
         for name, value in self.values.items():
-            value.copy_(values[name])
+            value.copy_(like(values[name], value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -114,6 +115,11 @@ class Roles:
         if checkpointing:
             for role in (self.student, self.assistant, self.reference):
                 _enable_checkpointing(role)
+
+    def networks(self) -> list[nn.Module]:
+        """The networks that the roles are stored in, each once."""
+        roles = (self.student, self.assistant, self.reference)
+        return list(dict.fromkeys(role.base if isinstance(role, Adapted) else role for role in roles))
 
     @staticmethod
     def trainable(role: nn.Module) -> dict[str, nn.Parameter]:
