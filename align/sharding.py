@@ -3,7 +3,8 @@
 States on disk are whole tensors, so that they can be resumed by any number of processes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ def sync(role: nn.Module, on: bool) -> None:
     for module in role.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(on, recurse=False)
+
+
+@contextmanager
+def whole(network: nn.Module) -> Iterator[None]:
+    """Within: each process holds all of the network's parameters. Every process must enter it."""
+    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+    yield
+    for part in parts:
+        part.reshard()
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             "parallel = fsdp2 needs several processes (accelerate launch) and a precision other than fp16; change one"
         )
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
-    torch.manual_seed(seeded(config.seed, 2, rank))
+    torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
 
     # ---- models ----------------------------------------------------------------------------------------------------------
     pipeline = pipelines.load(config.reference, dtype=dtype)
@@ -176,6 +176,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if sharded:
         for network in roles.networks():
             sharding.shard(network, device)
+    if rank:
+        torch.manual_seed(seeded(config.seed, 2, rank))
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
     average = Average(trainable["student"], config.ema)
 
@@ -340,7 +342,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if config.trackers:
         accelerator.end_training()
     with average.applied():
-        network = sharding.full_tree(merged(roles.student))
+        network = merged(roles.student)
         if main:
             export(config, model, pipeline, network, output, step=watch.step)
     accelerator.wait_for_everyone()
