@@ -190,6 +190,9 @@ class TrainConfig(Config):
     assistant: AssistantConfig
     ema: Fraction = 0.95
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="fsdp2 spreads weights and optimiser states over the processes"
+    )
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     held_out: HeldOut = HeldOut()

@@ -73,19 +73,22 @@ class Monitor:
         return None, seen
 
     @torch.no_grad()
-    def draw(self, step: int, roles: "Roles", folder: Path) -> None:
+    def draw(self, step: int, roles: "Roles", folder: Path, *, keep: bool = True) -> None:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
-        assistant's and the reference's decoded predictions, at each of LEVELS."""
+        assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them."""
         n = min(GRID, len(self.z))
         given = {key: value[:n] for key, value in self.given.items()}
         x0 = self.model.generate(roles.student, self.z[:n], given)
-        save_grid(self.decoder(x0), folder / f"step-{step:05d}.png", columns=8)
+        samples = self.decoder(x0)
         rows, some = [self.decoder(x0[:4])], {key: value[:4] for key, value in given.items()}
         for level in LEVELS:
             sigma = torch.full((4,), level, dtype=x0.dtype, device=x0.device)
             x = x0[:4] + level * self.noise[:4]
             rows.append(self.decoder(x))
             rows += [self.decoder(self.model.denoiser(role, some)(x, sigma)) for role in (roles.assistant, roles.reference)]
+        if not keep:
+            return
+        save_grid(samples, folder / f"step-{step:05d}.png", columns=8)
         save_grid(torch.stack(rows, 1).flatten(0, 1), folder / f"step-{step:05d}-predictions.png", columns=len(rows))
 
 

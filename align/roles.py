@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.config import LoraConfig
+from align.sharding import full, like, whole
 
 
 class Average:
@@ -36,7 +37,7 @@ class Average:
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
         """Undo `state_dict`."""
         for name, value in self.values.items():
-            value.copy_(values[name])
+            value.copy_(like(values[name], value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -65,7 +66,6 @@ class Adapted(nn.Module):
 
         self.base, self.adapter = base, adapter
         self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-        self._trainable = {name: p for name, p in base.named_parameters() if adapter and f".{adapter}." in name}
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Adapted(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name."""
-        return self._trainable
+        return {name: p for name, p in self.base.named_parameters() if self.adapter and f".{self.adapter}." in name}
 
 
 class Roles:
@@ -128,6 +128,11 @@ class Roles:
             for role in (self.student, self.assistant, self.reference):
                 _enable_checkpointing(role)
 
+    def networks(self) -> list[nn.Module]:
+        """The networks that the roles are stored in, each once."""
+        roles = (self.student, self.assistant, self.reference)
+        return list(dict.fromkeys(role.base if isinstance(role, Adapted) else role for role in roles))
+
     @staticmethod
     def trainable(role: nn.Module) -> dict[str, nn.Parameter]:
         """What an optimiser of this role updates."""
@@ -153,16 +158,20 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
 
 
 def merged(role: nn.Module) -> dict[str, Tensor]:
-    """The role's network as one state dict, an adapter added into the weights it adapts."""
+    """The role's network as one state dict of whole tensors, an adapter added into the weights it adapts.
+
+    Every process must call it where the network is sharded.
+    """
     if not isinstance(role, Adapted):
-        return {name: value.detach() for name, value in role.state_dict().items()}
+        return {name: full(value.detach()) for name, value in role.state_dict().items()}
     from peft.tuners.lora import LoraLayer
 
-    state = {name: value.detach() for name, value in role.base.state_dict().items() if ".lora_" not in name}
+    state = {name: full(value.detach()) for name, value in role.base.state_dict().items() if ".lora_" not in name}
     state = {name.replace(".base_layer.", "."): value for name, value in state.items()}
-    for name, layer in role.base.named_modules():
-        if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(role.adapter)
+    with whole(role.base):
+        for name, layer in role.base.named_modules():
+            if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
+                state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(role.adapter).detach()
     return state
 
 

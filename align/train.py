@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align import families, monitor, state
+from align import families, monitor, sharding, state
 from align.config import Optimizer, TrainConfig
 from align.console import stop_on_signal, trim_log
 from align.data import Draw, Source, read_prompts, seeded
@@ -152,8 +152,13 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         raise UserError(
             f"batch_size = {config.batch_size} is not a multiple of {world} processes x accumulate {config.accumulate}; change one"
         )
+    sharded = config.parallel == "fsdp2"
+    if sharded and (world == 1 or config.precision == "fp16"):
+        raise UserError(
+            "parallel = fsdp2 needs several processes (accelerate launch) and a precision other than fp16; change one"
+        )
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
-    torch.manual_seed(seeded(config.seed, 2, rank))
+    torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
 
     # ---- models ----------------------------------------------------------------------------------------------------------
     pipeline = pipelines.load(config.pipeline or config.reference, dtype=dtype)
@@ -169,10 +174,16 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
-    roles = Roles(
-        initial.to(device), reference.to(device), same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
-        frozen=torch.float32 if mixed == "no" else DTYPES[mixed],
-    )  # fmt: skip
+    if not sharded:  # sharding moves each process's part alone
+        initial, reference = initial.to(device), reference.to(device)
+    # What is sharded together has one precision.
+    frozen = torch.float32 if mixed == "no" or (sharded and config.lora) else DTYPES[mixed]
+    roles = Roles(initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing, frozen=frozen)
+    if sharded:
+        for network in roles.networks():
+            sharding.shard(network, device)
+    if rank:
+        torch.manual_seed(seeded(config.seed, 2, rank))
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
     average = Average(trainable["student"], config.ema)
 
@@ -184,7 +195,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             for parameter in parameters.values():
                 parameter.requires_grad_(other == name)
         made = make_optimizer(getattr(config, name), list(trainable[name].values()))
-        wrapped[name], optimizers[name] = accelerator.prepare(getattr(roles, name), made)
+        wrapped[name], optimizers[name] = (getattr(roles, name), made)
+        if not sharded:
+            wrapped[name], optimizers[name] = accelerator.prepare(getattr(roles, name), made)
     for parameters in trainable.values():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -199,10 +212,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         with torch.no_grad():
             for name, parameters in trainable.items():
                 for key, parameter in parameters.items():
-                    parameter.copy_(saved[name][key])
+                    parameter.copy_(sharding.like(saved[name][key], parameter))
         average.load_state_dict(saved["average"])
         for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][name])
+            sharding.load_optimizer(optimizer, saved["optimizers"][name], trainable[name].values())
         watcher.baseline = saved["baseline"]
         state.set_rng_state(saved["rng"][rank] if rank < len(saved["rng"]) else saved["rng"][0])
     if main:
@@ -210,14 +223,11 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
 
     def save(step: int) -> None:
         rng = state.gather(state.rng_state(), world)
+        parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
+        extra = {"average": average.state_dict(), "optimizers": {name: o.state_dict() for name, o in optimizers.items()}}
+        whole = sharding.full_tree(parts | extra)
         if main:
-            parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
-            extra = {
-                "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
-                "rng": rng,
-                "baseline": watcher.baseline,
-            }
-            state.save(output / "state", step, parts | {"average": average.state_dict()} | extra)
+            state.save(output / "state", step, whole | {"rng": rng, "baseline": watcher.baseline})
         accelerator.wait_for_everyone()
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -230,12 +240,14 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
 
     def syncing(module: nn.Module, m: int) -> Any:
         """Gradients are averaged over processes with the last micro-batch only."""
-        return nullcontext() if m + 1 == config.accumulate else accelerator.no_sync(module)
+        if sharded:
+            sharding.sync(module, m + 1 == config.accumulate)
+        return nullcontext() if sharded or m + 1 == config.accumulate else accelerator.no_sync(module)
 
     def apply(name: str) -> Tensor:
         parameters = list(trainable[name].values())
         limit = getattr(config, name).clip
-        norm: Tensor = accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = sharding.full(accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
         optimizers[name].step()
         optimizers[name].zero_grad(set_to_none=True)
         return norm.detach()
@@ -251,8 +263,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     ):
         if start == 0:
             watcher.evaluate(roles.student)  # the guard's baseline
-            if main:
-                watcher.draw(0, roles, output / "samples")
+            if main or sharded:
+                watcher.draw(0, roles, output / "samples", keep=main)
         for step in range(start, total):
             began = time.perf_counter()
             figures: dict[str, Tensor] = {}
@@ -318,9 +330,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
                 with average.applied():
                     tripped, seen = watcher.evaluate(roles.student)
                 values |= seen
-            if main and ((step + 1) % config.sample_every == 0 or step + 1 == total):
+            if (main or sharded) and ((step + 1) % config.sample_every == 0 or step + 1 == total):
                 with average.applied():
-                    watcher.draw(step + 1, roles, output / "samples")
+                    watcher.draw(step + 1, roles, output / "samples", keep=main)
             watch(step + 1, ("assistant", "divergence", "reward", "reward_ratio"), **values)
             if config.trackers:
                 accelerator.log(values, step=step + 1)
@@ -336,8 +348,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if config.trackers:
         accelerator.end_training()
     with average.applied():
+        network = merged(roles.student)
         if main:
-            export(config, model, pipeline, merged(roles.student), output, step=watch.step)
+            export(config, model, pipeline, network, output, step=watch.step)
     accelerator.wait_for_everyone()
     if guarded:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -253,37 +254,39 @@ def test_the_guard_names_the_scorer_that_fell(
 # ---- processes -----------------------------------------------------------------------------------------------------------
 
 WORKER = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from align import config, train
-if sys.argv[3] == "drop":
+from torch.distributed.tensor import DTensor
+if sys.argv[3] == "drop" and os.environ["RANK"] == "1":
     # What the equality below must notice: the second process's gradients are thrown away before they are averaged.
-    import os
-    original = train.make_optimizer
-    def drop(options, parameters):
-        if os.environ.get("RANK") == "1":
-            for parameter in parameters:
-                parameter.register_hook(torch.zeros_like)
-        return original(options, parameters)
-    train.make_optimizer = drop
+    from accelerate import Accelerator
+    backward = Accelerator.backward
+    Accelerator.backward = lambda self, loss: backward(self, 0 * loss)
+original = train.make_optimizer
+def watched(options, parameters):
+    kinds = {isinstance(parameter, DTensor) for parameter in parameters}
+    assert kinds == {'"fsdp2"' in Path(sys.argv[1]).read_text()}, "accelerate falls back to whole copies without a word"
+    return original(options, parameters)
+train.make_optimizer = watched
 content = json.loads(Path(sys.argv[1]).read_text())
-assert train.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False)
+assert train.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False, resume=sys.argv[4] == "resume")
 """
 
 
-def launch(config: TrainConfig, folder: Path, variant: str = "all") -> dict[str, torch.Tensor]:
+def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str = "anew") -> dict[str, torch.Tensor]:
     """Two processes over gloo, as a user would start them."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
     (folder / "content.json").write_text(config.model_dump_json())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", "0", str(folder / "worker.py"), str(folder / "content.json"), str(folder), variant]  # fmt: skip
+               "--dynamo_backend", "no", "--main_process_port", "0", str(folder / "worker.py"), str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
     root = str(Path(module.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     return network(folder)
 
 
@@ -308,6 +311,49 @@ def test_dropping_one_process_gradients_is_noticed(tiny: Path, tmp_path: Path) -
     one = run(config, tmp_path / "one")
     two = launch(config, tmp_path / "two", "drop")
     assert largest_difference(one, two) > 1e-8
+
+
+SHARDED = EXACT | {"steps": 5, "save_every": 3, "parallel": "fsdp2"}
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    """The student's weights at the end in float64; a checkpoint rounds them."""
+    step, saved = state.load_newest(folder / "state") or (0, {})
+    assert step == SHARDED["steps"] + EXACT["assistant"]["warmup"]
+    return saved["student"]
+
+
+@pytest.mark.parametrize("storage", [{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])  # fmt: skip
+def test_two_sharded_processes_equal_one_resumed_or_not(tiny: Path, tmp_path: Path, storage: dict[str, Any]) -> None:
+    config = make(tiny, **SHARDED | storage, method="sim")
+    alone = config.model_copy(update={"parallel": "ddp"})
+    run(alone, tmp_path / "one")
+    launch(config, tmp_path / "two")
+    one = trained(tmp_path / "one")
+    assert all(each.dtype == torch.float64 for each in one.values())
+    assert largest_difference(one, trained(tmp_path / "two")) < 1e-9
+    # What two processes saved, two and one can go on with.
+    for name in ("again", "fewer"):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "two" / "state" / "step-3", folder / "state" / "step-3")
+        if name == "again":
+            launch(config, folder, start="resume")
+        else:
+            run(alone, folder, resume=True)
+        assert log(folder)[0]["step"] == 4
+        assert largest_difference(one, trained(folder)) < 1e-9
+
+
+def test_dropping_one_sharded_process_gradients_is_noticed(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny, **SHARDED, method="sim")
+    run(config.model_copy(update={"parallel": "ddp"}), tmp_path / "one")
+    launch(config, tmp_path / "two", "drop")
+    assert largest_difference(trained(tmp_path / "one"), trained(tmp_path / "two")) > 1e-8
+
+
+def test_sharding_needs_processes(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fsdp2 needs several processes"):
+        train(make(tiny, parallel="fsdp2"), tmp_path, show=False)
 
 
 def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
