@@ -348,9 +348,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if config.trackers:
         accelerator.end_training()
     with average.applied():
-        network = merged(roles.student)
+        result = merged(roles.student)
         if main:
-            export(config, model, pipeline, network, output, step=watch.step)
+            export(config, model, pipeline, result, output, step=watch.step)
     accelerator.wait_for_everyone()
     if guarded:
         raise UserError(
