@@ -67,25 +67,32 @@ def metrics() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that ship with the package, and the published ones that have a recipe: what they are, and which can be run."""
-    from rich.console import Console
+    """List the models that ship with the package, and the published ones: which can be run, and why the others cannot."""
     from rich.markup import escape
     from rich.table import Table
 
     from evaluate import embedded, pipelines
+    from evaluate.console import printer
 
-    table = Table()
-    table.add_column("model", no_wrap=True)
-    table.add_column("what it is")
-    for column in ("steps", "guidance", "size", "parameters"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("licence", "runnable"):
-        table.add_column(column, overflow="fold")
     shipped = [name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()]
     recipes = {name: pipelines.recipe(name) for name in (*shipped, *pipelines.names())}
-    for name, how in sorted(recipes.items(), key=lambda item: bool(item[1].reported_only)):
-        table.add_row(name, *map(escape, pipelines.describe(how)))
-    Console().print(table)
+    runnable = Table(title="can be run")
+    reported = Table(title="reported only")
+    for table, columns in (
+        (runnable, ("steps", "guidance", "size", "parameters", "licence")),
+        (reported, ("what it is", "why")),
+    ):
+        table.add_column("model", no_wrap=True)
+        for column in columns:
+            table.add_column(column, overflow="fold", justify="left" if table is reported or column == "licence" else "right")
+    for name, how in recipes.items():
+        title, *figures, licence = map(escape, pipelines.describe(how))
+        if how.reported_only:
+            reported.add_row(name, title, escape(how.reported_only))
+        else:
+            runnable.add_row(name, *figures, licence)
+    for table in (runnable, reported):
+        printer().print(table)
 
 
 @app.command()

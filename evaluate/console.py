@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ console = Console(stderr=True)
 
 
 def printer() -> Console:
-    """For tables on stdout: as wide as the terminal, or 120 columns where the output goes into a log."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns where the output goes into a log."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=120)
 
 
 class _Rate(ProgressColumn):

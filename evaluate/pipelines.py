@@ -151,10 +151,9 @@ def runnable(model: str) -> Recipe:
 
 
 def describe(how: Recipe) -> tuple[str, ...]:
-    """What it is, steps, guidance, size, parameters, licence, and whether it can be run. '-' where nobody has said."""
+    """What it is, steps, guidance, size, parameters, and licence. '-' where nobody has said."""
     told, about = how.model_fields_set, how.about
     size = f"{how.width} x {how.height}" if how.width and how.height else "-"
-    runnable = f"reported only: {how.reported_only}" if how.reported_only else "yes"
     if about is None:  # an embedded model
         about = About(title="a model of the world shapes", licence="Apache-2.0")
     return (
@@ -163,8 +162,7 @@ def describe(how: Recipe) -> tuple[str, ...]:
         f"{how.guidance_scale:g}" if "guidance_scale" in told else "-",
         size,
         f"{about.parameters / 1e9:.2g} B" if about.parameters else "-",
-        about.licence or "-",
-        f"{runnable}, gated" if about.gated else runnable,
+        f"{about.licence or '-'}{', gated' if about.gated else ''}",
     )
 
 
