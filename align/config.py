@@ -87,7 +87,9 @@ class ClipConfig(Config):
 class Optimizer(Config):
     """How a role's parameters are updated."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "adam8bit", "adamw8bit", "sgd"] = Field(
+        "adam", description="8bit: bitsandbytes', whose two states take a byte a parameter each in place of four"
+    )
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: NonNegative = 0.0
@@ -218,6 +220,12 @@ class TrainConfig(Config):
             )
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:test")
+        for role in ("student", "assistant"):
+            name = getattr(self, role).name
+            if name.endswith("8bit") and (self.parallel == "fsdp2" or self.precision == "fp64"):
+                raise ValueError(
+                    f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to {name.removesuffix('8bit')}"
+                )
         if self.cfg.mode == "off" and self.cfg.scale != 1:
             raise ValueError(f"cfg.scale {self.cfg.scale:g} does nothing with cfg.mode off; set cfg.mode to in or out")
         return self

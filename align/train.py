@@ -375,8 +375,20 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     """The optimiser a config names."""
     if options.name == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return kind(parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+    if options.name.endswith("8bit"):
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise UserError(
+                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {options.name.removesuffix('8bit')}"
+            ) from None
+        kinds: Any = {"adam8bit": bitsandbytes.optim.Adam8bit, "adamw8bit": bitsandbytes.optim.AdamW8bit}
+    else:
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    made: torch.optim.Optimizer = kinds[options.name](
+        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
+    )
+    return made
 
 
 def _add(figures: dict[str, Tensor], name: str, value: Tensor) -> None:
