@@ -375,17 +375,17 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     """The optimiser a config names."""
     if options.name == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    library: Any = torch
     if options.name.endswith("8bit"):
         try:
-            import bitsandbytes
+            import bitsandbytes as library
         except ImportError:
+            plain = options.name.removesuffix("8bit")
             raise UserError(
-                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {options.name.removesuffix('8bit')}"
+                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {plain}"
             ) from None
-        kinds: Any = {"adam8bit": bitsandbytes.optim.Adam8bit, "adamw8bit": bitsandbytes.optim.AdamW8bit}
-    else:
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    made: torch.optim.Optimizer = kinds[options.name](
+    kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
+    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(
         parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )
     return made
