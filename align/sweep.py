@@ -133,6 +133,7 @@ def _carry_out(config: SweepConfig, runs: list[Run], processes: int) -> bool:
                 working[run] = _start(run, config.measure)
             for run, process in list(working.items()):
                 if process.poll() is not None:
+                    process.communicate()
                     del working[run]
                     ended += run.steps
                     if not run.finished and not stop:
