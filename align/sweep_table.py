@@ -308,6 +308,21 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if found else ''}")
 
 
+def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
+    """Limit a picture to the curves' cells and half as much around them; returns the cells that are outside."""
+    x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
+    if not (np.isfinite(x).any() and np.isfinite(y).any()):
+        return []
+    limits = []
+    for values, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        low, high = np.nanmin(values), np.nanmax(values)
+        room = max((high - low) / 2, 1e-9)
+        limits.append(limit(low - room, high + room))
+    (left, right), (bottom, top) = limits
+    finite = {cell: place for cell, place in places.items() if all(map(math.isfinite, place))}
+    return [cell for cell, (a, b) in finite.items() if not (left <= a <= right and bottom <= b <= top)]
+
+
 INK = "#010203"  # stands for whatever the page's text has
 COLOURS = ("#2f81d6", "#e0701a", "#2c9c69", "#b05cc6")  # 3 to 1 or more on white and on black
 STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
@@ -329,6 +344,7 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
         groups += [("", (cell,), "#808080") for cell in (CENTRE, *config.cells) if cell not in drawn]
         for number, metric in enumerate(others, 1):
             axes = figure.add_subplot(math.ceil(len(others) / columns), columns, number)
+            places: dict[str, tuple[float, float]] = {}
             for name, cells, colour in groups:
                 points = [[mean_of(by_seed(results, cell, m, seeds)) for m in (reward, metric)] for cell in cells]
                 x, y = ([point[side].value for point in points] for side in (0, 1))
@@ -341,11 +357,14 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
                     linewidth=1.6 if name else 0, elinewidth=0.8, label=name or None,
                 )  # fmt: skip
                 for cell, a, b in zip(cells, x, y, strict=True):
+                    places[cell] = (a, b)
                     if math.isfinite(a) and math.isfinite(b):
                         axes.annotate(cell, (a, b), (4, 4), textcoords="offset points", fontsize=7, color=colour)
             axes.set_xlabel(f"{reward} (the reward)")
             axes.set_ylabel(f"{metric} ({config.measure.metrics[metric]} is better)")
             axes.patch.set_alpha(0)
+            if outside := _look_at(axes, places, drawn):
+                axes.set_title(f"outside the picture: {', '.join(outside)}", fontsize=7)
             if number == 1 and config.curves:
                 axes.legend(frameon=False)
         figure.patch.set_alpha(0)
