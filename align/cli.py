@@ -131,6 +131,25 @@ def bench(
 
 
 @app.command()
+def sweep(
+    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    config: ConfigFile = None, sets: Sets = None, output: Output = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time, each on a thread of its own.")] = 2,
+    table: Annotated[Optional[Path], typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there.")] = None,
+) -> None:  # fmt: skip
+    """Train every cell of an ablation with several seeds, and write its table and curves; go on where it was left."""
+    from align import config as configs
+    from align import sweep as sweeps
+    from align.sweep_table import write
+
+    resolved: Any = configs.resolve(preset, configs.SWEEP, config=config, sets=sets or ())
+    folder = output or Path("runs") / preset
+    if table is None and not sweeps.sweep(resolved, folder, processes=processes):
+        raise typer.Exit(130)
+    write(resolved, sweeps.results(resolved, folder), preset, table or folder)
+
+
+@app.command()
 def world(
     work: Annotated[
         Path, typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again.")

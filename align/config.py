@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -241,9 +242,73 @@ class RewardConfig(Config):
     held_out: Fraction = Field(0.2, description="share of the pairs' prompts that accuracy is measured on")
 
 
+class EqualReward(Config):
+    """The claim that at equal reward, read off the curves, `better` is ahead of `than` in every other metric."""
+
+    better: str
+    than: str
+
+
+class LessStable(Config):
+    """The claim that the cells `worse` vary more over seeds, and are stopped more often, than `than`, pair by pair."""
+
+    worse: tuple[str, ...] = Field(min_length=1)
+    than: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LessStable":
+        if len(self.worse) != len(self.than):
+            raise ValueError(f"less_stable pairs {len(self.worse)} cells with {len(self.than)}; give each its counterpart")
+        return self
+
+
+class Measure(Config):
+    """What is measured of every finished run, on the same captions and the same noise."""
+
+    prompts: str
+    captions: PositiveInt
+    pictures: PositiveInt = Field(2, description="of each caption")
+    metrics: dict[str, Literal["higher", "lower"]] = Field(
+        min_length=1, description="scorer or set metric -> which is better; the first is the reward"
+    )
+
+
+class SweepConfig(Config):
+    """Stage `sweep`: runs of `align train` that differ from a centre in one thing each, several seeds of every one."""
+
+    stage: Literal["sweep"]
+    centre: str = Field(description="preset of 'align train'")
+    common: dict[str, Any] = Field({}, description="laid over the preset in every cell")
+    cells: dict[str, dict[str, Any]] = Field(description="name -> what is laid over the centre")
+    seeds: PositiveInt
+    measure: Measure
+    curves: dict[str, tuple[str, ...]] = Field({}, description="name -> cells that differ in the reward's scale alone")
+    equal_reward: EqualReward | None = None
+    less_stable: LessStable | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepConfig":
+        for name in self.cells:
+            if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
+                raise ValueError(f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}")
+        known = [CENTRE, *self.cells]
+        pairs = (*self.less_stable.worse, *self.less_stable.than) if self.less_stable else ()
+        for name in (*(name for curve in self.curves.values() for name in curve), *pairs):
+            if name not in known:
+                raise ValueError(f"no cell {name!r}; {_nearest(name, known)}")
+        for name in (self.equal_reward.better, self.equal_reward.than) if self.equal_reward else ():
+            if name not in self.curves:
+                raise ValueError(f"equal_reward: no curve {name!r}; {_nearest(name, list(self.curves))}")
+        return self
+
+
+#: The cell that all others are compared with: what a sweep starts from, unchanged.
+CENTRE = "centre"
+
 PRETRAIN: dict[str, type[Config]] = {"vae": VaeConfig, "teacher": TeacherConfig, "clip": ClipConfig}
 TRAIN: dict[str, type[Config]] = {"train": TrainConfig}
 REWARD: dict[str, type[Config]] = {"reward": RewardConfig}
+SWEEP: dict[str, type[Config]] = {"sweep": SweepConfig}
 
 
 def preset_files() -> list[Path]:
@@ -262,7 +327,7 @@ def _over_base(content: dict[str, Any], written: Mapping[str, dict[str, Any]]) -
         return content
     own = {key: value for key, value in content.items() if key != "base"}
     base = _over_base(written[content["base"]], written)
-    return _merge((PRETRAIN | TRAIN | REWARD)[base["stage"]], base, own)
+    return merge((PRETRAIN | TRAIN | REWARD | SWEEP)[base["stage"]], base, own)
 
 
 def describe(path: Path) -> str:
@@ -302,12 +367,12 @@ def _section(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
     return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
 
 
-def _merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`change` laid over `base`: sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in change.items():
         section, old = _section(model, key), merged.get(key)
-        merged[key] = _merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
+        merged[key] = merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -371,7 +436,7 @@ def resolve(
         raise UserError(f"no preset {preset!r} here{other}; {_nearest(preset, mine)}")
     content, model = known[preset], model_of[known[preset]["stage"]]
     file = read_yaml(config) if config else {}
-    content = _merge(model, content, file)
+    content = merge(model, content, file)
     for text in sets:
         content = _assign(content, text)
 
@@ -386,7 +451,7 @@ def resolve(
 
 def command(stage: str) -> str:
     """The command that runs presets of a stage."""
-    return {"train": "train", "reward": "reward"}.get(stage, "pretrain")
+    return {"train": "train", "reward": "reward", "sweep": "sweep"}.get(stage, "pretrain")
 
 
 def dump(config: Config) -> str:

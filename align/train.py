@@ -33,8 +33,20 @@ EXPLOSION = 1e4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
-class Diverged(UserError):
+class Stopped(UserError):
+    """Training ended by itself before its last step. step: the one it ended at."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
+class Diverged(Stopped):
     """A loss became infinite, NaN, or far too large."""
+
+
+class Guarded(Stopped):
+    """The guard saw a held-out score fall while the reward rose."""
 
 
 class Model:
@@ -127,7 +139,7 @@ def student_terms(
 def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool = True) -> bool:
     """Train, and leave `output/checkpoint`. Returns whether it ran to its end (False: a signal stopped it).
 
-    Raises UserError, the checkpoint being written, when the guard stops the run.
+    Raises Guarded, the checkpoint being written, when the guard stops the run, and Diverged.
     """
     from accelerate import Accelerator
 
@@ -353,8 +365,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             export(config, model, pipeline, result, output, step=watch.step)
     accelerator.wait_for_everyone()
     if guarded:
-        raise UserError(
-            f"stopped at step {watch.step} by held_out.guard; {output / 'checkpoint'} is that step's: start again with a lower reward scale"
+        raise Guarded(
+            watch.step,
+            f"stopped at step {watch.step} by held_out.guard ({tripped}); {output / 'checkpoint'} is that step's: start again with a lower reward scale",
         )
     if stop and main:
         console.print(f"stopped after step {watch.step}; go on with --resume")
@@ -419,6 +432,7 @@ def _check(
                     json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1)
                 )
             raise Diverged(
-                f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})"
+                step,
+                f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})",
             )
         past.append(value)

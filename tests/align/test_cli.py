@@ -211,7 +211,7 @@ def test_a_dry_run_prints_what_would_run(
 
 @pytest.mark.parametrize("preset", configs.presets())
 def test_every_preset_is_valid_and_says_what_it_is(preset: str) -> None:
-    models = configs.TRAIN | configs.PRETRAIN | configs.REWARD
+    models = configs.TRAIN | configs.PRETRAIN | configs.REWARD | configs.SWEEP
     assert configs.resolve(preset, models)
     path = next(path for path in configs.preset_files() if path.stem == preset)
     assert len(configs.describe(path)) > 20

@@ -1,0 +1,324 @@
+"""Sweeps: what is refused before anything runs, what is gone on with, and whether a table says what is in the figures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny import SMALL_RUN
+
+from align import config as configs
+from align import sweep, sweep_table
+from align.config import SWEEP, SweepConfig
+from align.runs import open_folder
+from evaluate.tables import read_csv
+from prompts.errors import UserError
+
+HELD = {"scorers": {}, "prompts": "shapes:test"}
+SWEEPS = [name for name, content in configs.presets().items() if content["stage"] == "sweep"]
+
+
+def content(tiny: Path, **changes: Any) -> dict[str, Any]:
+    """A sweep of two cells on a tiny pipeline."""
+    common = {key: value for key, value in SMALL_RUN.items() if key != "stage"}
+    common |= {"reference": str(tiny), "initial": None, "rewards": [], "held_out": HELD, "cfg": {"mode": "off", "scale": 1.0}}
+    common |= {"steps": 30, "save_every": 3}
+    whole = {
+        "stage": "sweep", "centre": "shapes-di", "common": common, "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,
+        "measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/clip": "higher", "diversity/shapes-clip": "higher"}},
+    }  # fmt: skip
+    return whole | changes
+
+
+def make(tiny: Path, **changes: Any) -> SweepConfig:
+    return configs.validate(SweepConfig, content(tiny, **changes), "test")
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def prepare(config: SweepConfig, output: Path) -> list[sweep.Run]:
+    """The runs of a sweep with the folders that a worker is given."""
+    runs = sweep.plan(config, output)
+    for run in runs:
+        open_folder(run.config, run.folder, resume=False)
+        (run.folder / "measure.yaml").write_text(yaml.safe_dump(config.measure.model_dump(mode="json")))
+    return runs
+
+
+# ---- before anything runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", SWEEPS)
+def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: str) -> None:
+    config = configs.resolve(preset, SWEEP)
+    assert isinstance(config, SweepConfig)
+    cells = sweep.cells(config)
+    assert len(cells) == len(config.cells) + 1 <= 16
+    assert len({cell.model_dump_json() for cell in cells.values()}) == len(cells)
+    for cell in cells.values():
+        assert (cell.steps, cell.batch_size) == (cells["centre"].steps, cells["centre"].batch_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cells": {"a": {}, "b": {"stepz": 3}}}, ["cell b", "'stepz'", "did you mean 'steps'?"]),
+        ({"cells": {"a": {}, "b": {"method": "di*"}}}, ["cell b", "needs rewards"]),
+        ({"centre": "shapes-vae"}, ["centre = shapes-vae", "no preset of 'align train'"]),
+        ({"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}}, ["'shapes/orakel'"]),
+        ({"cells": {"../up": {}}}, ["'../up' cannot name a cell"]),
+        ({"cells": {"centre": {}}}, ["'centre' cannot name a cell"]),
+        ({"curves": {"x": ["centre", "othr"]}}, ["no cell 'othr'", "did you mean 'other'?"]),
+        ({"less_stable": {"worse": ["centre", "other"], "than": ["other"]}}, ["pairs 2 cells with 1"]),
+        ({"equal_reward": {"better": "x", "than": "y"}, "curves": {"x": ["centre", "other"]}}, ["no curve 'y'"]),
+    ],
+)
+def test_an_error_in_the_last_cell_is_told_before_anything_runs(
+    tiny: Path, tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as told:
+        sweep.sweep(make(tiny, **changes), tmp_path / "out", processes=1)
+    for word in words:
+        assert word in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny: Path, tmp_path: Path) -> None:
+    prepare(make(tiny), tmp_path)
+    with pytest.raises(UserError, match=r"other/seed-0/config.yaml: student was .* and is now .*; keep the old value"):
+        sweep.plan(make(tiny, cells={"other": {"student": {"learning_rate": 0.5}}}), tmp_path)
+    # More seeds and more cells are no other configuration.
+    assert len(sweep.plan(make(tiny, seeds=3, cells={**content(tiny)["cells"], "third": {}}), tmp_path)) == 9
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny)
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump({**content(tiny), "curves": {}, "equal_reward": None, "less_stable": None})
+    )
+    output = tmp_path / "two"
+    code = f"""
+from pathlib import Path
+from align import config as configs, sweep
+config = configs.validate(configs.SweepConfig, configs.read_yaml(Path({str(tmp_path / "sweep.yaml")!r})), "test")
+raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) else 130)
+"""
+    runs = sweep.plan(config, output)
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=os.environ)
+
+    process = start()
+    while process.poll() is None and max(run.done for run in runs) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not any(run.finished for run in runs), "the kill came too late to be one"
+    time.sleep(0.5)
+    seen = [run.done for run in runs]
+    time.sleep(1)
+    assert seen == [run.done for run in runs], "a run went on though its sweep was dead"
+
+    process = start()
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    for one, two in zip(prepare(config, tmp_path / "one"), runs, strict=True):
+        assert sweep.carry_out(one.folder)
+        assert result(one.folder)["metrics"] == result(two.folder)["metrics"]
+        assert [json.loads(line)["step"] for line in (two.folder / "log.jsonl").read_text().splitlines()] == list(range(1, 32))
+        assert not (two.folder / "state").exists()
+    first, second = (result(run.folder)["metrics"]["shapes/clip"] for run in runs)
+    assert first["n"] == 12
+    assert first["value"] != second["value"]
+
+    before = [(run.folder / "result.json").stat().st_mtime_ns for run in runs]
+    assert sweep.sweep(config, output, processes=2)
+    assert before == [(run.folder / "result.json").stat().st_mtime_ns for run in runs], "what is finished was run again"
+
+
+def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align import monitor
+
+    guarded = {"rewards": [{"scorer": "shapes/clip", "scale": 0.1}], "method": "di++"}
+    guarded["held_out"] = {
+        "scorers": {"shapes/oracle": 0.5},
+        "prompts": "shapes:test",
+        "every": 2,
+        "pictures": 4,
+        "guard": "stop",
+    }
+    wild = {"student": {"learning_rate": 1e30, "clip": None}, "steps": 3}
+    config = make(tiny, cells={"wild": wild, "guarded": guarded})
+    _, diverged, stopped = prepare(config, tmp_path)
+    monkeypatch.setattr(monitor.Monitor, "evaluate", lambda *_: ("it fell", {}) if tripping else (None, {}))
+    tripping = False
+    assert sweep.carry_out(diverged.folder)
+    tripping = True
+    assert sweep.carry_out(stopped.folder)
+    one, other = result(diverged.folder), result(stopped.folder)
+    assert one["metrics"] is None
+    assert one["stopped"]["by"] == "divergence"
+    assert 1 <= one["stopped"]["step"] <= 4
+    assert other["stopped"] == {"step": 2, "by": "guard", "why": "stopped at step 2 by held_out.guard (it fell)"}
+    assert other["metrics"]["shapes/clip"]["n"] == 12
+
+    # Killed while it was measured: it does not go on from its last state.
+    (stopped.folder / "result.json").unlink()
+    assert sweep.carry_out(stopped.folder)
+    assert result(stopped.folder)["stopped"] == other["stopped"]
+
+    found = sweep.results(config, tmp_path)
+    assert sweep_table.stopped(found, ["wild", "guarded"]) == (2, 2)
+    assert sweep_table.stopped(found, ["centre"]) == (0, 0)
+    sweep_table.write(config, found, "small", tmp_path / "table")
+    rows = {row["cell"]: row for row in read_csv(tmp_path / "table" / "runs.csv")}
+    assert rows["wild"]["shapes/clip"] == ""
+    assert rows["guarded"]["stopped_at"] == "2"
+
+
+def test_a_run_that_fails_is_told_with_its_log(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny, cells={}, common={**content(tiny)["common"], "prompts": str(tmp_path / "none.txt")})
+    with pytest.raises(UserError, match=r"centre/seed-0: the run failed \(prompts = .*none.txt: no such file"):
+        sweep.sweep(config, tmp_path / "out", processes=1)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------------
+
+METRICS = {"reward": "higher", "good": "higher", "distance": "lower"}
+CURVES = {"A": ["a0", "a1", "a2"], "B": ["b0", "b1", "b2"]}
+
+
+def planted(
+    *, gap: float, spread: float, halted: int = 0, seeds: int = 5, noise: float = 0.02
+) -> tuple[SweepConfig, list[dict[str, Any]]]:
+    """Curves A and B over overlapping rewards, A higher by `gap` in `good` and lower in `distance` at equal reward; cell `wild` with
+    `spread` times the noise of the centre, `halted` of its runs stopped."""
+    config = SweepConfig.model_validate(
+        {
+            "stage": "sweep",
+            "centre": "shapes-di",
+            "seeds": seeds,
+            "curves": CURVES,
+            "equal_reward": {"better": "A", "than": "B"},
+            "cells": {name: {} for name in (*CURVES["A"], *CURVES["B"], "wild")},
+            "less_stable": {"worse": ["wild"], "than": ["centre"]},
+            "measure": {"prompts": "shapes:test", "captions": 8, "metrics": METRICS},
+        }
+    )
+    rng = np.random.default_rng(3)
+    rows = []
+    for seed in range(seeds):
+        for cell in ("centre", *config.cells):
+            scale = spread if cell == "wild" else 1.0
+            reward = {"a": 0.0, "b": 0.5}.get(cell[0], 1.0) + (int(cell[1]) if cell[0] in "ab" else 0)
+            ahead = gap if cell[0] == "a" else 0.0
+            values = {"reward": reward, "good": 3 - reward + ahead, "distance": reward**2 / 4 - ahead}
+            metrics = {
+                name: {"value": value + scale * noise * rng.standard_normal(), "n": 16} for name, value in values.items()
+            }
+            stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < halted else None
+            rows.append({"cell": cell, "seed": seed, "stopped": stop, "metrics": metrics, "cpu_seconds": 1.0})
+    return config, rows
+
+
+def verdicts(config: SweepConfig, rows: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Verdicts by metric and claim: `good` at equal reward, `spread`, `share`."""
+    found: dict[str, set[str]] = {}
+    for finding in sweep_table.findings(config, rows):
+        metric = finding.quantity.split()[0].rstrip(",")
+        key = "share" if metric == "share" else "spread" if "deviations" in finding.quantity else metric
+        found.setdefault(key, set()).add(finding.verdict)
+    return found
+
+
+def test_what_is_planted_is_found_and_nothing_else() -> None:
+    assert verdicts(*planted(gap=0.5, spread=40.0, halted=5)) == {
+        "good": {"holds"}, "distance": {"holds"}, "spread": {"holds"}, "share": {"holds"},
+    }  # fmt: skip
+    assert verdicts(*planted(gap=-0.5, spread=0.02)) == {
+        "good": {"the opposite holds"}, "distance": {"the opposite holds"}, "spread": {"the opposite holds"}, "share": {"inconclusive"},
+    }  # fmt: skip
+
+
+def test_where_nothing_is_planted_it_is_inconclusive() -> None:
+    config, rows = planted(gap=0.0, spread=1.0)
+    for row in rows:  # the straight curve alone is the same for both; a curved one is not, cut into other segments
+        row["metrics"]["distance"]["value"] = row["metrics"]["good"]["value"]
+    assert all(found == {"inconclusive"} for found in verdicts(config, rows).values())
+
+
+def test_reading_off_a_curve_is_exact_on_straight_lines_and_beyond_their_ends() -> None:
+    x, at = np.array([2.0, 0.0, 1.0]), np.array([-1.0, 0.25, 1.5, 3.0])
+    assert sweep_table.read_off(x, 3 * x + 1, at) == pytest.approx(3 * at + 1)
+    bent = np.array([4.0, 0.0, 1.0])
+    assert sweep_table.read_off(x, bent, at) == pytest.approx([-1.0, 0.25, 2.5, 7.0])
+
+
+def test_the_difference_at_equal_reward_is_the_closed_form() -> None:
+    """Of two noiseless parallel lines the difference is their distance wherever it is read, with no uncertainty."""
+    x, u = np.tile([0.0, 1.0, 2.0], (5, 1)), np.tile([0.5, 3.0], (5, 1))
+    found = sweep_table.at_equal_reward((x, 5 - 2 * x), (u, 4 - 2 * u))
+    assert found is not None
+    assert found[0] == pytest.approx([0.875, 1.25, 1.625])
+    for interval in found[1]:
+        assert interval == pytest.approx((1.0, 1.0, 1.0, 5))
+    assert sweep_table.at_equal_reward((x, x), (u + 9, u)) is None, "no reward is shared"
+    x[1:, 0] = np.nan
+    assert sweep_table.at_equal_reward((x, x), (u, u)) is None, "one seed has all runs"
+
+
+def test_the_interval_at_equal_reward_covers_as_it_says() -> None:
+    """In 95 of 100 worlds of five seeds, whose runs of a seed share their noise, the truth is inside."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        shared = rng.standard_normal((5, 1)) * 0.1
+        x, u = (np.array([0.0, 1.0, 2.0]) + shared + 0.03 * rng.standard_normal((5, 3)) for _ in range(2))
+        y, v = (1 - z + shared + 0.03 * rng.standard_normal((5, 3)) for z in (x, u))
+        found = sweep_table.at_equal_reward((x, y + 0.3), (u, v))
+        assert found is not None
+        inside += found[1][-1].low <= 0.3 <= found[1][-1].high
+    assert 0.92 <= inside / 300 <= 0.98
+
+
+def test_shares_and_spreads_against_published_and_simulated_figures() -> None:
+    # Newcombe (1998), table II, method 10: (a) 56/70 - 48/80 and (h) 10/10 - 0/10.
+    assert sweep_table.share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339, 150), abs=1e-4)
+    assert sweep_table.share_difference(10, 10, 0, 10) == pytest.approx((1.0, 0.6075, 1.0, 20), abs=1e-4)
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(1000):
+        worse, than = ([scale * rng.standard_normal(5) + place for place in (0, 9)] for scale in (2.0, 1.0))
+        ratio = sweep_table.spread_ratio(worse, than)
+        inside += ratio.low <= 2 <= ratio.high
+    assert 0.93 <= inside / 1000 <= 0.97
+
+
+def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> None:
+    config, rows = planted(gap=0.5, spread=1.0)
+    for row in rows:  # what runs of a seed share is no part of a difference
+        for value in row["metrics"].values():
+            value["value"] += 100 * row["seed"]
+    cell = next(r for r in sweep_table.cell_rows(config, rows) if (r["cell"], r["metric"]) == ("a2", "good"))
+    assert cell["high"] - cell["low"] > 300
+    assert cell["difference low"] < -0.5 < cell["difference high"] < -0.4
+    sweep_table.write(config, rows, "planted", tmp_path)
+    written = {(r["cell"], r["metric"]): r for r in read_csv(tmp_path / "cells.csv")}
+    assert float(written["a2", "good"]["difference mean"]) == pytest.approx(cell["difference mean"])
+    assert len(read_csv(tmp_path / "runs.csv")) == len(rows)
+    text, drawing = (tmp_path / "README.md").read_text(), (tmp_path / "curves.svg").read_text()
+    assert "## Claim: at equal reward, A is better than B" in text
+    assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and sweep_table.INK not in drawing
+    sweep_table.write(config, rows, "planted", tmp_path / "again")
+    for name in ("README.md", "cells.csv", "claims.csv", "curves.svg"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
