@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.roles import Roles
-from align.start import add_lora, hub_id, load_into
+from align.start import hub_id, load_into
+from evaluate import lora as loras
 from prompts.errors import UserError
 
 
@@ -146,7 +147,7 @@ def test_a_lora_that_does_not_fit_is_an_error_and_changes_nothing(unets: tuple[A
     }
     for message, tensors in wrong.items():
         with pytest.raises(UserError, match=message):
-            add_lora(network, tensors, "unet", "a.safetensors")
+            loras.add(network, tensors, "unet", "a.safetensors")
     assert same(network, unets[0])
 
 
