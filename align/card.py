@@ -134,7 +134,7 @@ def code(text: object) -> str:
 
 def plain(text: object) -> str:
     """Text as Markdown shows it letter by letter."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|&~:-])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]<>|&~!]|:(?=//))", r"\\\1", " ".join(str(text).split()))
 
 
 def block(text: str) -> str:

@@ -67,7 +67,7 @@ def export(
     scheduler, recipe = one_step(config, model, pipeline.scheduler)
     components = {**pipeline.components, model.family.network: fresh, "scheduler": scheduler}
     whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
-    run = configs.read_run(output) | facts
+    run = configs.read_run(output) | dict(facts)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         whole.save_pretrained(draft)
@@ -166,7 +166,8 @@ def copy(
 
     scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
     """
-    precision, kind, run = DTYPES[dtype], "pipeline", configs.read_run(source.parent)
+    precision, run = DTYPES[dtype], configs.read_run(source.parent)
+    kind: card.Kind = "pipeline"
     how = pipelines.recipe(str(source))
     config: TrainConfig | None = None
     if run.get("step") is not None:

@@ -148,3 +148,82 @@ def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_pa
     mine, theirs = (draw(pipelines.load(str(folder)), folder) for folder in (tmp_path / "lora", checkpoint))
     assert (mine - theirs).abs().max() < 1e-5
     assert pipelines.digest(str(tmp_path / "lora"))
+
+
+# ---- the hub -------------------------------------------------------------------------------------------------------------
+
+TOKEN = "hf_DoNotTellAnybodyWhatThisIsPlease12"
+
+
+@pytest.fixture
+def account(published: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """The hub, where TOKEN may write to `me`; with an empty cache."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(published, "tokens", {TOKEN: {"me"}})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    published.commits.clear()
+    yield published
+    shutil.rmtree(published.root / "me", ignore_errors=True)
+
+
+def test_what_is_pushed_comes_back_and_draws(
+    trained: dict[str, Path], tmp_path: Path, align: Run, account: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    for name, options in {"whole": [], "low-rank": ["--lora", "--private"]}.items():
+        code, said = align("export", trained["sdxl"], *options, "--output", tmp_path / name, "--push-to-hub", f"me/{name}")
+        assert code == 0, said
+        assert f"{account.url}/me/{name}" in said
+        assert "NotTell" not in said
+        fetched = Path(snapshot_download(f"me/{name}"))
+        for kept in (path for path in (tmp_path / name).rglob("*") if path.is_file()):
+            assert (fetched / kept.relative_to(tmp_path / name)).read_bytes() == kept.read_bytes()
+    assert [name for name, _ in account.commits] == ["me/whole", "me/low-rank"]
+    assert account.private == {"me/low-rank"}
+    stock = DiffusionPipeline.from_pretrained("me/whole")
+    whole = draw(stock, tmp_path / "whole")
+    low = Path(snapshot_download("me/low-rank"))
+    assert (draw(pipelines.load(str(low)), low) - whole).abs().max() < 0.02
+    code, said = align("export", trained["sdxl"], "--push-to-hub", "me/whole")  # once more, without a folder of its own
+    assert code == 0, said
+    assert len(account.commits) == 3
+    for path in (path for folder in (trained["sdxl"], tmp_path, account.root / "me") for path in folder.rglob("*")):
+        assert not path.is_file() or b"NotTell" not in path.read_bytes(), path
+
+
+def test_a_push_that_fails_says_why_and_tells_no_token(
+    trained: dict[str, Path],
+    tmp_path: Path,
+    align: Run,
+    account: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own patience
+
+    def fails(*words: str, name: str = "me/model") -> None:
+        result = align("export", trained["sd15"], "--lora", "--push-to-hub", name)
+        refused(result, name, *words)
+        assert "NotTell" not in result[1]
+
+    for name in ("model", "me/mine/model", "datasets/me/model", "me/", "https://huggingface.co/me/model", "me/a b"):
+        fails("not of the form OWNER/NAME", name=name)
+    fails("may not write", "right to write", name="you/model")
+    with monkeypatch.context() as patch:
+        patch.setattr(account, "tokens", {})
+        fails("does not know the token", "hf auth login")
+    with monkeypatch.context() as patch:
+        patch.setattr(account, "down", True)
+        fails("500", "try again")
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        fails("no token", "hf auth login")
+    for endpoint in ("http://127.0.0.1:1", f"http://user:{TOKEN}@127.0.0.1:1", f"http://user:{TOKEN}@host:port", f"://{TOKEN}"):
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+            fails("not pushed")
+    assert not account.commits
+    assert "NotTell" not in caplog.text
