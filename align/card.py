@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 import yaml
 
 from align import config as configs
@@ -55,9 +56,10 @@ PAPERS = {
     ),
 }  # fmt: skip
 DRAW = {
-    "pipeline": """from diffusers import DiffusionPipeline
+    "pipeline": """import torch
+from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained({place!r})
+pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
 pipeline({prompt!r}, {arguments}).images[0].save("picture.png")
 """,
     "recipe": """from evaluate import pipelines
@@ -120,8 +122,8 @@ def public(source: str) -> str:
         return source
     home = Path.home()
     path = path.relative_to(home) if path.is_relative_to(home) else path
-    parts = [part for part in path.parts if part not in (path.anchor, ".", "..", home.name)]
-    return "/".join(parts[-2:]) or "-"
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    return "/".join(part for part in parts[-2:] if part != home.name) or "-"
 
 
 def code(text: object) -> str:
@@ -154,19 +156,20 @@ def card(
     name: str,
     place: str,
     kind: Kind = "pipeline",
+    dtype: Any = torch.float32,
     comparison: Mapping[str, Any] | None = None,
     rows: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """The card's Markdown.
 
-    run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. comparison: what
+    run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
     `align.report` found. rows: of leaderboards.
     """
     paper = PAPERS[config.method]
     lines = [
         f"# {plain(name)}", "",
         f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)} {_cite(paper)}", "",
-        "## Drawing", "", SAID[kind], "", block(_draw(run, how, place, kind)), "",
+        "## Drawing", "", SAID[kind], "", block(_draw(run, how, place, kind, dtype)), "",
         "## Making", "", *[f"- {what}: {said}" for what, said in _making(config, run).items()], "",
         *_scores(run, comparison, rows),
     ]  # fmt: skip
@@ -203,10 +206,10 @@ def _embedded(source: str) -> bool:
     return embedded.folder(source).exists()
 
 
-def _draw(run: Mapping[str, Any], how: Recipe, place: str, kind: Kind) -> str:
+def _draw(run: Mapping[str, Any], how: Recipe, place: str, kind: Kind, dtype: Any) -> str:
     form = kind if kind == "pipeline" else "recipe" if hub_id(place) is None else "fetched recipe"
     arguments = ", ".join(f"{key}={value!r}" for key, value in how.call().items())
-    return hub.redact(DRAW[form].format(place=place, prompt=run["example"], arguments=arguments))
+    return hub.redact(DRAW[form].format(place=place, prompt=run["example"], arguments=arguments, dtype=dtype))
 
 
 def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:

@@ -200,7 +200,7 @@ def copy(
     rows = _rows(scores, source, folder) if scores else []
     place, comparison = push_to or folder.name, _comparison(source.parent, run)
     name = push_to.partition("/")[2] if push_to else folder.resolve().name
-    text = card.card(config, run, how, name=name, place=place, kind=kind, comparison=comparison, rows=rows)
+    text = card.card(config, run, how, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows)
     card.write(folder, text)
 
 
