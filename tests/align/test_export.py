@@ -177,6 +177,7 @@ def test_a_lora_of_what_a_folder_of_this_machine_was_made_from(tmp_path: Path, t
     for name, initial in {"whole": start, "network": start / "unet", "none": None}.items():
         sets = {
             "reference": tiny,
+            "assistant": {"warmup": 1},
             "prompts": tmp_path / "prompts.txt",
             "initial": initial,
             "lora": LORA,

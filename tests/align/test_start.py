@@ -140,6 +140,7 @@ def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -
         "skip_connection": "conv_shortcut",
     }
     inner |= {"downsamplers_0_op": "downsamplers_0_conv"}
+    inner |= {"input_blocks": "down_blocks", "middle_block": "mid_block", "output_blocks": "up_blocks"}
     for name, key in mapped.items():
         theirs = name.removeprefix("lora_unet_").removesuffix(".alpha")
         for old, new in inner.items():
@@ -152,7 +153,7 @@ def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -
     added = copy.deepcopy(network)
     loras.add(added, tensors, "unet", "a.safetensors")
     assert all(not added.get_submodule(key).weight.equal(layer.weight) for key, layer in layers.items())
-    with pytest.raises(UserError, match="lora_unet_input_blocks_99_1_proj_in.*is no LoRA of a layer"):
+    with pytest.raises(UserError, match=r"lora_unet_input_blocks_99_1_proj_in.*is no LoRA of a layer"):
         loras.add(added, tensors | {"lora_unet_input_blocks_99_1_proj_in.alpha": torch.tensor(1.0)}, "unet", "a.safetensors")
 
 
