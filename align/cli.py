@@ -36,7 +36,7 @@ def train(
         return
     from align import runs
 
-    if not runs.train(resolved, output or Path("runs") / preset, resume=resume):
+    if not runs.train(resolved, output or Path("runs") / preset, resume=resume, preset=preset):
         raise typer.Exit(130)
 
 
@@ -90,7 +90,7 @@ def sample(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint folder.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")],
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="The folder to write.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp16",
     pipeline: Annotated[
         Optional[str],
@@ -100,11 +100,21 @@ def export(
             help="Write the network alone, and a recipe that takes all else from this folder or hub id.",
         ),
     ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Write the LoRA alone, and a recipe that says what it belongs over.")
+    ] = False,
+    scores: Annotated[
+        Optional[Path], typer.Option("--scores", metavar="CSV", help="Put this leaderboard's rows of the model into its card.")
+    ] = None,
+    push_to: Annotated[
+        Optional[str], typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Put it on the hub, which needs no --output.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository is new, for you alone.")] = False,
 ) -> None:
-    """Copy a run's checkpoint in another precision, whole or as the bare network."""
+    """Copy a run's checkpoint in another precision, whole, as the bare network or as its LoRA, to a folder or the hub."""
     from align import runs
 
-    runs.export(run, output, dtype=dtype, pipeline=pipeline)
+    runs.export(run, output, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to, private=private)
 
 
 @app.command()
@@ -176,7 +186,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"align: {error}", file=sys.stderr)
+        from evaluate.hub import redact
+
+        print(f"align: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -425,10 +426,29 @@ def validate(model: type[C], content: dict[str, Any], source: str | Callable[[st
         raise UserError(f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
 
 
+def refuse_tokens(content: Any, source: str) -> None:
+    """Raise UserError where a text in `content` holds a token of the hub, or a password: configs are written to disk."""
+    from evaluate.hub import redact
+
+    if isinstance(content, str) and redact(content) != content:
+        raise UserError(
+            f"{source}: holds a token or a password, and a config is written to disk; take it out, and use 'hf auth login' or HF_TOKEN"
+        )
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            refuse_tokens(str(key), source)
+            refuse_tokens(value, source)
+    elif isinstance(content, list):
+        for value in content:
+            refuse_tokens(value, source)
+
+
 def resolve(
     preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()
 ) -> Config:
     """Preset, then `config` laid over it, then `sets`; `model_of` maps the key `stage` to the model that validates it."""
+    from evaluate.hub import redact
+
     known = presets()
     mine = [name for name, content in known.items() if content.get("stage") in model_of]
     if preset not in mine:
@@ -436,6 +456,9 @@ def resolve(
         raise UserError(f"no preset {preset!r} here{other}; {_nearest(preset, mine)}")
     content, model = known[preset], model_of[known[preset]["stage"]]
     file = read_yaml(config) if config else {}
+    refuse_tokens(file, str(config))
+    for text in sets:
+        refuse_tokens(text, f"--set {redact(text.partition('=')[0])}")
     content = merge(model, content, file)
     for text in sets:
         content = _assign(content, text)
@@ -457,3 +480,13 @@ def command(stage: str) -> str:
 def dump(config: Config) -> str:
     """The config as YAML, every key spelled out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """A run folder's `run.json`, which says what its config does not; empty where there is none."""
+    path = folder / "run.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: not JSON; delete it, and --resume the run to have it written again") from None
+    return content

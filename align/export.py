@@ -1,5 +1,7 @@
-"""A training run's result as a diffusers pipeline folder that stock diffusers loads, with a recipe and a card."""
+"""A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA alone, with a recipe and a card."""
 
+import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,49 +9,57 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
+from align import card, families, push
+from align import config as configs
 from align.config import TrainConfig
+from align.start import LORA, hub_id, is_pipeline, weights_file
+from evaluate import layers, pipelines, weights
+from evaluate.files import replace as put
+from evaluate.pipelines import Recipe
+from evaluate.tables import read_csv
 from prompts.errors import UserError
 
 if TYPE_CHECKING:
     from align.train import Model
 
-CARD = """# {name}
-
-A one-step text-to-image generator trained by `align` with the method `{method}`, {step} steps. Reference: `{reference}`;
-started from `{initial}`. Every setting is in `config.yaml` beside this folder.
-
-```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{folder}")
-pipeline("{prompt}", timesteps={timesteps}, guidance_scale={guidance}).images[0]
-```
-"""
+#: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
+#: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "sigma": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
+    "unit": ("LCMScheduler", {}, 0.0),
+}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def one_step(config: TrainConfig, model: "Model", scheduler: Any) -> tuple[Any, dict[str, Any]]:
-    """The stock scheduler whose single step is `G(z, c)`, and the recipe that calls it.
-
-    Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
-    """
-    from diffusers import EulerDiscreteScheduler, LCMScheduler
+    """The stock scheduler whose single step is `G(z, c)`, and the recipe that calls it."""
+    import diffusers
 
     timestep = int(model.schedule.timestep(torch.tensor([model.sigma_init])))
-    if config.generator.noise_scale == "sigma":
-        made: Any = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
-        guidance = 1.0
-    else:
-        made = LCMScheduler.from_config(scheduler.config)
-        guidance = 0.0
-    return made, {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
+    name, options, guidance = SCHEDULERS[config.generator.noise_scale]
+    recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
+    told = {"arguments": model.family.arguments} if model.family.arguments else {}
+    return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | told
 
 
 def export(
-    config: TrainConfig, model: "Model", pipeline: Any, weights: Mapping[str, Tensor], output: Path, *, step: int
+    config: TrainConfig,
+    model: "Model",
+    pipeline: Any,
+    weights: Mapping[str, Tensor],
+    output: Path,
+    *,
+    adapter: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
 ) -> Path:
-    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml, README.md."""
+    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and README.md; and run.json.
+
+    adapter: the LoRA whose sum with the network that training started from `weights` are; empty where there is none. facts:
+    `align.card.facts`.
+    """
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     network = getattr(pipeline, model.family.network)
     fresh = type(network).from_config(network.config)
@@ -57,21 +67,55 @@ def export(
     scheduler, recipe = one_step(config, model, pipeline.scheduler)
     components = {**pipeline.components, model.family.network: fresh, "scheduler": scheduler}
     whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
+    run = configs.read_run(output) | dict(facts)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         whole.save_pretrained(draft)
-        (draft / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        (draft / "README.md").write_text(
-            CARD.format(
-                name=output.name, method=config.method, step=step, reference=config.reference, initial=config.initial or config.reference,
-                folder=target.name, prompt=model.example, timesteps=recipe["timesteps"], guidance=recipe["guidance_scale"],
-            )
-        )  # fmt: skip
+        forget_paths(draft)
+        if adapter:
+            save_tensors({f"{model.family.network}.{key}": value for key, value in adapter.items()}, draft / LORA)
+        write_recipe(draft, Recipe.model_validate(recipe))
+        text = card.card(config, run, Recipe.model_validate(recipe), name=output.resolve().name, place=target.name)
+        card.write(draft, text)
         replace(draft, target)
+        put(output / "run.json", lambda path: path.write_text(json.dumps(run, indent=1), encoding="utf-8"))
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume") from None
     return target
+
+
+def describe(config: TrainConfig, output: Path) -> None:
+    """Write the card of `output/checkpoint` again, with the scores that were measured since."""
+    folder, run = output / "checkpoint", configs.read_run(output)
+    how, name = pipelines.recipe(str(folder)), output.resolve().name
+    card.write(folder, card.card(config, run, how, name=name, place=folder.name, comparison=_comparison(output, run)))
+
+
+def _comparison(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `align.report` found of this very checkpoint; None where it has not looked."""
+    path = output / "comparison.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if found.get("step") == run["step"] else None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a file of weights as diffusers does."""
+    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_recipe(folder: Path, how: Recipe) -> None:
+    """Put a recipe into a model's folder."""
+    text = yaml.safe_dump(how.model_dump(mode="json", exclude_unset=True, exclude_none=True), sort_keys=False)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of diffusers' configs where on this machine their weights came from."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace(draft: Path, target: Path) -> None:
@@ -82,3 +126,93 @@ def replace(draft: Path, target: Path) -> None:
         target.rename(aside)
     draft.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+# ---- from a checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, network: str, folder: Path) -> Recipe:
+    """The recipe of a LoRA in `folder` over what training started from. how: the checkpoint's own recipe.
+
+    Raises UserError where no recipe can say it.
+    """
+    sources = run["sources"]
+    whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
+    if start in (None, whole, config.reference):
+        start = sources["reference"] if sources["pipeline"] else None
+    name, options, _ = SCHEDULERS[config.generator.noise_scale]
+    fields: dict[str, Any] = {}
+    if start and is_pipeline(start) and (leaning := pipelines.recipe(start)) and (leaning.pipeline or leaning.unet):
+        whole = start
+    elif start:
+        fields["unet"] = weights_file(start, network, folder)
+    where = None if pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
+    if where:
+        base = {"pipeline": where.repository, "revision": where.revision}
+    else:
+        base = {"pipeline": whole if hub_id(whole) and not Path(whole).exists() else os.path.relpath(whole, folder.resolve())}
+    return Recipe.model_validate(
+        base
+        | fields
+        | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
+        | how.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
+    )
+
+
+def copy(
+    source: Path, folder: Path, *, dtype: str, pipeline: str | None, lora: bool, scores: Path | None, push_to: str | None
+) -> None:
+    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has all else), or its `lora` alone.
+
+    scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
+    """
+    precision, run = DTYPES[dtype], configs.read_run(source.parent)
+    kind: card.Kind = "pipeline"
+    how = pipelines.recipe(str(source))
+    config: TrainConfig | None = None
+    if run.get("step") is not None:
+        path = source.parent / "config.yaml"
+        config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
+    if lora:
+        if config is None or not (source / LORA).is_file():
+            raise UserError(f"{source}: no LoRA of a run there; train with 'lora' in its config, or leave out --lora")
+        tensors = {key: value.to(precision) for key, value in weights.read(source / LORA).items()}
+        kind, how = "lora", lora_recipe(config, run, how, families.load(config.family).network, folder)
+        _check_push(how, push_to)
+        folder.mkdir(parents=True)
+        save_tensors(tensors, folder / LORA)
+    else:
+        loaded = pipelines.load(str(source), dtype=precision)
+        if pipeline is None:
+            loaded.save_pretrained(folder)
+        else:
+            name = layers.network_name(loaded)
+            kind, how = "network", how.model_copy(update={"pipeline": pipeline, "unet": name})
+            _check_push(how, push_to)
+            getattr(loaded, name).save_pretrained(folder / name)
+            loaded.scheduler.save_pretrained(folder / "scheduler")
+    forget_paths(folder)
+    write_recipe(folder, how)
+    if config is None:  # not a run of `align train`, or one of an older version
+        if (source / card.README).is_file():
+            shutil.copy(source / card.README, folder)
+        return
+    rows = _rows(scores, source, folder) if scores else []
+    place, comparison = push_to or folder.name, _comparison(source.parent, run)
+    name = push_to.partition("/")[2] if push_to else folder.resolve().name
+    text = card.card(config, run, how, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows)
+    card.write(folder, text)
+
+
+def _check_push(how: Recipe, push_to: str | None) -> None:
+    if push_to:
+        push.check_recipe(how, push_to)
+
+
+def _rows(scores: Path, *models: Path) -> list[dict[str, str]]:
+    """The leaderboard's rows of any of these models, told by the hash of what is loaded."""
+    hashes = {pipelines.digest(str(model)) for model in models}
+    rows = [row for row in read_csv(scores) if row.get("model_sha256") in hashes]
+    if not rows:
+        raise UserError(f"{scores}: no row of this model; make one with 'evaluate run --model {models[0]}'")
+    return rows

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from align import families
-from align.config import TrainConfig
+from align.config import TrainConfig, read_run
 from align.data import read_prompts
 from align.monitor import save_grid
 from align.start import is_pipeline, load_into
@@ -91,7 +91,7 @@ def report(config: TrainConfig, output: Path) -> None:
         interval = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
         note = " (reward)" if row["metric"] in rewards else ""
         table.add_row(row["metric"] + note, f"{row['start']:.4f}", f"{row['result']:.4f}", interval, f"{row['win_rate']:.0%}")
-    figures: dict[str, Any] = {"n": len(prompts), "seed": SEED, "start": start, "rows": rows}
+    figures: dict[str, Any] = {"step": read_run(output)["step"], "n": len(prompts), "seed": SEED, "start": start, "rows": rows}
     if config.prompts.startswith("shapes:"):
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
         table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")

@@ -175,6 +175,21 @@ def merged(role: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def adapter(role: nn.Module) -> dict[str, Tensor]:
+    """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, float32; none where it has no LoRA.
+
+    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network is sharded.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    tensors: dict[str, Tensor] = {}
+    for name, layer in role.base.named_modules() if isinstance(role, Adapted) else ():
+        if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
+            down, up = (full(part[role.adapter].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
+            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": layer.scaling[role.adapter] * up}
+    return tensors
+
+
 def _enable_checkpointing(role: nn.Module) -> None:
     if not isinstance(role, Adapted):
         role.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -1,22 +1,23 @@
 """What the commands do: a run folder is made, filled, and never spoiled."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich.table import Table
 
 from align import config as configs
 from align.config import Config, RewardConfig, TrainConfig
 from evaluate.console import console
+from evaluate.files import replace
 from prompts.errors import UserError
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "trackers"}
 
 
-def open_folder(config: Config, output: Path, *, resume: bool) -> None:
-    """Make `output` a run folder for `config`, or check that it is one already when resuming."""
+def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
+    """Make `output` a run folder for `config`, or check that it is one already when resuming. preset: what `config` was made from."""
     path = output / "config.yaml"
     if resume:
         if not path.is_file():
@@ -37,25 +38,30 @@ def open_folder(config: Config, output: Path, *, resume: bool) -> None:
             draft = output / ".config.yaml.partial"
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
+        if preset:
+            told = configs.read_run(output) | {"preset": preset}
+            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
 
-def train(config: TrainConfig, output: Path, *, resume: bool) -> bool:
+def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None = None) -> bool:
     """`align train`."""
     import torch
     from accelerate import PartialState
 
+    from align.export import describe
     from align.report import report
     from align.train import train as loop
 
     process = PartialState(cpu=not torch.cuda.is_available())
     if process.is_main_process:
-        open_folder(config, output, resume=resume)
+        open_folder(config, output, resume=resume, preset=preset)
     process.wait_for_everyone()
     finished = loop(config, output, resume=resume)
     if finished and process.is_main_process and config.report:
         report(config, output)
+        describe(config, output)  # once more, with scores
     return finished
 
 
@@ -98,33 +104,50 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     console.print(f"{output}: {len(prompts)} x {n} pictures of {checkpoint}, seed {seed}")
 
 
-def export(run: Path, output: Path, *, dtype: str, pipeline: str | None) -> None:
+def export(
+    run: Path,
+    output: Path | None,
+    *,
+    dtype: str,
+    pipeline: str | None = None,
+    lora: bool = False,
+    scores: Path | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+) -> None:
     """`align export`."""
-    import shutil
+    import tempfile
 
-    import torch
+    from align import export as exports
+    from align import push
 
-    from evaluate import pipelines
-
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise UserError(f"--dtype {dtype}: unknown; choose fp32, fp16 or bf16")
+    if dtype not in exports.DTYPES:
+        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(exports.DTYPES)}")
+    if lora and pipeline:
+        raise UserError("--lora and --pipeline write different things; choose one")
+    if private and not push_to:
+        raise UserError("--private belongs to --push-to-hub; add that, or leave it out")
     source = run / "checkpoint" if (run / "checkpoint").is_dir() else run
     if not source.is_dir():
         raise UserError(f"{run}: no such run; give the folder that 'align train' wrote")
-    if output.exists():
+    if output is None and push_to is None:
+        raise UserError("nowhere to write to; add --output DIR or --push-to-hub OWNER/NAME")
+    if output is not None and output.exists():
         raise UserError(f"{output}: already there; choose another --output")
-    loaded, how = pipelines.load(str(source), dtype=dtypes[dtype]), pipelines.recipe(str(source))
-    if pipeline is None:
-        loaded.save_pretrained(output)
-    else:
-        loaded.unet.save_pretrained(output / "unet")
-        loaded.scheduler.save_pretrained(output / "scheduler")
-        how = how.model_copy(update={"pipeline": pipeline, "unet": "unet"})
-    (output / "recipe.yaml").write_text(yaml.safe_dump(how.model_dump(mode="json", exclude_none=True), sort_keys=False))
-    if (source / "README.md").is_file():
-        shutil.copy(source / "README.md", output)
-    console.print(f"{output}: written in {dtype}")
+    if push_to:
+        push.check(push_to)
+    with tempfile.TemporaryDirectory() as kept:
+        folder = output or Path(kept) / "export"
+        try:
+            exports.copy(source, folder, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another --output"
+            ) from None
+        if output is not None:
+            console.print(f"{output}: written in {dtype}")
+        if push_to:
+            console.print(f"pushed to {push.push(folder, push_to, private=private)}")
 
 
 def list_presets() -> None:

@@ -5,15 +5,14 @@ A source is a local path, the name of an embedded model, `OWNER/NAME` or `OWNER/
 every shape has to match.
 """
 
+import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from evaluate import hub, pipelines, weights
+from evaluate import hub, lora, pipelines, weights
 from prompts.errors import UserError
 
 SUFFIXES = ("safetensors", "bin", "pt", "pth", "ckpt")
@@ -52,8 +51,8 @@ def load_into(network: nn.Module, source: str, name: str) -> None:
     not match; the network is then untouched.
     """
     tensors = read(source, name)
-    if is_lora(tensors):
-        add_lora(network, tensors, name, source)
+    if lora.is_lora(tensors):
+        lora.add(network, tensors, name, source)
     else:
         weights.load_strict(network, tensors, source)
 
@@ -91,66 +90,46 @@ def _pick(files: list[str], source: str, name: str) -> list[str]:
     raise UserError(f"{source}: holds neither a {name} nor {LORA}; name a file of it, as in OWNER/NAME/FILE")
 
 
-def _fetch(where: HubId, source: str, name: str) -> list[str]:
-    """Local copies of the files of a hub repository that hold the network."""
+def _list(where: HubId) -> list[str]:
+    """The files of a hub repository."""
     from huggingface_hub import list_repo_files
 
     try:
-        files = list_repo_files(where.repository, revision=where.revision)
+        return sorted(list_repo_files(where.repository, revision=where.revision))
     except Exception as error:  # what a broken line raises is its HTTP library's
         raise hub.refusal(error, where.repository, "its files", where.revision) from None
-    return [str(hub.fetch(where.repository, file, where.revision)) for file in _pick(sorted(files), source, name)]
+
+
+def _fetch(where: HubId, source: str, name: str) -> list[str]:
+    """Local copies of the files of a hub repository that hold the network."""
+    return [str(hub.fetch(where.repository, file, where.revision)) for file in _pick(_list(where), source, name)]
 
 
 def _read_files(files: list[str], folder: Path = Path()) -> dict[str, Tensor]:
     return {key: value for file in files for key, value in weights.read(folder / file).items()}
 
 
-# ---- LoRA ----------------------------------------------------------------------------------------------------------------
+def weights_file(source: str, name: str, folder: Path) -> dict[str, str]:
+    """The one file with the network `name` that `source` stands for, as a recipe in `folder` calls it.
 
-#: The ends of a LoRA's keys -> what the tensor is. peft, diffusers before it, and kohya's scripts each have their own.
-PARTS = {
-    ".lora_A.weight": "down", ".lora_B.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha",
-}  # fmt: skip
-
-
-def is_lora(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are a LoRA's tensors rather than a whole network's."""
-    return any(".lora" in key for key in tensors)
-
-
-@torch.no_grad()
-def add_lora(network: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Add `alpha / rank * up @ down` to every layer's weight that a LoRA names (Hu et al. 2021, section 4.1).
-
-    Layers are called as in the network, with or without `name.` before them, or joined by `_` after `lora_unet_` as kohya's
-    scripts do. Raises UserError for a key of anything else: a text encoder, another architecture, another kind of adapter.
+    Raises UserError where it is in several files, or a LoRA itself.
     """
-    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    called = {f"{prefix}{key}": key for prefix in (f"{name}.", "base_model.model.", "") for key in layers}
-    called |= {f"lora_unet_{key.replace('.', '_')}": key for key in layers}
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        end = next((end for end in PARTS if key.endswith(end)), "")
-        layer = called.get(key.removesuffix(end)) if end else None
-        if layer is None:
-            raise UserError(
-                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing else"
-            )
-        found.setdefault(layer, {})[PARTS[end]] = tensor.float()
-    deltas = {}
-    for key, parts in found.items():
-        weight, down, up = layers[key].weight, parts.get("down"), parts.get("up")
-        if down is None or up is None:
-            raise UserError(f"{source}: half of the LoRA of {key!r} is missing; fetch it again")
-        flat = up.flatten(1) @ down.flatten(1) if up[0].numel() == len(down) else None
-        if flat is None or flat.shape != weight.flatten(1).shape:
-            raise UserError(
-                f"{source}: the LoRA of {key!r}, {tuple(up.shape)} x {tuple(down.shape)}, does not fit a weight of shape "
-                f"{tuple(weight.shape)}; it is for another architecture"
-            )
-        scale = parts["alpha"].item() / len(down) if "alpha" in parts else 1.0
-        deltas[key] = scale * flat.reshape(weight.shape)
-    for key, delta in deltas.items():
-        layers[key].weight += delta.to(layers[key].weight)
+    path, where = Path(source), hub_id(source)
+    if lora.is_lora(read(source, name)):
+        raise UserError(f"{source}: a LoRA itself, and a recipe has room for one; export the whole checkpoint")
+    if path.is_file():
+        return {"file": os.path.relpath(path, folder.resolve())}
+    if where and where.file and not path.exists():
+        return {"repo": where.repository, "revision": where.revision, "file": where.file}
+    if path.is_dir():
+        files = _pick(sorted(str(p.relative_to(path)) for p in path.rglob("*")), source, name)
+        found = {"file": os.path.relpath(path / files[0], folder.resolve())}
+    else:
+        assert where is not None  # what is neither has not been read
+        files = _pick(_list(where), source, name)
+        found = {"repo": where.repository, "revision": where.revision, "file": files[0]}
+    if len(files) > 1:
+        raise UserError(
+            f"{source}: a network in {len(files)} files, and a recipe has room for one; export the whole checkpoint"
+        )
+    return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from align import families, monitor, sharding, state
+from align.card import facts
 from align.config import Optimizer, TrainConfig
 from align.console import stop_on_signal, trim_log
 from align.data import Draw, Source, read_prompts, seeded
@@ -22,7 +23,7 @@ from align.diffusion import PREDICTIONS, TIMES, Schedule, denoise
 from align.export import export
 from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss, guided, ikl_loss, score_divergence_loss
 from align.rewards import Decoder, Rewards
-from align.roles import Average, Roles, merged
+from align.roles import Average, Roles, adapter, merged
 from align.start import load_into
 from evaluate import pipelines
 from evaluate.console import Watch, console
@@ -360,9 +361,19 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if config.trackers:
         accelerator.end_training()
     with average.applied():
-        result = merged(roles.student)
+        result, added = merged(roles.student), adapter(roles.student)
         if main:
-            export(config, model, pipeline, result, output, step=watch.step)
+            protocols = {name: scorer.protocol for name, scorer in rewards.scorers.items()}
+            told = facts(
+                config,
+                step=watch.step,
+                prompts=source.n,
+                example=model.example,
+                protocols=protocols,
+                processes=world,
+                device=device,
+            )
+            export(config, model, pipeline, result, output, adapter=added, facts=told)
     accelerator.wait_for_everyone()
     if guarded:
         raise Guarded(

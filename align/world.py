@@ -68,7 +68,7 @@ def build(work: Path, target: Path) -> None:
 def _train(preset: str, work: Path) -> None:
     if not (work / preset / "checkpoint").is_dir():
         config: Any = configs.resolve(preset, configs.TRAIN)
-        if not runs.train(config, work / preset, resume=(work / preset / "config.yaml").is_file()):
+        if not runs.train(config, work / preset, resume=(work / preset / "config.yaml").is_file(), preset=preset):
             raise KeyboardInterrupt
 
 

@@ -319,7 +319,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
+        from evaluate.hub import redact
+
+        print(f"evaluate: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

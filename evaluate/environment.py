@@ -1,6 +1,7 @@
 """The environment a result comes from: whether the package's names are its own there, versions, and hardware."""
 
 import platform
+import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -26,6 +27,21 @@ def versions(*names: str) -> str:
         except PackageNotFoundError:
             found[name] = "not installed"
     return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+@cache
+def commit() -> str | None:
+    """The commit of this project's checkout, `-dirty` behind it where files differ from it; None where it runs from no checkout."""
+    here = Path(__file__)
+    try:
+        for command in (
+            ["ls-files", "--error-unmatch", here.name],
+            ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        ):
+            done = subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 @cache

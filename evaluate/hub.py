@@ -55,18 +55,31 @@ def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
         why = f"there is no such file at revision {revision}"
         remedy = "check the file's name and the revision"
     else:
-        why = f"{type(error).__name__}: {_first_line(error)}"
+        why = f"{type(error).__name__}: {reason(error)}"
         remedy = "connect to the hub, or give the path of a local copy"
     return UserError(f"{repo}: {what} cannot be fetched ({why}); {remedy}")
 
 
 #: Credentials, by what stands around them: HTTP libraries quote headers and addresses that they cannot use.
 SECRET = re.compile(r"(?<=bearer )[^'\"]+|hf_\w+|(?<=//)[^/@\s]+(?=@)", re.IGNORECASE)
+#: The same where text is our own or a user's: the hub's tokens, and what stands before the host of an address.
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=://)[^/@\s]+(?=@)")
+SHORTEST = 8  # characters of a token, below which it is too likely a word
 
 
-def _first_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The error's first line, without credentials."""
+    text = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+    return SECRET.sub("***", text.replace(_token() or "***", "***"))
+
+
+def redact(text: str) -> str:
+    """The text without tokens of the hub, the one in use among them, and without passwords in addresses."""
+    own = _token()
+    return TOKEN.sub("***", text.replace(own, "***") if len(own) >= SHORTEST else text)
+
+
+def _token() -> str:
     from huggingface_hub import get_token
 
-    text = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
-    return SECRET.sub("***", text.replace(get_token() or "***", "***"))
+    return get_token() or ""

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from evaluate import hub, weights
+from evaluate import hub, lora, weights
 from prompts.errors import UserError
 
 #: Parts that are not loaded: a picture that a safety checker has blackened would be scored as the model's own.
@@ -208,6 +208,9 @@ def add_lora(pipeline: Any, layer: Layer) -> None:
     """Add a LoRA to the network's weights, and to text encoders' where it has any; a key without a place is a UserError."""
     (file,) = layer.files
     tensors = weights.read(file)
+    if not hasattr(pipeline, "load_lora_weights"):  # diffusers has no LoRA of PixArt-alpha
+        lora.add(getattr(pipeline, network_name(pipeline)), tensors, network_name(pipeline), file)
+        return
     remedy = "this is a LoRA for another architecture"
     try:
         with warnings.catch_warnings():

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evaluate import environment, leaderboard, pipelines, scorers, sets, summary
+from evaluate import environment, hub, leaderboard, pipelines, scorers, sets, summary
 from evaluate.console import Watch, console
 from evaluate.files import replace
 from evaluate.generate import (
@@ -93,7 +93,7 @@ class Settings:
         for metric, path in self.weights.items():
             words += ["--weights", f"{metric}={path}"]
         words += ["--reference", str(self.reference)] if self.reference else []
-        return shlex.join(words)
+        return hub.redact(shlex.join(words))
 
 
 def settings(

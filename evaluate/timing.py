@@ -247,9 +247,8 @@ class Settings:
     def command(self) -> str:
         """What makes the row again."""
         words = ["evaluate", "time", "--model", self.model, *(["--random-weights"] if self.random_weights else [])]
-        return shlex.join(
-            [*words, "--device", self.device, "--dtype", self.dtype, "--batch", str(self.batch), "--repeats", str(self.repeats)]
-        )
+        words += ["--device", self.device, "--dtype", self.dtype, "--batch", str(self.batch), "--repeats", str(self.repeats)]
+        return hub.redact(shlex.join(words))
 
 
 def measure(settings: Settings) -> dict[str, Any]:

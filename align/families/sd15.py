@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 network = "unet"
+arguments: dict[str, Any] = {}
 
 
 @torch.no_grad()

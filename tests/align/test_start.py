@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.roles import Roles
-from align.start import add_lora, hub_id, load_into
+from align.start import hub_id, load_into
+from evaluate import lora as loras
 from prompts.errors import UserError
 
 
@@ -118,6 +119,44 @@ def test_a_lora_is_added_to_the_weights(unets: tuple[Any, Any], tmp_path: Path, 
         assert (mine - before).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -> None:
+    """Every layer's, as diffusers maps the names of blocks, and the rest by what its own converter of checkpoints says."""
+    from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
+
+    network = tiny_families.pipeline(family, tmp_path).unet
+    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    first = {key: loras._first_name(network, key) for key in layers}
+    assert all(len(names) == 1 for names in first.values()), first
+    written = {key: f"lora_unet_{names[0].replace('.', '_')}" for key, names in first.items()}
+    assert len(set(written.values())) == len(layers)
+    # Theirs puts an upsampler under `attentions` where its level has none, which no published network does.
+    blocks = {f"{name}.alpha": key for key, name in written.items() if "_block" in name and "input_blocks_0_0" not in name}
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(blocks), network.config)
+    inner = {
+        "in_layers_2": "conv1",
+        "out_layers_3": "conv2",
+        "emb_layers_1": "time_emb_proj",
+        "skip_connection": "conv_shortcut",
+    }
+    inner |= {"downsamplers_0_op": "downsamplers_0_conv"}
+    inner |= {"input_blocks": "down_blocks", "middle_block": "mid_block", "output_blocks": "up_blocks"}
+    for name, key in mapped.items():
+        theirs = name.removeprefix("lora_unet_").removesuffix(".alpha")
+        for old, new in inner.items():
+            theirs = theirs.replace(old, new)
+        assert theirs == key.replace(".", "_")
+    tensors = {}
+    for key, layer in layers.items():
+        down, up = torch.randn(2, *layer.weight.shape[1:]), torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2))
+        tensors |= {f"{written[key]}.lora_down.weight": down, f"{written[key]}.lora_up.weight": up}
+    added = copy.deepcopy(network)
+    loras.add(added, tensors, "unet", "a.safetensors")
+    assert all(not added.get_submodule(key).weight.equal(layer.weight) for key, layer in layers.items())
+    with pytest.raises(UserError, match=r"lora_unet_input_blocks_99_1_proj_in.*is no LoRA of a layer"):
+        loras.add(added, tensors | {"lora_unet_input_blocks_99_1_proj_in.alpha": torch.tensor(1.0)}, "unet", "a.safetensors")
+
+
 def test_keys_that_do_not_match_are_errors(unets: tuple[Any, Any], tmp_path: Path) -> None:
     network, whole = copy.deepcopy(unets[0]), dict(unets[1].state_dict())
     first = sorted(whole)[0]
@@ -146,7 +185,7 @@ def test_a_lora_that_does_not_fit_is_an_error_and_changes_nothing(unets: tuple[A
     }
     for message, tensors in wrong.items():
         with pytest.raises(UserError, match=message):
-            add_lora(network, tensors, "unet", "a.safetensors")
+            loras.add(network, tensors, "unet", "a.safetensors")
     assert same(network, unets[0])
 
 

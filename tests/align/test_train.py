@@ -18,6 +18,7 @@ from align import state
 from align import train as module
 from align.config import TrainConfig
 from align.roles import Roles, merged
+from align.start import LORA
 from align.train import Diverged, train
 from evaluate import pipelines, weights
 from prompts.errors import UserError
@@ -332,6 +333,10 @@ def test_two_sharded_processes_equal_one_resumed_or_not(tiny: Path, tmp_path: Pa
     one = trained(tmp_path / "one")
     assert all(each.dtype == torch.float64 for each in one.values())
     assert largest_difference(one, trained(tmp_path / "two")) < 1e-9
+    files = [tmp_path / name / "checkpoint" / LORA for name in ("one", "two")]
+    assert {file.is_file() for file in files} == {"lora" in storage}
+    if "lora" in storage:
+        assert largest_difference(*map(weights.read, files)) < 1e-6
     # What two processes saved, two and one can go on with.
     for name in ("again", "fewer"):
         folder = tmp_path / name

@@ -1,0 +1,303 @@
+"""The model card: what a model is, how it was made, how to draw with it, how good it is. Nothing in it is about this machine but the
+hardware, and whatever a user wrote is inert."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import yaml
+
+from align import config as configs
+from align.config import TrainConfig
+from align.start import hub_id
+from evaluate import environment, hub
+from evaluate.pipelines import Recipe
+
+#: What is described: a whole pipeline, a LoRA, or a network alone with a recipe.
+Kind = Literal["pipeline", "lora", "network"]
+README = "README.md"
+
+
+class Paper(NamedTuple):
+    """A method's name, what it does in a sentence, and where it was published."""
+
+    name: str
+    does: str
+    reference: str
+    arxiv: str
+
+
+PAPERS = {
+    "di": Paper(
+        "Diff-Instruct",
+        "The generator's diffused distribution is moved towards the reference's, along the gradient of their integral KL divergence.",
+        "Luo, Hu, Zhang, Sun, Li, Zhang: Diff-Instruct: A Universal Approach for Transferring Knowledge From Pre-trained Diffusion Models (2023)",
+        "2305.18455",
+    ),
+    "sim": Paper(
+        "Score Implicit Matching",
+        "The generator's diffused distribution is moved towards the reference's, along the gradient of a divergence of their scores.",
+        "Luo, Huang, Geng, Kolter, Qi: One-Step Diffusion Distillation through Score Implicit Matching (2024)",
+        "2410.16794",
+    ),
+    "di++": Paper(
+        "Diff-Instruct++",
+        "The generator maximises a reward while an integral KL divergence keeps it close to the reference.",
+        "Luo: Diff-Instruct++: Training One-step Text-to-image Generator Model to Align with Human Preferences (2024)",
+        "2410.18881",
+    ),
+    "di*": Paper(
+        "Diff-Instruct*",
+        "The generator maximises a reward while a divergence of scores keeps it close to the reference.",
+        "Luo, Zhang, Zhang, Geng: Diff-Instruct*: Towards Human-Preferred One-step Text-to-image Generative Models (2024)",
+        "2410.20898",
+    ),
+}  # fmt: skip
+DRAW = {
+    "pipeline": """import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
+pipeline({prompt!r}, {arguments}).images[0].save("picture.png")
+""",
+    "recipe": """from evaluate import pipelines
+
+pipeline, how = pipelines.load({place!r}), pipelines.recipe({place!r})
+pictures = pipelines.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+""",
+    "fetched recipe": """from evaluate import pipelines
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download({place!r})
+pipeline, how = pipelines.load(folder), pipelines.recipe(folder)
+pictures = pipelines.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+""",
+}
+#: What stands before the code of a kind.
+SAID = {
+    "pipeline": "With stock diffusers:",
+    "network": "A network alone; `recipe.yaml` says where all else is. With onestep-align:",
+    "lora": "A LoRA over the network that training started from, not over the result. `load_lora_weights` of stock diffusers puts it "
+    "there where the pipeline has one; `recipe.yaml` says what else it takes. With onestep-align:",
+}
+
+
+# ---- what a run is told by -----------------------------------------------------------------------------------------------
+
+
+def pinned(source: str | None) -> str | None:
+    """`source` with the revision that the hub client has fetched of it, where it names a repository and no revision."""
+    where = hub_id(source) if source else None
+    if source is None or where is None or "@" in source or Path(source).exists():
+        return source
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=where.repository, repo_type="model")
+    reference = folder / "refs" / where.revision
+    return f"{source}@{reference.read_text().strip()}" if reference.is_file() else source
+
+
+def facts(
+    config: TrainConfig, *, step: int, prompts: int, example: str, protocols: Mapping[str, str], processes: int, device: Any
+) -> dict[str, Any]:
+    """What the config of a run does not say, for its `run.json`. prompts: how many; example: one of them."""
+    return {
+        "step": step, "prompts": prompts, "example": example, "protocols": dict(protocols),
+        "sources": {name: pinned(getattr(config, name)) for name in ("reference", "pipeline", "initial")},
+        "version": environment.versions("onestep-align", "torch", "diffusers", "transformers", "peft"),
+        "commit": environment.commit(), "hardware": f"{processes} x {environment.processor(str(device))}",
+    }  # fmt: skip
+
+
+# ---- text that does nothing ----------------------------------------------------------------------------------------------
+
+
+def public(source: str) -> str:
+    """How a model or a file is named in public: a name or a hub id as it is, a path of this machine by its last two parts."""
+    path = Path(source).expanduser()
+    if hub_id(source) and not path.exists():
+        return source
+    home = Path.home()
+    path = path.relative_to(home) if path.is_relative_to(home) else path
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    return "/".join(part for part in parts[-2:] if part != home.name) or "-"
+
+
+def code(text: object) -> str:
+    """Text as an inline code span of Markdown, whatever it holds."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}" if line else "-"
+
+
+def plain(text: object) -> str:
+    """Text as Markdown shows it letter by letter."""
+    return re.sub(r"([\\`*_\[\]<>|&~!]|:(?=//))", r"\\\1", " ".join(str(text).split()))
+
+
+def block(text: str) -> str:
+    """Python code as a block that nothing in it can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}python\n{text}{fence}"
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------------
+
+
+def card(
+    config: TrainConfig,
+    run: Mapping[str, Any],
+    how: Recipe,
+    *,
+    name: str,
+    place: str,
+    kind: Kind = "pipeline",
+    dtype: Any = torch.float32,
+    comparison: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The card's Markdown.
+
+    run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
+    `align.report` found. rows: of leaderboards.
+    """
+    paper = PAPERS[config.method]
+    lines = [
+        f"# {plain(name)}", "",
+        f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)} {_cite(paper)}", "",
+        "## Drawing", "", SAID[kind], "", block(_draw(run, how, place, kind, dtype)), "",
+        "## Making", "", *[f"- {what}: {said}" for what, said in _making(config, run).items()], "",
+        *_scores(run, comparison, rows),
+    ]  # fmt: skip
+    return f"---\n{yaml.safe_dump(_metadata(config, run, kind), sort_keys=False)}---\n\n" + hub.redact("\n".join(lines))
+
+
+def write(folder: Path, text: str) -> None:
+    """Put a card into a model's folder."""
+    from evaluate.files import replace
+
+    replace(folder / README, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _cite(paper: Paper) -> str:
+    return f"{plain(paper.reference)}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})."
+
+
+def _metadata(config: TrainConfig, run: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """What the hub reads: of no licence, since what it derives from decides that."""
+    sources = [run["sources"][name] for name in ("reference", "pipeline", "initial")]
+    ids = [hub_id(source) for source in sources if source and not Path(source).exists() and not _embedded(source)]
+    base = list(dict.fromkeys(where.repository for where in ids if where))
+    return {
+        **({"base_model": base, "base_model_relation": "adapter" if kind == "lora" else "finetune"} if base else {}),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "one-step", "onestep-align", *(["lora"] if kind == "lora" else [])],
+    }
+
+
+def _embedded(source: str) -> bool:
+    from evaluate import embedded
+
+    return embedded.folder(source).exists()
+
+
+def _draw(run: Mapping[str, Any], how: Recipe, place: str, kind: Kind, dtype: Any) -> str:
+    form = kind if kind == "pipeline" else "recipe" if hub_id(place) is None else "fetched recipe"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in how.call().items())
+    return hub.redact(DRAW[form].format(place=place, prompt=run["example"], arguments=arguments, dtype=dtype))
+
+
+def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
+    """What was done, in the order in which people ask."""
+    warm = config.assistant.warmup
+    updates, batch = max(run["step"] - warm, 0), config.batch_size
+    divergence, paper = config.divergence, PAPERS[config.method]
+    if config.method in ("sim", "di*"):
+        kind = f"{plain(divergence.distance)} of scores, gradient {divergence.gradient}, weight {plain(divergence.weight)}"
+    else:
+        kind = f"integral KL, weight {plain(divergence.weight)}"
+    guidance = {
+        "off": "none",
+        "in": f"in the reference, scale {config.cfg.scale:g}",
+        "out": f"as a reward, scale {config.cfg.scale:g}",
+    }
+    rewards = [
+        f"{code(run['protocols'].get(reward.scorer, reward.scorer))} x {reward.scale:g}"
+        + (f" with the weights {code(public(reward.weights))}" if reward.weights else "")
+        for reward in config.rewards
+    ]
+    generator, lora = config.generator, config.lora
+    scale = "`sigma_init`" if generator.noise_scale == "sigma" else "`sqrt(1 + sigma_init^2)`"
+    return {
+        "Method": f"{plain(paper.name)} (`{config.method}`)",
+        "Preset": _preset(config, run),
+        "Steps": f"{updates:,} of the generator, {updates * batch:,} pictures; "
+        f"{(u := min(run['step'], warm) + updates * config.assistant.updates):,} of the assistant, {u * batch:,} pictures; batch {batch:,}",
+        "Prompts": f"{code(public(config.prompts))}, {run['prompts']:,}; no pictures but the generator's own",
+        "Reference": _source(run, "reference") + (f", all but the network from {_source(run, 'pipeline')}" if config.pipeline else ""),
+        "Started from": _source(run, "initial" if config.initial else "reference"),
+        "Rewards": ", ".join(rewards) or "none",
+        "Guidance": guidance[config.cfg.mode],
+        "Divergence": kind,
+        "Generator": f"`sigma_init` {generator.sigma_init:g}, noise times {scale}",
+        "Weights": (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained") + f", average of decay {config.ema:g}, precision {config.precision}",
+        "Seed": f"{config.seed}",
+        "Software": f"{plain(run['version'])}; commit {code(run['commit']) if run['commit'] else 'unknown'}",
+        "Hardware": plain(run["hardware"]),
+    }  # fmt: skip
+
+
+def _source(run: Mapping[str, Any], name: str) -> str:
+    source = str(run["sources"][name])
+    return code(public(source)) + ("" if hub_id(source) and not Path(source).exists() else ", a file or folder of its maker's")
+
+
+def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:
+    """The preset, and which of its settings were changed."""
+    preset = run.get("preset")
+    if preset not in configs.presets():
+        return "none"
+    before, after = (each.model_dump() for each in (configs.resolve(preset, configs.TRAIN), config))
+    changed = ", ".join(code(key) for key in after if before[key] != after[key])
+    return code(preset) + (f"; changed: {changed}" if changed else "")
+
+
+def _scores(run: Mapping[str, Any], comparison: Mapping[str, Any] | None, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Tables of what was measured."""
+    lines: list[str] = []
+    if comparison:
+        lines += [
+            f"On {comparison['n']:,} held-out captions, the same noise for both; the difference with its 95 % interval, paired.", "",
+            "| metric | start | this model | difference | wins |", "|---|---|---|---|---|",
+            *[
+                f"| {plain(row['metric'])}{' (reward)' if row['metric'] in run['protocols'].values() else ''} | {row['start']:.4f} | {row['result']:.4f} "
+                f"| {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] | {row['win_rate']:.0%} |"
+                for row in comparison["rows"]
+            ],
+        ]  # fmt: skip
+        if distance := comparison.get("fd-shapes"):
+            lines.append(
+                f"| fd\\-shapes (lower is better) | {distance['start']:.4f} | {distance['result']:.4f} | x {distance['ratio']:.3f} | |"
+            )
+        lines.append("")
+    for row in rows:
+        lines += [
+            f"On {plain(row['suite'])}, {plain(row['n'])} pictures:",
+            "",
+            "| metric | mean | interval or error | n |",
+            "|---|---|---|---|",
+        ]
+        for metric in [name.removesuffix(" n") for name in row if name.endswith(" n") and row[name]]:
+            spread = (
+                f"[{row[f'{metric} low']}, {row[f'{metric} high']}]"
+                if row.get(f"{metric} low")
+                else f"se {row.get(f'{metric} se', '-')}"
+            )
+            lines.append(f"| {plain(metric)} | {plain(row[metric])} | {plain(spread)} | {plain(row[f'{metric} n'])} |")
+        lines.append("")
+    return ["## Scores", "", *lines] if lines else []
