@@ -55,7 +55,7 @@ def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
         why = f"there is no such file at revision {revision}"
         remedy = "check the file's name and the revision"
     else:
-        why = f"{type(error).__name__}: {_first_line(error)}"
+        why = f"{type(error).__name__}: {first_line(error)}"
         remedy = "connect to the hub, or give the path of a local copy"
     return UserError(f"{repo}: {what} cannot be fetched ({why}); {remedy}")
 
@@ -64,7 +64,7 @@ def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
 SECRET = re.compile(r"(?<=bearer )[^'\"]+|hf_\w+|(?<=//)[^/@\s]+(?=@)", re.IGNORECASE)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The error's first line, without credentials."""
     from huggingface_hub import get_token
 
