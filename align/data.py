@@ -90,6 +90,8 @@ def read_prompts(source: str) -> Prompts:
         ) from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if stat.st_size == 0:
+        raise UserError(f"{source}: holds no prompt; write one a line")
     return _open(source, (stat.st_mtime_ns, stat.st_size))
 
 
@@ -131,10 +133,7 @@ def _open(source: str, _stamp: tuple[int, int] | None) -> Prompts:
     datasets.disable_progress_bars()
     where = dataset_id(source)
     if _stamp is None and where is not None:
-        try:
-            table = datasets.load_dataset(where.repository, revision=where.revision, split="train")
-        except Exception as error:  # its own, the hub client's, the HTTP library's and Arrow's
-            raise _refusal(error, where) from None
+        table = _fetch(where)
         return _column(source, table, where.column, "row")
     match = TABLE.fullmatch(source)
     if match is None:
@@ -185,9 +184,30 @@ def _causes(error: Any) -> Iterator[Exception]:
         error = error.__cause__ or error.__context__
 
 
+def _fetch(where: DatasetId) -> Any:
+    """The split `train` of a dataset of the hub. Where the hub is out of reach and no revision is pinned, the newest copy at hand."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    commit = where.revision
+    try:
+        if commit and not re.fullmatch(r"[0-9a-f]{40}", commit):
+            commit = HfApi().dataset_info(where.repository, revision=commit).sha
+        table = datasets.load_dataset(where.repository, revision=commit, split="train")
+    except Exception as error:  # its own, the hub client's, the HTTP library's and Arrow's
+        raise _refusal(error, where) from None
+    # Copies at hand are taken for one another where the hub cannot be asked.
+    if commit and any(Path(file["filename"]).parent.name != commit for file in table.cache_files):
+        raise UserError(
+            f"datasets/{where.repository}: there is no copy of revision {where.revision} at hand, and the hub cannot be asked; "
+            "connect to the hub, or name no revision"
+        )
+    return table
+
+
 def _refusal(error: Exception, where: DatasetId) -> UserError:
     """The sentence for a dataset of the hub that cannot be had."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, hf_hub_download
 
     name, said = f"datasets/{where.repository}", str(error)
     if "scripts are no longer supported" in said:
@@ -198,8 +218,14 @@ def _refusal(error: Exception, where: DatasetId) -> UserError:
         return UserError(
             f"{name}: has no split train ({hub.first_line(error)}); give another dataset, or a copy as FILE:COLUMN"
         )
-    known = [cause for cause in _causes(error) if isinstance(cause, errors.HfHubHTTPError)]
-    return hub.refusal(known[0] if known else error, name, "its prompts", where.revision or "main")
+    if isinstance(error, FileNotFoundError):  # what lies behind it, `datasets` does not pass on
+        try:
+            hf_hub_download(where.repository, "README.md", repo_type="dataset", revision=where.revision)
+        except errors.LocalEntryNotFoundError:
+            pass
+        except errors.HfHubHTTPError as plain:
+            error = error if isinstance(plain, errors.EntryNotFoundError) else plain
+    return hub.refusal(error, name, "its prompts", where.revision or "main")
 
 
 def _column(source: str, table: Any, name: str, unit: str) -> Prompts:

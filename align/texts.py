@@ -145,9 +145,8 @@ def sha256(pipeline: Any) -> str:
     for name, part in sorted(encoders(pipeline).items()):
         digest.update(name.encode())
         if isinstance(part, torch.nn.Module):
-            config = {
-                key: value for key, value in part.config.to_dict().items() if key[0] != "_" and key != "transformers_version"
-            }
+            told: Any = part.config
+            config = {key: value for key, value in told.to_dict().items() if key[0] != "_" and key != "transformers_version"}
             digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -156,8 +155,8 @@ def sha256(pipeline: Any) -> str:
             content = json.loads(part.backend_tokenizer.to_str())
             # The last call's, not the tokenizer's own.
             own = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
-            told = [part.model_max_length, part.padding_side, part.truncation_side, part.special_tokens_map]
-            digest.update(json.dumps([type(part).__name__, own, told], sort_keys=True, default=str).encode())
+            use = [part.model_max_length, part.padding_side, part.truncation_side, part.special_tokens_map]
+            digest.update(json.dumps([type(part).__name__, own, use], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
