@@ -181,7 +181,16 @@ class TrainConfig(Config):
     )
     family: str = "sd15"
     generator: Generator = Generator()
-    prompts: str = Field(description="shapes:train, or a file with one prompt a line")
+    prompts: str = Field(
+        description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
+        "file; OWNER/NAME:COLUMN[@REVISION] of the hub"
+    )
+    text_encoding: Literal["ahead", "live"] = Field(
+        "ahead", description="ahead encodes every prompt before training and lets go of the text encoders; live keeps them"
+    )
+    text_cache: str | None = Field(
+        None, description="folder of the encoded prompts; by default one below ALIGN_CACHE or ~/.cache"
+    )
     steps: PositiveInt
     batch_size: PositiveInt = Field(description="global: pictures a step, over all processes and micro-batches")
     accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
@@ -220,6 +229,8 @@ class TrainConfig(Config):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them"
             )
+        if self.text_encoding == "live" and self.text_cache:
+            raise ValueError(f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead")
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:test")
         for role in ("student", "assistant"):

@@ -73,7 +73,12 @@ def compare(before: Tensor, after: Tensor, prompts: list[str], names: list[str])
 
 def report(config: TrainConfig, output: Path) -> None:
     """Print the comparison, and write `comparison.json` and `comparison.png`."""
-    available = list(dict.fromkeys(read_prompts(config.held_out.prompts or config.prompts)))
+    source: dict[str, None] = {}
+    for prompt in read_prompts(config.held_out.prompts or config.prompts):
+        source[prompt] = None
+        if len(source) == config.report:
+            break
+    available = list(source)
     prompts = [available[i % len(available)] for i in range(config.report)]
     start, result = config.initial or config.reference, str(output / "checkpoint")
     before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")

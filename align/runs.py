@@ -13,7 +13,7 @@ from evaluate.files import replace
 from prompts.errors import UserError
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.
-FREE = {"steps", "save_every", "sample_every", "trackers"}
+FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
 
 
 def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:

@@ -25,7 +25,8 @@ class StateError(UserError):
     """A state that cannot be written or read, with what to do about it."""
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,14 +78,14 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], *, keep: int = 2) ->
         for name, part in parts.items():
             path = draft / f"{name}.pt"
             torch.save(part, path)
-            _flush(path)
+            flush(path)
             digests[path.name] = sha256(path)
         (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1))
-        _flush(draft / MANIFEST)
-        _flush(draft)
+        flush(draft / MANIFEST)
+        flush(draft)
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-        _flush(folder)
+        flush(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(draft, ignore_errors=True)
         raise StateError(

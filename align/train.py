@@ -25,6 +25,7 @@ from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss,
 from align.rewards import Decoder, Rewards
 from align.roles import Average, Roles, adapter, merged
 from align.start import load_into
+from align.texts import prepare, release, restore
 from evaluate import pipelines
 from evaluate.console import Watch, console
 from prompts.errors import UserError
@@ -79,26 +80,6 @@ class Model:
         """`G(z, c) = D(k z, sigma_init, c)` (DI++ eq. C.4): standard normal z `[B, C, H, W]` to x0."""
         sigma = torch.full((len(z),), self.sigma_init, dtype=z.dtype, device=z.device)
         return self.denoiser(network, conditioning)(self.k * z, sigma)
-
-
-class Conditioning:
-    """Every prompt encoded once; text encoders are not needed afterwards."""
-
-    def __init__(self, family: Any, pipeline: Any, prompts: list[str], *, device: Any, dtype: torch.dtype, chunk: int = 256):
-        unique = list(dict.fromkeys(prompts))
-        self.prompts, self.device = prompts, device
-        row = {prompt: i for i, prompt in enumerate(unique)}
-        self._rows = torch.tensor([row[prompt] for prompt in prompts])
-        parts = [family.encode(pipeline, unique[i : i + chunk]) for i in range(0, len(unique), chunk)]
-        self._encoded = {key: torch.cat([part[key].to("cpu", dtype) for part in parts]) for key in parts[0]}
-        self._null = {key: value.to(device, dtype) for key, value in family.null(pipeline).items()}
-
-    def __call__(self, picks: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-        """Conditioning, null conditioning and texts of the prompts at `picks`."""
-        rows = self._rows[torch.as_tensor(picks)]
-        given = {key: value[rows].to(self.device) for key, value in self._encoded.items()}
-        null = {key: value.expand(len(rows), *value.shape[1:]) for key, value in self._null.items()}
-        return given, null, [self.prompts[int(i)] for i in picks]
 
 
 def student_terms(
@@ -183,10 +164,15 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     initial = reference if same else copy.deepcopy(reference)
     if not same:
         load_into(initial, str(config.initial), model.family.network)
-    texts = Conditioning(model.family, pipeline, read_prompts(config.prompts), device=device, dtype=dtype)
+    texts = prepare(
+        config, model.family, pipeline, read_prompts(config.prompts),
+        device=device, dtype=DTYPES[mixed] if mixed != "no" else dtype, show=main and show,
+    )  # fmt: skip
     decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
+    if config.text_encoding == "ahead":
+        release(pipeline)
     if not sharded:  # sharding moves each process's part alone
         initial, reference = initial.to(device), reference.to(device)
     # What is sharded together has one precision.
@@ -363,6 +349,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     with average.applied():
         result, added = merged(roles.student), adapter(roles.student)
         if main:
+            restore(pipeline, config)
             protocols = {name: scorer.protocol for name, scorer in rewards.scorers.items()}
             told = facts(
                 config,

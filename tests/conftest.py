@@ -16,6 +16,7 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ |= {
     "HF_ENDPOINT": HUB.url,
     "HF_HOME": CACHE.name,
+    "ALIGN_CACHE": f"{CACHE.name}/align",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ import yaml
 
 
 class Hub:
-    """Serves `root/REPOSITORY/REVISION/FILE`.
+    """Serves `root/REPOSITORY/REVISION/FILE`; the REPOSITORY of a dataset is `datasets/OWNER/NAME`.
 
     requests: every path that was asked for, in order. broken: whether the line breaks before a file's first byte. gated:
     repositories whose files are for those alone who accepted their terms. A revision goes by its folder's name or its commit.
@@ -49,7 +50,10 @@ class Hub:
                 hub.answer(self, body=True)
 
             def do_POST(self) -> None:
-                hub.write(self)
+                if "/paths-info/" in self.path:
+                    hub.answer(self, body=True)
+                else:
+                    hub.write(self)
 
             def do_PUT(self) -> None:
                 hub.write(self)
@@ -71,11 +75,10 @@ class Hub:
         self.requests.append(path)
         content: bytes | None = None
         status, code = 404, "EntryNotFound"
-        if path.startswith("/api/models/"):
-            repository, _, revision = path.removeprefix("/api/models/").partition(
-                "/tree/" if "/tree/" in path else "/revision/"
-            )
-            name = ""
+        api = re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/(tree|revision|paths-info)/([^/]+)/?(.*))?", path)
+        if api:
+            repository = f"datasets/{api[2]}" if api[1] == "datasets" else api[2]
+            revision, name = api[4] or "main", api[5] or ""
         else:
             repository, _, rest = path.strip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
@@ -84,15 +87,15 @@ class Hub:
             status, code = 401, "RepoNotFound"  # what the real one says to strangers, since it may be private
         elif folder is None:
             code = "RevisionNotFound"
-        elif "/tree/" in path:
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            rows = [
-                {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": etag(file)}
-                for file in files
-            ]
-            content = json.dumps(rows).encode()
-        elif path.startswith("/api/models/"):
-            content = json.dumps({"id": repository, "sha": commit(folder.name), "siblings": []}).encode()
+        elif api and api[3] == "tree":
+            if (folder / name).is_dir():
+                found = (folder / name).rglob("*") if "recursive=true" in request.path.lower() else (folder / name).glob("*")
+                content = json.dumps([entry(folder, file) for file in sorted(found)]).encode()
+        elif api and api[3] == "paths-info":
+            asked = json.loads(_body(request))["paths"]
+            content = json.dumps([entry(folder, folder / path) for path in asked if (folder / path).exists()]).encode()
+        elif api:
+            content = json.dumps({"id": api[2], "sha": commit(folder.name), "siblings": []}).encode()
         elif repository in self.gated:
             status, code = 403, "GatedRepo"
         elif (folder / name).is_file():
@@ -203,6 +206,14 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
         request.rfile.readline()
     request.rfile.readline()
     return content
+
+
+def entry(folder: Path, path: Path) -> dict[str, object]:
+    """What a tree says of a file or a folder."""
+    named = {"path": str(path.relative_to(folder))}
+    if path.is_dir():
+        return named | {"type": "directory", "oid": "0"}
+    return named | {"type": "file", "size": path.stat().st_size, "oid": etag(path)}
 
 
 def commit(revision: str) -> str:
