@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align import families, monitor, sharding, state
 from align.config import Optimizer, TrainConfig
@@ -141,13 +142,14 @@ def assistant_pass(
     config: TrainConfig, model: Model, student: nn.Module, assistant: nn.Module, batch: Batch, backward: Backward
 ) -> dict[str, Tensor]:
     """Add a micro-batch's share to the assistant's gradient. Returns its share of the step's figures."""
-    with torch.no_grad():
-        x0 = model.generate(student, batch.draw.z, batch.given)
-    loss = assistant_loss(
-        x0, batch.draw.noise, batch.draw.sigma,
-        assistant=model.denoiser(assistant, batch.given), weight=WEIGHTS[config.assistant.weight],
-    ).mean()  # fmt: skip
-    backward(loss / config.accumulate)
+    with record_function("assistant's update"):
+        with torch.no_grad():
+            x0 = model.generate(student, batch.draw.z, batch.given)
+        loss = assistant_loss(
+            x0, batch.draw.noise, batch.draw.sigma,
+            assistant=model.denoiser(assistant, batch.given), weight=WEIGHTS[config.assistant.weight],
+        ).mean()  # fmt: skip
+        backward(loss / config.accumulate)
     return {"assistant": loss.detach() / config.accumulate}
 
 
@@ -159,7 +161,8 @@ def student_pass(
     student: `roles.student`, or what it is wrapped in. Each term's gradient at x0 is taken by itself, so that of all networks
     only the student's activations are kept throughout.
     """
-    x0 = model.generate(student, batch.draw.z, batch.given)
+    with record_function("student's forward"):
+        x0 = model.generate(student, batch.draw.z, batch.given)
     leaf = x0.detach().requires_grad_()
     figures: dict[str, Tensor] = {}
 
@@ -175,13 +178,15 @@ def student_pass(
     )  # fmt: skip
     direction = torch.zeros_like(leaf)
     for name, term in terms.items():
-        loss = term().mean()
-        (slope,) = torch.autograd.grad(loss, leaf)
+        with record_function(f"student's {name}"):
+            loss = term().mean()
+            (slope,) = torch.autograd.grad(loss, leaf)
         direction += slope
         # Per picture, so that the figure does not depend on the batch.
         norm = slope.flatten(1).norm(dim=1).mean() * len(slope)
         figures |= {name: loss.detach(), f"{name}_gradient": norm}
-    backward((x0 * direction).sum() / config.accumulate)
+    with record_function("student's backward"):
+        backward((x0 * direction).sum() / config.accumulate)
     return {name: value / config.accumulate for name, value in figures.items()}
 
 
@@ -234,12 +239,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     texts = Conditioning(model.family, pipeline, read_prompts(config.prompts), device=device, dtype=dtype)
     decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
-    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
-    if not sharded:  # sharding moves each process's part alone
-        initial, reference = initial.to(device), reference.to(device)
-    # What is sharded together has one precision.
-    frozen = torch.float32 if mixed == "no" or (sharded and config.lora) else DTYPES[mixed]
-    roles = Roles(initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing, frozen=frozen)
+    held_out = monitor.load_scorers(config, device=device, dtype=dtype)
+    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, held_out, device=device, dtype=dtype)
+    # Sharding moves each process's part alone.
+    roles = make_roles(config, initial, reference, same=same, device="cpu" if sharded else device)
     if sharded:
         for network in roles.networks():
             sharding.shard(network, device)
@@ -395,6 +398,17 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     return watch.step == total
 
 
+def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
+    """The roles as a config wants them stored, on `device`."""
+    # What is sharded together has one precision.
+    narrow = config.precision in ("bf16", "fp16") and not (config.parallel == "fsdp2" and config.lora)
+    return Roles(
+        initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
+        frozen=DTYPES[config.precision] if narrow else torch.float32,
+        device=device,
+    )  # fmt: skip
+
+
 def _check_trackers(config: TrainConfig) -> None:
     """accelerate passes over a tracker it cannot find without a word."""
     from accelerate.tracking import get_available_trackers
@@ -410,7 +424,9 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     if options.name == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return kind(parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+    # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none.
+    fused = True if parameters[0].device.type == "cuda" else None
+    return kind(parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=fused)
 
 
 def _add(figures: dict[str, Tensor], more: dict[str, Tensor]) -> None:
