@@ -363,6 +363,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
                 "seconds": seconds,
                 "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds,
             }
+            if device.type == "cuda":
+                values["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             if (step + 1) % config.held_out.every == 0 or step + 1 == total:
                 with average.applied():
                     tripped, seen = watcher.evaluate(roles.student)

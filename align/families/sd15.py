@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 network = "unet"
+tiny_vae = "madebyollin/taesd"
 
 
 @torch.no_grad()

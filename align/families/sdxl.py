@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 network = "unet"
+tiny_vae = "madebyollin/taesdxl"
 
 PIXELS = 8  # of a picture, along each side of a latent's
 
