@@ -7,13 +7,15 @@ kernel as by flash's: queries, keys, values, output and a log-sum-exp.
 """
 
 import copy
+import functools
 import itertools
 import json
 import math
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -119,19 +120,33 @@ class Tracker(TorchDispatchMode):
 
 
 #: What autocast computes in float32 on CUDA and leaves as it comes on a CPU, of all that networks do (torch's reference of autocast).
-WIDE = {
-    "layer_norm", "group_norm", "softmax", "log_softmax", "norm", "sum", "prod", "cumsum", "pow", "exp", "log", "rsqrt", "reciprocal",
-    "mse_loss", "cosine_similarity", "normalize",
-}  # fmt: skip
+WIDE = (
+    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "norm.ScalarOpt_dim", "sum.dim_IntList", "cumsum", "pow.Tensor_Scalar",
+    "exp", "log", "rsqrt", "reciprocal", "mse_loss", "cosine_similarity",
+)  # fmt: skip
 
 
-class AsOnCuda(TorchFunctionMode):
-    """Within: autocast on a CPU keeps in float32 what it would on CUDA."""
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Within: autocast on a CPU keeps in float32 what it would on CUDA. Not a mode of torch functions: backward passes leave those."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in WIDE and torch.is_autocast_enabled("cpu"):
-            args = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
-        return func(*args, **(kwargs or {}))
+    def register(library: Any, name: str) -> None:
+        operation = functools.reduce(getattr, name.split("."), torch.ops.aten)
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            wide = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
+            with torch.autocast("cpu", enabled=False):
+                return operation(*wide, **kwargs)
+
+        library.impl(name, kernel, "AutocastCPU")
+
+    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Warning only once for all operators"
+        )  # some have a kernel, which this replaces
+        for name in WIDE:
+            register(library, name)
+        yield
 
 
 class Role(NamedTuple):
@@ -216,7 +231,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         for parameter in parameters.values():
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))  # type: ignore[arg-type,list-item]
 
-    with AsOnCuda() if cuda else nullcontext(), tracker:
+    with as_on_cuda() if cuda else nullcontext(), tracker:
         average = Average(trainable["student"], config.ema)
         tracker.hold("average", average.values.values())
         tracker.hold("watched pictures", [watcher.z, watcher.noise, *watcher.given.values()])
@@ -388,7 +403,8 @@ def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
     return found
 
 
-def _changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
+def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
+    """The config with `a.b` set to a value, one pair after the other."""
     content = config.model_dump(mode="json")
     for key, value in changes:
         content = place(content, key.split("."), value)
@@ -411,11 +427,11 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
     changes: list[tuple[str, Any]] = []
     least = found.total
     for change in remedies(config, processes):
-        total = estimate(_changed(config, [*changes, change]), processes=processes).total
+        total = estimate(changed(config, [*changes, change]), processes=processes).total
         if total < least:  # what does not help here is left out
             changes, least = [*changes, change], total
         if least <= available:
-            alone = len(changes) > 1 and estimate(_changed(config, changes[-1:]), processes=processes).total <= available
+            alone = len(changes) > 1 and estimate(changed(config, changes[-1:]), processes=processes).total <= available
             options = " ".join(
                 f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in (changes[-1:] if alone else changes)
             )
