@@ -131,7 +131,7 @@ def as_on_cuda() -> Iterator[None]:
     """Within: autocast on a CPU keeps in float32 what it would on CUDA. Not a mode of torch functions: backward passes leave those."""
 
     def register(library: Any, name: str) -> None:
-        operation = functools.reduce(getattr, name.split("."), torch.ops.aten)
+        operation: Any = functools.reduce(getattr, name.split("."), torch.ops.aten)
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             wide = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
@@ -229,7 +229,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         tracker.hold("text encoders", rest)
     for parameters in trainable.values():
         for parameter in parameters.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))  # type: ignore[arg-type,list-item]
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))
 
     with as_on_cuda() if cuda else nullcontext(), tracker:
         average = Average(trainable["student"], config.ema)
@@ -284,7 +284,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
 
 def _fake(modules: Iterable[nn.Module]) -> None:
     """Put a fake tensor in the place of every parameter and buffer. Modules have to be finished: fake parameters cannot be cast."""
-    made: dict[int, Tensor] = {}
+    made: dict[int, nn.Parameter] = {}
     with FAKE:
         for module in {id(each): each for root in modules for each in root.modules()}.values():
             for name, old in [*module._parameters.items(), *module._buffers.items()]:
