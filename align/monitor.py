@@ -87,6 +87,7 @@ class Monitor:
         return seen
 
     @torch.no_grad()
+    @record_function("drawing samples")
     def draw(self, step: int, roles: "Roles", folder: Path, *, keep: bool = True) -> None:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
         assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them."""
