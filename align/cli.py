@@ -25,14 +25,27 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest wh
 def train(
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
     config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config, estimate the GPU memory it needs, and stop.")
+    ] = False,
+    gpu_memory: Annotated[
+        Optional[float],
+        typer.Option("--gpu-memory", metavar="GIB", min=0, help="With --dry-run: what a GPU has; by default the one at hand."),
+    ] = None,
+    processes: Annotated[
+        Optional[int],
+        typer.Option("--processes", min=1, help="With --dry-run: how many GPUs; by default as many as were launched."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
     from align import config as configs
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
     if dry_run:
-        print(configs.dump(resolved), end="")
+        print(configs.dump(resolved), end="", flush=True)
+        from align import runs
+
+        runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
         return
     from align import runs
 

@@ -400,14 +400,14 @@ def _assign(content: dict[str, Any], text: str) -> dict[str, Any]:
     if isinstance(parsed, str):
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
             parsed = float(parsed)
-    return _place(content, key.split("."), parsed)
+    return place(content, key.split("."), parsed)
 
 
-def _place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+def place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """A copy of `content` with `value` at `path`, in place of what was there."""
     first, *rest = path
     inner = content.get(first)
-    return {**content, first: _place(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+    return {**content, first: place(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align.config import TrainConfig
 from align.data import read_prompts, seeded
@@ -19,6 +20,11 @@ GRID = 16  # pictures in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
 
 
+def load_scorers(config: TrainConfig, *, device: Any, dtype: torch.dtype) -> dict[str, scorers.Scorer]:
+    """The held-out scorers of a config."""
+    return {name: scorers.load(name, device=device, dtype=dtype) for name in config.held_out.scorers}
+
+
 class Monitor:
     """Fixed captions and noise, the scorers they are scored with, and the first scores as a baseline."""
 
@@ -29,6 +35,7 @@ class Monitor:
         model: "Model",
         rewards: Rewards,
         decoder: Decoder,
+        held_out: dict[str, scorers.Scorer],
         *,
         device: Any,
         dtype: torch.dtype,
@@ -46,7 +53,7 @@ class Monitor:
         self.noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
         encoded = model.family.encode(pipeline, self.prompts)
         self.given = {key: value.to(device, dtype) for key, value in encoded.items()}
-        self.scorers = {name: scorers.load(name, device=device, dtype=dtype) for name in held.scorers}
+        self.scorers = held_out
         self.baseline: dict[str, float] = {}
 
     @torch.no_grad()
@@ -58,10 +65,7 @@ class Monitor:
         """
         if not self.scorers:
             return None, {}
-        pictures = self.decoder(self.model.generate(student, self.z, self.given))
-        seen = {f"held_out/{name}": scorer.score(pictures, self.prompts).mean().item() for name, scorer in self.scorers.items()}
-        if self.rewards:
-            seen["held_out/reward"] = self.rewards.of(pictures, self.prompts)[0].mean().item()
+        seen = {name: score.mean().item() for name, score in self.scores(student).items()}
         if not self.baseline:
             self.baseline = dict(seen)
         if self.config.held_out.guard == "off" or seen.get("held_out/reward", 0) <= self.baseline.get("held_out/reward", 0):
@@ -73,6 +77,17 @@ class Monitor:
         return None, seen
 
     @torch.no_grad()
+    def scores(self, student: nn.Module) -> dict[str, Tensor]:
+        """Every held-out score, and the reward, of the student's pictures, each `[pictures]`."""
+        with record_function("held-out pictures"):
+            pictures = self.decoder(self.model.generate(student, self.z, self.given))
+            seen = {f"held_out/{name}": scorer.score(pictures, self.prompts) for name, scorer in self.scorers.items()}
+            if self.rewards:
+                seen["held_out/reward"] = self.rewards.of(pictures, self.prompts)[0]
+        return seen
+
+    @torch.no_grad()
+    @record_function("drawing samples")
     def draw(self, step: int, roles: "Roles", folder: Path, *, keep: bool = True) -> None:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
         assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them."""

@@ -45,12 +45,13 @@ class Decoder:
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        if self.checkpointing and torch.is_grad_enabled():
-            # One picture at a time, since a decoder's activations are larger than a UNet's.
-            decoded = torch.cat([checkpoint(self._decode, one, use_reentrant=False) for one in scaled.split(1)])
-        else:
-            decoded = self._decode(scaled)
-        return (decoded / 2 + 0.5).clamp(0, 1)
+        # One picture at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
+        parts = [self._recomputed(one) for one in scaled.split(1)] if self.checkpointing else [self._decode(scaled)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    def _recomputed(self, scaled: Tensor) -> Tensor:
+        decoded: Tensor = checkpoint(self._decode, scaled, use_reentrant=False)
+        return decoded
 
     def _decode(self, scaled: Tensor) -> Tensor:
         decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]

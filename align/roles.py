@@ -104,13 +104,15 @@ class Roles:
         lora: LoraConfig | None,
         checkpointing: bool,
         frozen: torch.dtype = torch.float32,
+        device: Any = None,
     ):
         """Both networks are made into roles and belong to them.
 
         initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes
-        in, for the weights that are not trained.
+        in, for the weights that are not trained. device: where they end up; what is not trained arrives there in `frozen`.
         """
         if lora is None:
+            initial, reference = initial.to(device), reference.to(device)
             self.assistant: nn.Module = copy.deepcopy(reference).requires_grad_(True)
             self.student: nn.Module = (copy.deepcopy(initial) if same else initial).requires_grad_(True)
             self.reference: nn.Module = _freeze(reference, frozen).eval()
@@ -121,6 +123,8 @@ class Roles:
             _add_adapter(own, "student", lora)
             self.reference = Adapted(base, None)
             self.assistant, self.student = Adapted(base, "assistant"), Adapted(own, "student")
+            for network in self.networks():
+                network.to(device)
             for module in (self.assistant, self.student):
                 for parameter in module.trainable().values():
                     parameter.requires_grad_(True)

@@ -1,6 +1,8 @@
 """What the commands do: a run folder is made, filled, and never spoiled."""
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +58,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
 
     process = PartialState(cpu=not torch.cuda.is_available())
     if process.is_main_process:
+        if torch.cuda.is_available():
+            from align import memory
+
+            memory.check(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
         open_folder(config, output, resume=resume, preset=preset)
     process.wait_for_everyone()
     finished = loop(config, output, resume=resume)
@@ -63,6 +69,24 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
         report(config, output)
         describe(config, output)  # once more, with scores
     return finished
+
+
+def dry_run(config: TrainConfig, *, processes: int | None, gpu_memory: float | None) -> None:
+    """`align train --dry-run`: what is trained, and what it needs of a GPU's memory, on stderr; stdout is the config's.
+
+    gpu_memory: GiB; by default the GPU's at hand, and where there is none, no limit. Raises UserError where it cannot fit.
+    """
+    import torch
+
+    from align import memory
+
+    n = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    limit = math.inf
+    if gpu_memory is not None:
+        limit = gpu_memory * memory.GIB
+    elif torch.cuda.is_available():
+        limit = torch.cuda.mem_get_info()[0]
+    memory.show(memory.check(config, processes=n, available=limit), processes=n)
 
 
 def pretrain(config: Config, output: Path, *, resume: bool) -> bool:

@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align import families, monitor, sharding, state
 from align.card import facts
@@ -33,6 +34,10 @@ from prompts.errors import UserError
 #: A figure this many times its recent median is an explosion.
 EXPLOSION = 1e4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+#: `accelerator.backward`: what adds a scalar's gradient to the parameters'.
+Backward = Callable[[Tensor], None]
 
 
 class Stopped(UserError):
@@ -118,6 +123,67 @@ def student_terms(
     return terms
 
 
+class Batch(NamedTuple):
+    """A micro-batch on its device: what was drawn for it, its conditioning, the null prompt's, and the prompts."""
+
+    draw: Draw
+    given: dict[str, Tensor]
+    null: dict[str, Tensor]
+    prompts: list[str]
+
+
+def assistant_pass(
+    config: TrainConfig, model: Model, student: nn.Module, assistant: nn.Module, batch: Batch, backward: Backward
+) -> dict[str, Tensor]:
+    """Add a micro-batch's share to the assistant's gradient. Returns its share of the step's figures."""
+    with record_function("assistant's update"):
+        with torch.no_grad():
+            x0 = model.generate(student, batch.draw.z, batch.given)
+        loss = assistant_loss(
+            x0, batch.draw.noise, batch.draw.sigma,
+            assistant=model.denoiser(assistant, batch.given), weight=WEIGHTS[config.assistant.weight],
+        ).mean()  # fmt: skip
+        backward(loss / config.accumulate)
+    return {"assistant": loss.detach() / config.accumulate}
+
+
+def student_pass(
+    config: TrainConfig, model: Model, roles: Roles, student: nn.Module, batch: Batch, rewards: Rewards, backward: Backward
+) -> dict[str, Tensor]:
+    """Add a micro-batch's share to the student's gradient. Returns its share of the step's figures.
+
+    student: `roles.student`, or what it is wrapped in. Each term's gradient at x0 is taken by itself, so that of all networks
+    only the student's activations are kept throughout.
+    """
+    with record_function("student's forward"):
+        x0 = model.generate(student, batch.draw.z, batch.given)
+    leaf = x0.detach().requires_grad_()
+    figures: dict[str, Tensor] = {}
+
+    def reward(pictures: Tensor) -> Tensor:
+        weighted, each = rewards(pictures, batch.prompts)
+        figures.update({f"reward/{name}": score.mean() for name, score in each.items()})
+        return weighted
+
+    terms = student_terms(
+        config, leaf, batch.draw,
+        assistant=model.denoiser(roles.assistant, batch.given), reference=model.denoiser(roles.reference, batch.given),
+        null=model.denoiser(roles.reference, batch.null), rewards=reward if rewards else None,
+    )  # fmt: skip
+    direction = torch.zeros_like(leaf)
+    for name, term in terms.items():
+        with record_function(f"student's {name}"):
+            loss = term().mean()
+            (slope,) = torch.autograd.grad(loss, leaf)
+        direction += slope
+        # Per picture, so that the figure does not depend on the batch.
+        norm = slope.flatten(1).norm(dim=1).mean() * len(slope)
+        figures |= {name: loss.detach(), f"{name}_gradient": norm}
+    with record_function("student's backward"):
+        backward((x0 * direction).sum() / config.accumulate)
+    return {name: value / config.accumulate for name, value in figures.items()}
+
+
 def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool = True) -> bool:
     """Train, and leave `output/checkpoint`. Returns whether it ran to its end (False: a signal stopped it).
 
@@ -170,14 +236,12 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     )  # fmt: skip
     decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
-    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, device=device, dtype=dtype)
+    held_out = monitor.load_scorers(config, device=device, dtype=dtype)
+    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, held_out, device=device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
-    if not sharded:  # sharding moves each process's part alone
-        initial, reference = initial.to(device), reference.to(device)
-    # What is sharded together has one precision.
-    frozen = torch.float32 if mixed == "no" or (sharded and config.lora) else DTYPES[mixed]
-    roles = Roles(initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing, frozen=frozen)
+    # Sharding moves each process's part alone.
+    roles = make_roles(config, initial, reference, same=same, device="cpu" if sharded else device)
     if sharded:
         for network in roles.networks():
             sharding.shard(network, device)
@@ -230,12 +294,12 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         accelerator.wait_for_everyone()
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
-    def batches(k: int) -> list[tuple[Draw, dict[str, Tensor], dict[str, Tensor], list[str]]]:
+    def batches(k: int) -> list[Batch]:
         """This process's micro-batches of global batch k."""
         whole = source(k, dtype)
         parts = [whole.part(rank, world, m, config.accumulate) for m in range(config.accumulate)]
         moved = [Draw(prompts=p.prompts, z=p.z.to(device), noise=p.noise.to(device), sigma=p.sigma.to(device)) for p in parts]
-        return [(part, *texts(part.prompts)) for part in moved]
+        return [Batch(part, *texts(part.prompts)) for part in moved]
 
     def syncing(module: nn.Module, m: int) -> Any:
         """Gradients are averaged over processes with the last micro-batch only."""
@@ -270,47 +334,20 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             prompts: list[str] = []
 
             # The assistant learns to denoise what the student makes now (DI* Algorithm 1, upper half).
-            for update in range(config.assistant.updates if step >= warmup else 1):
-                for m, (draw, given, _, prompts) in enumerate(batches(step * per_step + update)):  # noqa: B007
-                    with torch.no_grad():
-                        x0 = model.generate(roles.student, draw.z, given)
+            updates = config.assistant.updates if step >= warmup else 1
+            for update in range(updates):
+                for m, batch in enumerate(batches(step * per_step + update)):
                     with syncing(wrapped["assistant"], m):
-                        denoiser = model.denoiser(wrapped["assistant"], given)
-                        loss = assistant_loss(
-                            x0, draw.noise, draw.sigma, assistant=denoiser, weight=WEIGHTS[config.assistant.weight]
-                        ).mean()
-                        accelerator.backward(loss / config.accumulate)
-                    _add(figures, "assistant", loss / (config.accumulate * (config.assistant.updates if step >= warmup else 1)))
+                        part = assistant_pass(config, model, roles.student, wrapped["assistant"], batch, accelerator.backward)
+                    _add(figures, {name: value / updates for name, value in part.items()})
+                    prompts = batch.prompts
                 figures["assistant_gradient"] = apply("assistant")
 
             # The student moves towards reward and reference (lower half).
-            for m, (draw, given, null, prompts) in enumerate(batches(step * per_step + per_step - 1) if step >= warmup else []):
+            for m, batch in enumerate(batches(step * per_step + per_step - 1) if step >= warmup else []):
                 with syncing(wrapped["student"], m):
-                    x0 = model.generate(wrapped["student"], draw.z, given)
-                    leaf = x0.detach().requires_grad_()
-                    scores: dict[str, Tensor] = {}
-
-                    def reward(pictures: Tensor, texts: list[str] = prompts, scores: dict[str, Tensor] = scores) -> Tensor:
-                        weighted, each = rewards(pictures, texts)
-                        scores.update(each)
-                        return weighted
-
-                    terms = student_terms(
-                        config, leaf, draw,
-                        assistant=model.denoiser(roles.assistant, given), reference=model.denoiser(roles.reference, given),
-                        null=model.denoiser(roles.reference, null), rewards=reward if rewards else None,
-                    )  # fmt: skip
-                    direction = torch.zeros_like(leaf)
-                    for name, term in terms.items():
-                        loss = term().mean()
-                        (slope,) = torch.autograd.grad(loss, leaf)
-                        direction += slope
-                        _add(figures, name, loss / config.accumulate)
-                        # Per picture, so that the figure does not depend on the batch.
-                        _add(figures, f"{name}_gradient", slope.flatten(1).norm(dim=1).mean() * len(slope) / config.accumulate)
-                    for name, score in scores.items():
-                        _add(figures, f"reward/{name}", score.mean() / config.accumulate)
-                    accelerator.backward((x0 * direction).sum() / config.accumulate)
+                    _add(figures, student_pass(config, model, roles, wrapped["student"], batch, rewards, accelerator.backward))
+                prompts = batch.prompts
             if step >= warmup:
                 figures["student_gradient"] = apply("student")
                 average.update()
@@ -325,6 +362,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
                 "seconds": seconds,
                 "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds,
             }
+            if device.type == "cuda":
+                values["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             if (step + 1) % config.held_out.every == 0 or step + 1 == total:
                 with average.applied():
                     tripped, seen = watcher.evaluate(roles.student)
@@ -372,6 +411,17 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     return watch.step == total
 
 
+def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
+    """The roles as a config wants them stored, on `device`."""
+    # What is sharded together has one precision.
+    narrow = config.precision in ("bf16", "fp16") and not (config.parallel == "fsdp2" and config.lora)
+    return Roles(
+        initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
+        frozen=DTYPES[config.precision] if narrow else torch.float32,
+        device=device,
+    )  # fmt: skip
+
+
 def _check_trackers(config: TrainConfig) -> None:
     """accelerate passes over a tracker it cannot find without a word."""
     from accelerate.tracking import get_available_trackers
@@ -396,14 +446,17 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
                 f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {plain}"
             ) from None
     kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
-    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(
-        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
-    )
+    rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
+    if library is torch:
+        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none.
+        rest["fused"] = True if parameters[0].device.type == "cuda" else None
+    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
     return made
 
 
-def _add(figures: dict[str, Tensor], name: str, value: Tensor) -> None:
-    figures[name] = figures.get(name, torch.zeros_like(value)) + value.detach()
+def _add(figures: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        figures[name] = figures.get(name, torch.zeros_like(value)) + value
 
 
 def _reduce(accelerator: Any, figures: dict[str, Tensor]) -> dict[str, float]:

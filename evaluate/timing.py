@@ -201,8 +201,9 @@ def _configs(model: str, revision: str | None = None) -> Path:
     """The folder with a model's configs, that of the pipeline it leans on where it has one."""
     path, how = pipelines.locate(model), pipelines.runnable(model)
     if path is None:
+        repo, _, pinned = model.partition("@")
         allow = [f"*{suffix}" for suffix in layers.TEXTS]
-        return hub.fetch_folder(model, revision or "main", allow=allow, ignore=["*.index.json"])
+        return hub.fetch_folder(repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
     folder = path if path.is_dir() else path.parent
     return _configs(pipelines.beside(folder, how.pipeline), how.revision) if how.pipeline else folder
 

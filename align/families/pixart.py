@@ -12,6 +12,7 @@ from torch import Tensor, nn
 network = "transformer"
 # No cleaning of captions, and the size that is asked for rather than the nearest one of the published networks'.
 arguments: dict[str, Any] = {"clean_caption": False, "use_resolution_binning": False}
+tiny_vae = "madebyollin/taesd"
 
 PIXELS = 8  # of a picture, along each side of a latent's
 

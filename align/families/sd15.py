@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 network = "unet"
 arguments: dict[str, Any] = {}
+tiny_vae = "madebyollin/taesd"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 network = "unet"
 arguments: dict[str, Any] = {}
+tiny_vae = "madebyollin/taesdxl"
 
 PIXELS = 8  # of a picture, along each side of a latent's
 

@@ -68,7 +68,7 @@ def load(name: str, path: str | None) -> Scorer:
 
         zero_to_one = Preprocess(size=RESOLUTION, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return Oracle(name, zero_to_one)
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = Path(path) if path else embedded.folder(name)
     if not (folder / "config.json").is_file():
@@ -76,7 +76,6 @@ def load(name: str, path: str | None) -> Scorer:
             f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align reward'"
         )
     weights.check_folder(folder)
-    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-    weights.check_folder(folder, clip)
-    files = sorted(folder.glob("*.safetensors"))
+    clip, files = CLIPModel(CLIPConfig.from_pretrained(folder)), sorted(folder.glob("*.safetensors"))
+    weights.load_strict(clip, {key: value for file in files for key, value in weights.read(file).items()}, folder)
     return DualEncoder(name, clip, CLIPTokenizer.from_pretrained(folder), weights_sha256=weights.sha256(*files))

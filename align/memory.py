@@ -1,0 +1,470 @@
+"""What a run will need of a GPU's memory: one step carried out by the loop's own functions, on tensors that have a shape and no numbers.
+
+Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are needed. Fake
+tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in what it keeps, autocast's
+list of operations in float32 and the allocator's blocks of 512 bytes, that is carried out here; attention keeps the same by CPU's
+kernel as by flash's: queries, keys, values, output and a log-sum-exp.
+"""
+
+import copy
+import functools
+import itertools
+import json
+import math
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from align import families, monitor
+from align.config import Optimizer, TrainConfig, place, validate
+from align.data import Source, read_prompts
+from align.diffusion import TIMES
+from align.rewards import Decoder, Rewards
+from align.roles import Adapted, Average, Roles
+from align.texts import Live, encoders
+from align.train import DTYPES, Batch, Model, assistant_pass, make_optimizer, make_roles, student_pass
+from evaluate import hub
+from evaluate.console import console
+from evaluate.timing import random_pipeline
+from prompts.errors import UserError
+
+#: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
+RESERVE = 2**30
+GIB = 2**30
+BLOCK = 512  # bytes: what CUDA's caching allocator rounds to
+
+WEIGHTS, ACTIVATIONS, CASTS, GRADIENTS = "weights", "activations", "weights cast by autocast", "gradients"
+
+
+#: What a fake tensor meets becomes fake.
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class Tracker(TorchDispatchMode):
+    """Within: counts the bytes of every storage that an operation makes, until it is freed.
+
+    block: what sizes are rounded up to. shares: of a part's bytes, the share that one process holds. live: bytes now, by part;
+    peak: bytes by part when there were most; phase: the innermost `record_function` then.
+    """
+
+    def __init__(self, *, block: int = 1, shares: dict[str, float] | None = None):
+        super().__init__()
+        self.block, self.shares = block, shares or {}
+        self.live: Counter[str] = Counter()
+        self.total, self.most = 0.0, 0.0
+        self.peak: dict[str, float] = {}
+        self.phase = ""
+        self.peaks: dict[str, float] = {}
+        self._phases: list[str] = []
+        self._known: dict[int, tuple[Any, str, float]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.name()
+        if name.startswith("profiler::_record_function_enter"):
+            self._phases.append(args[0])
+        elif name.startswith("profiler::_record_function_exit"):
+            self._phases.pop()
+        else:
+            part = ACTIVATIONS
+            if name == "aten::_to_copy" and isinstance(args[0], Tensor) and self.part(args[0]).startswith(WEIGHTS):
+                part = CASTS
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    self._add(tensor, part)
+        return out
+
+    def part(self, tensor: Tensor) -> str:
+        """What a tensor is counted as; nothing where it is not."""
+        return self._known.get(tensor.untyped_storage()._cdata, (None, "", 0))[1]
+
+    def hold(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Count these as `part`, whether or not they have been counted as something else."""
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            if key in self._known:
+                self._free(key, None)
+            self._add(tensor, part)
+
+    def _add(self, tensor: Tensor, part: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = -(-storage.nbytes() // self.block) * self.block * self.shares.get(part, 1.0)
+        self._known[key] = (weakref.ref(storage, partial(self._free, key)), part, size)
+        self.live[part] += size  # type: ignore[assignment]
+        self.total += size
+        phase = next((each for each in reversed(self._phases) if not each.startswith("Optimizer.")), "")
+        if self.total > self.peaks.get(phase, 0):
+            self.peaks[phase] = self.total
+        if self.total > self.most:
+            self.most, self.peak, self.phase = self.total, dict(self.live), phase
+
+    def _free(self, key: int, _: Any) -> None:
+        _, part, size = self._known.pop(key)
+        self.live[part] -= size  # type: ignore[assignment]
+        self.total -= size
+
+
+#: What autocast computes in float32 on CUDA and leaves as it comes on a CPU, of all that networks do (torch's reference of autocast).
+WIDE = (
+    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "norm.ScalarOpt_dim", "sum.dim_IntList", "cumsum", "pow.Tensor_Scalar",
+    "exp", "log", "rsqrt", "reciprocal", "mse_loss", "cosine_similarity",
+)  # fmt: skip
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Within: autocast on a CPU keeps in float32 what it would on CUDA. Not a mode of torch functions: backward passes leave those."""
+
+    def register(library: Any, name: str) -> None:
+        operation: Any = functools.reduce(getattr, name.split("."), torch.ops.aten)
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            wide = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
+            with torch.autocast("cpu", enabled=False):
+                return operation(*wide, **kwargs)
+
+        library.impl(name, kernel, "AutocastCPU")
+
+    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Warning only once for all operators"
+        )  # some have a kernel, which this replaces
+        for name in WIDE:
+            register(library, name)
+        yield
+
+
+class Role(NamedTuple):
+    """Parameters of a role, how many of them are trained, and where they are kept."""
+
+    parameters: int
+    trainable: int
+    kept: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds."""
+
+    roles: dict[str, Role]
+    parts: dict[str, float]
+    phases: dict[str, float]
+    phase: str
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        """All parts and the reserve."""
+        return sum(self.parts.values()) + self.reserve
+
+
+def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> Estimate:
+    """Carry out a step, and the drawing of samples, without numbers. cuda: as on a GPU; else as on a CPU, where all parts stay."""
+    if config.batch_size % (processes * config.accumulate):
+        raise UserError(
+            f"batch_size = {config.batch_size} is not a multiple of {processes} processes x accumulate {config.accumulate}; change one"
+        )
+    # Prompts are padded, so any do.
+    held = config.held_out.model_copy(update={"prompts": "shapes:test"})
+    config = config.model_copy(update={"prompts": "shapes:train", "held_out": held})
+    dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    sharded = config.parallel == "fsdp2" and processes > 1
+    narrow = DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
+
+    def autocast() -> Any:
+        return torch.autocast("cpu", dtype=narrow) if narrow else nullcontext()
+
+    # ---- models, as train() makes them -----------------------------------------------------------------------------------
+    pipeline = random_pipeline(config.pipeline or config.reference, dtype=dtype, device="meta")
+    with torch.device("meta"), hub.weights_left_out():
+        reference = getattr(pipeline, families.load(config.family).network)
+        same = config.initial in (None, config.reference)
+        initial = reference if same else copy.deepcopy(reference)
+        decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device="meta")
+        rewards = Rewards(config.rewards, decoder, device="meta", dtype=dtype)
+        held_out = monitor.load_scorers(config, device="meta", dtype=dtype)
+        roles = make_roles(config, initial, reference, same=same, device="meta")
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    _fake(
+        [
+            *modules,
+            *roles.networks(),
+            roles.student,
+            roles.assistant,
+            decoder.vae,
+            *rewards.scorers.values(),
+            *held_out.values(),
+        ]
+    )
+    # From here on factories make true tensors, small ones; what meets a fake one becomes fake.
+    model = Model(config, pipeline, autocast)
+    # Those that pass no gradient read numbers, on the CPU.
+    networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
+    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
+    texts = Live(
+        model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=DTYPES[mixed] if mixed != "no" else dtype
+    )
+    trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
+
+    tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
+    for name, tensors in _weights(roles).items():
+        tracker.hold(f"{WEIGHTS}: {name}", tensors)
+    tracker.hold("autoencoder", _tensors(decoder.vae))
+    tracker.hold("scorers", [t for scorer in [*rewards.scorers.values(), *held_out.values()] for t in _tensors(scorer)])
+    told = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
+    if config.text_encoding == "live":
+        tracker.hold("text encoders", [tensor for part in told for tensor in _tensors(part)])
+    if not cuda:  # where all of the pipeline but the text encoders stays
+        others = [tensor for part in modules if part not in told for tensor in _tensors(part)]
+        tracker.hold("rest of the pipeline", [tensor for tensor in others if not tracker.part(tensor)])
+    for parameters in trainable.values():
+        for parameter in parameters.values():
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))
+
+    with as_on_cuda() if cuda else nullcontext(), tracker:
+        average = Average(trainable["student"], config.ema)
+        tracker.hold("average", average.values.values())
+        tracker.hold("watched pictures", [watcher.z, watcher.noise, *watcher.given.values()])
+        optimizers = {name: _primed(getattr(config, name), parameters) for name, parameters in trainable.items()}
+        for optimizer in optimizers.values():
+            tracker.hold("optimiser states", (t for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)))
+        buckets = _extra(config, roles, trainable, processes)
+        for part, tensor in buckets.items():
+            tracker.hold(part, [tensor])
+
+        def apply(name: str) -> None:
+            with record_function(f"{name}'s optimiser"):
+                parameters, limit = list(trainable[name].values()), getattr(config, name).clip
+                nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+                optimizers[name].step()
+                optimizers[name].zero_grad(set_to_none=True)
+
+        size = config.batch_size // (processes * config.accumulate)
+        shape = (reference.config.in_channels, reference.config.sample_size, reference.config.sample_size)
+        sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
+        source = Source(len(texts.prompts), shape, size, sigmas, seed=config.seed)
+        draws = [source(k, dtype) for k in range(config.accumulate)]
+        # The loop holds all of a step's micro-batches; the second finds the first one's gradients, and so does every other.
+        batches = [Batch(draw, *texts(draw.prompts)) for draw in draws]
+        tracker.hold(
+            "batch",
+            [
+                t
+                for batch in batches
+                for t in [*vars(batch.draw).values(), *batch.given.values(), *batch.null.values()]
+                if isinstance(t, Tensor)
+            ],
+        )
+        for batch in batches[:2]:
+            assistant_pass(config, model, roles.student, roles.assistant, batch, Tensor.backward)
+        apply("assistant")
+        for batch in batches[:2]:
+            student_pass(config, model, roles, roles.student, batch, rewards, Tensor.backward)
+        apply("student")
+        average.update()
+        with average.applied():
+            if held.scorers:
+                watcher.scores(roles.student)
+            watcher.draw(0, roles, Path(), keep=False)
+    return Estimate(
+        roles=_roles(config, roles, trainable, same=same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
+        phase=tracker.phase, reserve=RESERVE if cuda else 0.0,
+    )  # fmt: skip
+
+
+def _fake(modules: Iterable[nn.Module]) -> None:
+    """Put a fake tensor in the place of every parameter and buffer. Modules have to be finished: fake parameters cannot be cast."""
+    made: dict[int, nn.Parameter] = {}
+    with FAKE:
+        for module in {id(each): each for root in modules for each in root.modules()}.values():
+            for name, old in [*module._parameters.items(), *module._buffers.items()]:
+                if old is None or isinstance(old, FakeTensor):
+                    continue
+                new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
+                if isinstance(old, nn.Parameter):
+                    module._parameters[name] = made.setdefault(id(old), nn.Parameter(new, requires_grad=old.requires_grad))
+                else:
+                    module._buffers[name] = new
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+def _weights(roles: Roles) -> dict[str, list[Tensor]]:
+    """Every role's own tensors, each once; a base goes by the first role that needs it."""
+    found: dict[str, list[Tensor]] = {}
+    for name in ("student", "assistant"):
+        role = getattr(roles, name)
+        if isinstance(role, Adapted):
+            found[f"{name}'s adapter"] = list(role.trainable().values())
+    seen = {id(tensor) for tensors in found.values() for tensor in tensors}
+    for name in ("reference", "assistant", "student"):
+        role = getattr(roles, name)
+        own = [tensor for tensor in _tensors(role) if id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in own}
+        if own:
+            found[f"{name}'s base" if isinstance(role, Adapted) else name] = own
+    return found
+
+
+def _primed(options: Optimizer, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimiser that has its states already."""
+    optimizer = make_optimizer(options, list(parameters.values()))
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def _shares(config: TrainConfig, processes: int) -> dict[str, float]:
+    """What FSDP2 leaves one process of each part. Between micro-batches gradients are kept whole (`sharding.sync`)."""
+    names = ("student", "assistant", "reference")
+    parts = [f"{WEIGHTS}: {name}{end}" for name in names for end in ("", "'s base", "'s adapter")]
+    whole = [] if config.accumulate > 1 else [GRADIENTS]
+    return dict.fromkeys([*parts, *whole, "optimiser states", "average"], 1 / processes)
+
+
+def _extra(
+    config: TrainConfig, roles: Roles, trainable: dict[str, dict[str, nn.Parameter]], processes: int
+) -> dict[str, Tensor]:
+    """What DDP or FSDP2 hold beside: buckets as large as the gradients, or blocks gathered from all processes."""
+    if processes == 1:
+        return {}
+    if config.parallel == "ddp":
+        return {"gradient buckets (DDP)": _room(sum(_bytes(p.values()) for p in trainable.values()))}
+    blocks, rest = [0], 0
+    for network in roles.networks():
+        lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+        own = [_bytes(block.parameters()) for each in lists for block in each]
+        blocks += own
+        rest += _bytes(network.parameters()) - sum(own)
+    # A block in use, the next one on its way, and the gradients of one on their way back.
+    return {"gathered blocks (FSDP2)": _room(rest + 3 * max(blocks))}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _room(size: int) -> Tensor:
+    with FAKE:
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def _roles(config: TrainConfig, roles: Roles, trainable: dict[str, dict[str, nn.Parameter]], *, same: bool) -> dict[str, Role]:
+    found = {}
+    for name in ("student", "assistant", "reference"):
+        role = getattr(roles, name)
+        mine = sum(p.numel() for p in trainable.get(name, {}).values())
+        if isinstance(role, Adapted):
+            base = sum(p.numel() for key, p in role.base.named_parameters() if ".lora_" not in key)
+            over = "a base of its own" if name == "student" and not same else "the reference"
+            kept = "base of the adapters" if name == "reference" else f"adapter of rank {config.lora.rank} over {over}"  # type: ignore[union-attr]
+            found[name] = Role(base + mine, mine, kept)
+        else:
+            found[name] = Role(sum(p.numel() for p in role.parameters()), mine, "full copy")
+    return found
+
+
+# ---- what fits -----------------------------------------------------------------------------------------------------------
+
+
+def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
+    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what alters the result least comes first."""
+    found: list[tuple[str, Any]] = []
+    if not config.gradient_checkpointing:
+        found.append(("gradient_checkpointing", True))
+    micro = config.batch_size // processes
+    if config.accumulate < micro:
+        found.append(("accumulate", micro))
+    if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
+        found.append(("divergence.gradient", "exact_sequential"))
+    if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
+        found.append(("parallel", "fsdp2"))
+    tiny = getattr(families.load(config.family), "tiny_vae", None)
+    if config.rewards and config.reward_vae is None and tiny:
+        found.append(("reward_vae", tiny))
+    if config.lora is None:
+        found.append(("lora", {"rank": 64, "alpha": 64.0}))
+    elif config.lora.rank > 16:
+        found.append(("lora.rank", 16))
+    return found
+
+
+def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
+    """The config with `a.b` set to a value, one pair after the other."""
+    content = config.model_dump(mode="json")
+    for key, value in changes:
+        content = place(content, key.split("."), value)
+    return validate(TrainConfig, content, "memory")
+
+
+def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
+    """The estimate, if it is at most `available` bytes; else a UserError that names the changes with which it would be.
+
+    Remedies are added one after the other until it fits; if the last of them is enough by itself, it is named alone.
+    """
+    found = estimate(config, processes=processes)
+    if found.total <= available:
+        return found
+    largest = sorted(found.parts, key=lambda part: -found.parts[part])[:3]
+    why = (
+        f"memory: about {found.total / GIB:.1f} GiB are needed and {available / GIB:.1f} GiB are there "
+        f"({found.phase}: {', '.join(f'{part} {found.parts[part] / GIB:.1f}' for part in largest)} GiB)"
+    )
+    changes: list[tuple[str, Any]] = []
+    least = found.total
+    for change in remedies(config, processes):
+        total = estimate(changed(config, [*changes, change]), processes=processes).total
+        if total < least:  # what does not help here is left out
+            changes, least = [*changes, change], total
+        if least <= available:
+            alone = len(changes) > 1 and estimate(changed(config, changes[-1:]), processes=processes).total <= available
+            options = " ".join(
+                f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in (changes[-1:] if alone else changes)
+            )
+            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
+    raise UserError(
+        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f} GiB: "
+        "take a larger GPU, or more of them with parallel = fsdp2"
+    )
+
+
+def show(found: Estimate, *, processes: int) -> None:
+    """Print the roles, and the memory by part and by phase, on stderr."""
+    from rich.table import Table
+
+    table = Table("role", "parameters", "trained", "kept as", title="roles")
+    for name, role in found.roles.items():
+        table.add_row(name, f"{role.parameters / 1e6:,.1f} M", f"{role.trainable / 1e6:,.1f} M", role.kept)
+    console.print(table)
+    each = "a GPU" if processes == 1 else f"each of {processes} GPUs"
+    table = Table("part", "GiB", title=f"estimated memory of {each} at its peak: {found.phase}")
+    parts = {part: size for part, size in found.parts.items() if size} | {
+        "reserve: CUDA's context, kernels' workspaces": found.reserve
+    }
+    for part, size in sorted(parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, f"{size / GIB:.2f}")
+    table.add_section()
+    table.add_row("in all", f"{found.total / GIB:.2f}")
+    console.print(table)
+    peaks = ", ".join(f"{phase} {(size + found.reserve) / GIB:.2f}" for phase, size in found.phases.items() if phase)
+    console.print(f"most in each phase, in GiB: {peaks}")

@@ -1,0 +1,284 @@
+"""The estimate of memory: against what the loop does on real tensors, against what the process holds, and against the published sizes."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import SMALL_RUN
+from torch import nn
+
+from align import cli, memory
+from align import config as configs
+from align.config import TrainConfig
+
+MIB = 2**20
+
+
+def config(folder: Path, **changes: Any) -> TrainConfig:
+    return configs.validate(TrainConfig, SMALL_RUN | {"reference": str(folder)} | changes, "test")
+
+
+# ---- the tracker -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_storage_counts_once_until_it_is_freed() -> None:
+    with memory.Tracker(block=512) as tracker:
+        a = torch.ones(1000)
+        b = a.view(10, 100)[2:]
+        assert tracker.total == 4096  # 4000 bytes in blocks of 512
+        del a
+        assert tracker.total == 4096
+        del b
+        assert tracker.total == 0
+        torch.ones(10_000)
+    assert tracker.most == 40_448
+    assert tracker.peak == {memory.ACTIVATIONS: 40_448}
+
+
+def test_gradients_and_casts_are_told_apart() -> None:
+    layer = nn.Linear(100, 100, bias=False)
+    with memory.Tracker() as tracker:
+        tracker.hold(f"{memory.WEIGHTS}: layer", [layer.weight])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(torch.ones(1, 100)).sum().backward()
+            assert layer.weight.grad is not None
+            tracker.hold(memory.GRADIENTS, [layer.weight.grad])
+    assert tracker.peak[f"{memory.WEIGHTS}: layer"] == tracker.live[memory.GRADIENTS] == 40_000
+    assert tracker.peak[memory.CASTS] == 20_000
+
+
+# ---- the loop on real tensors, and the process -------------------------------------------------------------------------------
+
+CASES: dict[str, dict[str, Any]] = {
+    "full, exact, accumulated": {"accumulate": 2},
+    "lora, exact, checkpointing": {"lora": {"rank": 4, "alpha": 4.0}, "gradient_checkpointing": True},
+    "lora, sequential, bf16": {
+        "lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}, "precision": "bf16",
+    },
+}  # fmt: skip
+
+#: Parent of the cases' processes, that they start with all imported. Prints, per case, estimated and measured bytes.
+SCRIPT = """
+import json, os, sys
+import diffusers, peft, torch, transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from pathlib import Path
+from align import config as configs, memory
+from align.train import train
+torch.set_num_threads(1)
+
+def held(field):
+    (line,) = [line for line in open("/proc/self/status") if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+def measure(content, folder):
+    config = configs.validate(configs.TrainConfig, content, "test")
+    read, write = os.pipe()
+    for what in ("estimate", "measure"):
+        if os.fork():
+            os.wait()
+            continue
+        if what == "estimate":
+            value = memory.estimate(config, cuda=False).total
+        else:
+            open("/proc/self/clear_refs", "w").write("5")
+            before = held("VmRSS")
+            train(config, Path(folder), show=False)
+            value = held("VmHWM") - before
+        os.write(write, f"{int(value)} ".encode())
+        os._exit(0)
+    os.close(write)
+    return [int(each) for each in os.read(read, 100).split()]
+
+for name, content in json.load(sys.stdin).items():
+    print(json.dumps([name, *measure(content, Path(sys.argv[1]) / name.replace(" ", "-"))]), flush=True)
+"""
+
+
+def medium(folder: Path) -> Path:
+    """A pipeline whose network is large beside what a run takes for itself: 13 M parameters, pictures of 256 x 256."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from tiny import tiny_components
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=[96, 192, 192], layers_per_block=1,
+        attention_head_dim=4, cross_attention_dim=16, norm_num_groups=32,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    )  # fmt: skip
+    parts = tiny_components(0) | {"unet": unet.eval()}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_the_estimate_is_what_the_process_holds(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a circle\na square\n")
+    common: dict[str, Any] = {
+        "method": "sim", "reference": str(medium(tmp_path / "medium")), "prompts": str(tmp_path / "prompts.txt"), "steps": 1,
+        "batch_size": 4, "held_out": {}, "assistant": {"learning_rate": 1e-5}, "student": {"learning_rate": 1e-5},
+    }  # fmt: skip
+    cases = {name: SMALL_RUN | common | changes for name, changes in CASES.items()}
+    # Freed memory goes back to the system at once, so that what is resident is what is held.
+    settings = {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in cases:
+        (tmp_path / name.replace(" ", "-")).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], input=json.dumps(cases), env=os.environ | settings,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == list(cases)
+    for name, estimated, measured in rows:
+        print(f"{name}: {estimated / MIB:.0f} MiB estimated, {measured / MIB:.0f} measured")
+    for name, estimated, measured in rows:
+        assert abs(estimated / measured - 1) < 0.15, (name, estimated / MIB, measured / MIB)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_is_what_a_gpu_holds(tmp_path: Path, name: str) -> None:
+    from align.train import train
+
+    held = {"method": "sim", "batch_size": 16, "steps": 2, "held_out": {}} | CASES[name]
+    made = config(medium(tmp_path / "medium"), **held)
+    (tmp_path / "run").mkdir()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    train(made, tmp_path / "run", show=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = memory.estimate(made)
+    assert (found.total - found.reserve) / memory.GIB == pytest.approx(lines[-1]["peak_gib"], rel=0.15)
+
+
+# ---- the published architectures -------------------------------------------------------------------------------------------
+
+#: What stabilityai/stable-diffusion-xl-base-1.0's unet/config.json says.
+SDXL = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2, "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "transformer_layers_per_block": [1, 2, 10],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+def test_sdxl_is_counted_and_weighed_without_its_weights(tmp_path: Path) -> None:
+    import tiny_families
+
+    folder = tmp_path / "sdxl"
+    tiny_families.save(tiny_families.pipeline("sdxl", tmp_path / "made"), folder)
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    described = {"text_encoder": {"hidden_size": 768}, "text_encoder_2": {"hidden_size": 1280, "projection_dim": 1280}}
+    for part, changes in described.items():
+        file = folder / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    (folder / "unet" / "config.json").write_text(json.dumps(SDXL))
+    made = config(
+        folder,
+        family="sdxl",
+        lora={"rank": 16, "alpha": 2.0},
+        precision="bf16",
+        gradient_checkpointing=True,
+        batch_size=1,
+        held_out={},
+    )
+    found = memory.estimate(made)
+    adapter = found.roles["student"].trainable
+    assert found.roles["reference"] == (2_567_463_684, 0, "base of the adapters")
+    assert found.roles["student"] == (2_567_463_684 + adapter, adapter, "adapter of rank 16 over the reference")
+    assert found.parts["weights: reference's base"] == pytest.approx(2 * 2_567_463_684, rel=0.01)
+    assert found.parts["optimiser states"] == pytest.approx(2 * 2 * 4 * adapter, rel=0.01)
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dry_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`align train shapes-di --dry-run` on a tiny pipeline: exit code, stdout, stderr."""
+    path = tmp_path / "small.yaml"
+    changes = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+    path.write_text(yaml.safe_dump(changes))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(
+            sys, "argv", ["align", "train", "shapes-di", "--config", str(path), "--dry-run", *map(str, arguments)]
+        )
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def test_a_dry_run_shows_roles_and_memory_beside_the_config(dry_run: Any) -> None:
+    code, out, err = dry_run("--gpu-memory", 24, "--processes", 2)
+    assert code == 0
+    assert configs.validate(TrainConfig, yaml.safe_load(out), "printed")
+    for word in (
+        "student",
+        "assistant",
+        "reference",
+        "full copy",
+        "each of 2 GPUs",
+        "activations",
+        "gradient buckets",
+        "reserve",
+        "in all",
+    ):
+        assert word in err
+
+
+def test_what_does_not_fit_is_refused_with_a_remedy(dry_run: Any) -> None:
+    found = memory.GIB + 4 * MIB
+    code, out, err = dry_run("--gpu-memory", found / memory.GIB)
+    assert code == 2
+    assert yaml.safe_load(out)["stage"] == "train"
+    (line,) = [line for line in err.splitlines() if line.startswith("align: ")]
+    assert "--set " in line and "GiB are needed" in line
+    code, _, err = dry_run("--gpu-memory", 0.5)
+    assert code == 2
+    assert "larger GPU" in err
+
+
+def test_a_remedy_is_enough(tiny: Path) -> None:
+    made = config(tiny, batch_size=32)
+    needed, least = memory.estimate(made).total, memory.estimate(memory.changed(made, [("accumulate", 32)])).total
+    with pytest.raises(memory.UserError) as refused:
+        memory.check(made, processes=1, available=(needed + least) / 2)
+    words = str(refused.value).split()
+    sets = [after for before, after in itertools.pairwise(words) if before == "--set"]
+    content = made.model_dump(mode="json")
+    for each in sets:
+        key, _, value = each.rstrip(",;").partition("=")
+        content = configs.place(content, key.split("."), yaml.safe_load(value))
+    mended = configs.validate(TrainConfig, content, "mended")
+    assert memory.estimate(mended).total <= (needed + least) / 2
+
+
+def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) -> None:
+    from align.train import train
+
+    made, weights = config(tiny, held_out={}), []
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        train(made, tmp_path / name, show=False)
+        weights.append((tmp_path / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+        memory.estimate(made)
+    assert weights[0] == weights[1]
