@@ -60,7 +60,8 @@ class Live:
     def __call__(self, picks: Any) -> tuple[Conditioning, Conditioning, list[str]]:
         """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`; rows are in `dtype` on `device`."""
         texts = [self.prompts[i] for i in picks]
-        null = {key: value.expand(len(texts), *value.shape[1:]) for key, value in self._null.items()}
+        # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with the precision they are stored in.
+        null = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._null.items()}
         return self._given(picks, texts), null, texts
 
 

@@ -9,13 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from hub import Hub, commit
-from tiny import SMALL_RUN
 
 from align import config as configs
 from align import data
-from align.config import TrainConfig
 from align.data import MAX_WORDS, dataset_id, read_prompts
-from align.train import train
 from prompts.errors import UserError
 
 LAION = "ChristophSchuhmann/improved_aesthetics_6.25plus"
@@ -209,14 +206,6 @@ def test_every_preset_reads_prompts() -> None:
     assert found
     for name, source in found.items():
         assert source.startswith("shapes:") or dataset_id(source), name
-
-
-def test_a_run_on_a_dataset_of_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None:
-    source = configs.presets()["sd15-di"]["prompts"]
-    publish(hub, [f"a circle number {i % 5}" for i in range(9)])
-    config = configs.validate(TrainConfig, SMALL_RUN | {"reference": str(tiny), "prompts": source}, "test")
-    assert train(config, tmp_path, show=False)
-    assert "a circle number 0" in (tmp_path / "checkpoint" / "README.md").read_text()
 
 
 def test_prompts_are_not_in_memory(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny_families
 import tiny_scorers
@@ -13,6 +14,7 @@ from hub import Hub
 
 from align import config as configs
 from align.config import TRAIN, TrainConfig
+from align.data import dataset_id
 from align.report import beginning
 from align.train import train
 from evaluate import pipelines, weights
@@ -97,6 +99,20 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
 def test_every_other_preset_takes_a_step(world: Path, tmp_path: Path, preset: str) -> None:
     config = resolve(preset, steps=1, sample_every=100)
     assert run(config, tmp_path / "run")
+
+
+def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path) -> None:
+    source = configs.presets()["sd15-di"]["prompts"]
+    where = dataset_id(source)
+    assert where
+    folder = published.folder(f"datasets/{where.repository}", "main")
+    table = {"URL": [f"https://example.org/{i}.jpg" for i in range(9)], "TEXT": [f"a circle, number {i % 5}" for i in range(9)]}
+    pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
+    config = resolve("sd15-di", prompts=source)
+    whole = run(config, tmp_path / "whole")
+    run(resolve("sd15-di", prompts=source, steps=2), tmp_path / "parts")
+    assert equal(whole, run(config, tmp_path / "parts", resume=True))
+    assert "a circle, number 0" in (tmp_path / "whole" / "checkpoint" / "README.md").read_text()
 
 
 def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None:
