@@ -217,9 +217,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     # Those that pass no gradient read numbers, on the CPU.
     networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
-    texts = Live(
-        model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=DTYPES[mixed] if mixed != "no" else dtype
-    )
+    texts = Live(model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
 
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
