@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -300,7 +301,7 @@ class Notes:
         return tuple(self.texts.index(text) + 1 for text in given)
 
 
-KEY = "In a cell: the paper's figure; ours +/- its standard error, or [95 % interval]; ours - the paper's, where the protocols are known to agree."
+KEY = "In a cell: the paper's figure; ours ± its standard error, or [95 % interval]; ours - the paper's, where the protocols are known to agree."
 
 
 def grids(name: str, table: Sequence[Cell]) -> tuple[list[Grid], list[str]]:
@@ -309,61 +310,61 @@ def grids(name: str, table: Sequence[Cell]) -> tuple[list[Grid], list[str]]:
     for part in dict.fromkeys(cell.figure.part for cell in table):
         here = [cell for cell in table if cell.figure.part == part]
         heads = list({cell.column.metric: cell.column for cell in here}.values())
-        suite = next((column.suite for column in heads if column.suite), "")
+        settings, measured = ([column for column in heads if column.is_setting is kind] for kind in (True, False))
+        suite = next(column.suite for column in measured if column.suite)
         lines: dict[int, list[Cell]] = {}
         for cell in here:
             lines.setdefault(cell.figure.line, []).append(cell)
-        first = [Entry(("row, our model",), ())]
-        shown = [
-            Entry((column.metric, *_protocols(here, column)), notes("" if column.is_setting else column.why))
-            for column in heads
+        first = [
+            Entry((name,), ())
+            for name in ("row, our model", *([", ".join(each.metric for each in settings)] if settings else []))
         ]
-        rows = [_row(row, heads, notes) for row in lines.values()]
+        shown = [Entry((each.metric, *_protocols(here, each)), notes(*each.why.split("; "))) for each in measured]
+        rows = [_row(row, settings, measured, notes) for row in lines.values()]
         result.append(Grid(f"{label(name)}, {suite}", first + shown, rows))
     return result, notes.texts
 
 
 def _protocols(here: Sequence[Cell], column: Column) -> Iterator[str]:
     """What ours were measured with, where any were."""
-    if not column.is_setting:
-        yield from dict.fromkeys(cell.ours.protocol for cell in here if cell.column == column and cell.ours)
+    yield from dict.fromkeys(cell.ours.protocol for cell in here if cell.column == column and cell.ours)
 
 
-def _row(row: Sequence[Cell], heads: Sequence[Column], notes: Notes) -> list[Entry]:
-    measured = [cell for cell in row if not cell.column.is_setting]
+def _row(row: Sequence[Cell], settings: Sequence[Column], measured: Sequence[Column], notes: Notes) -> list[Entry]:
+    figure, by_column = (
+        row[0].figure,
+        {column: [cell for cell in row if cell.column == column] for column in (*settings, *measured)},
+    )
+    scores = [cell for column in measured for cell in by_column[column]]
     # Where a row has nothing of ours, the reasons stand by its name.
-    common = [] if any(cell.ours for cell in measured) else [cell.missing for cell in measured]
-    figure = row[0].figure
+    common = [] if any(cell.ours for cell in scores) else [cell.missing for cell in scores]
     about = pipelines.recipe(figure.model).about if figure.model else None
     told = [about.note or ""] if about and not common else []
     entries = [Entry((figure.row, figure.model), notes(*common, *told))]
-    for column in heads:
-        there = [cell for cell in row if cell.column == column]
-        entries.append(_entry(there, common, notes) if there else Entry(("",), ()))
-    return entries
+    if settings:
+        there = [cell for column in settings for cell in by_column[column]]
+        differ = [_setting(cell) for cell in there if cell.ours and _setting(cell) != cell.figure.value]
+        values = ", ".join(cell.figure.value for cell in there), ", ".join(f"{value} here" for value in differ)
+        entries.append(Entry(values, notes(*(cell.figure.note for cell in there))))
+    return entries + [_entry(cell, common, notes) for column in measured for cell in by_column[column]]
 
 
-def _entry(there: Sequence[Cell], common: Sequence[str], notes: Notes) -> Entry:
-    """One cell; or several, where a row has more than one figure under one head."""
-    cell = there[0]
-    remarks = [each.figure.note for each in there]
-    lines = [", ".join(each.figure.value or "lost" for each in there)]
-    ours = cell.ours
-    if cell.column.is_setting:
-        if ours and _setting(ours.value, cell) != cell.figure.value:
-            lines.append(f"{_setting(ours.value, cell)} here")
-    elif ours:
+def _entry(cell: Cell, common: Sequence[str], notes: Notes) -> Entry:
+    lines, remarks, ours = [cell.figure.value or "lost"], [cell.figure.note], cell.ours
+    if ours:
         lines.append(_spread(ours))
         remarks += [ours.apart, ours.remark]
         if cell.difference is not None:
-            lines.append(f"{cell.difference:+.{_decimals(cell.figure.value)}f}")
+            lines.append(f"{cell.difference:+.{len(cell.figure.value.partition('.')[2])}f}")
     elif cell.missing not in common:
         remarks.append(cell.missing)
     return Entry(tuple(lines), notes(*remarks))
 
 
-def _setting(value: float, cell: Cell) -> str:
-    return f"{value / 1e9:g}B" if cell.column.ours == ("parameters",) else f"{value:g}"
+def _setting(cell: Cell) -> str:
+    """What our recipe has, as the papers print it."""
+    assert cell.ours
+    return f"{cell.ours.value / 1e9:g}B" if cell.column.ours == ("parameters",) else f"{cell.ours.value:g}"
 
 
 def _spread(ours: Ours) -> str:
@@ -372,11 +373,7 @@ def _spread(ours: Ours) -> str:
     digits = 4 if not width > 0 else min(6, max(0, 1 - math.floor(math.log10(width))))
     if ours.low == ours.low:
         return f"{ours.value:.{digits}f} [{ours.low:.{digits}f}, {ours.high:.{digits}f}]"
-    return f"{ours.value:.{digits}f}" + (f" +/- {ours.error:.{digits}f}" if ours.error == ours.error else "")
-
-
-def _decimals(value: str) -> int:
-    return len(value.partition(".")[2])
+    return f"{ours.value:.{digits}f}" + (f" ± {ours.error:.{digits}f}" if ours.error == ours.error else "")
 
 
 def show(name: str, table: Sequence[Cell]) -> None:
@@ -384,9 +381,11 @@ def show(name: str, table: Sequence[Cell]) -> None:
     parts, notes = grids(name, table)
     out = printer()
     for title, heads, rows in parts:
-        shown = Table(title=escape(title), show_lines=True)
-        for head in heads:
-            shown.add_column(escape(_text(head)), overflow="fold", justify="right" if shown.columns else "left")
+        # Seven columns in 120, with names whole: what is measured is 13 wide, `0.925 ± 0.021`.
+        shown = Table(title=escape(title), box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, head in enumerate(heads):
+            width = 13 if i > 1 else None
+            shown.add_column(escape(_text(head)), overflow="fold", justify="right" if i else "left", max_width=width)
         for row in rows:
             shown.add_row(*(escape(_text(entry)) for entry in row))
         out.print(shown)
