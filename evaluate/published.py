@@ -90,7 +90,7 @@ class Column(NamedTuple):
 class Ours(NamedTuple):
     """What was measured here: value, standard error or 95 % interval (NaN where there is none), n pictures, protocol, and its command.
 
-    apart: why this row is no repetition of the paper's, whatever the protocol; empty where it is one. remark: what one should know.
+    apart: reasons why this row is no repetition of the paper's, whatever the protocol. remark: what one should know.
     """
 
     value: float
@@ -100,7 +100,7 @@ class Ours(NamedTuple):
     n: int
     protocol: str
     command: str
-    apart: str = ""
+    apart: tuple[str, ...] = ()
     remark: str = ""
 
 
@@ -126,7 +126,7 @@ class Cell(NamedTuple):
         if self.ours is None:
             return self.missing
         lost = "" if self.figure.value else LOST
-        return "" if self.difference is not None else "; ".join(filter(None, (lost, self.ours.apart, self.column.why)))
+        return "" if self.difference is not None else "; ".join(filter(None, (lost, *self.ours.apart, self.column.why)))
 
 
 # ---- the papers' side ----------------------------------------------------------------------------------------------------
@@ -163,6 +163,13 @@ class Board:
 
     folder: Path
     _rows: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    _recipes: dict[str, pipelines.Recipe] = field(default_factory=dict)
+
+    def recipe(self, model: str) -> pipelines.Recipe:
+        """The model's recipe, read once."""
+        if model not in self._recipes:
+            self._recipes[model] = pipelines.recipe(model)
+        return self._recipes[model]
 
     def rows(self, suite: str, model: str) -> list[dict[str, str]]:
         """The model's rows in the suite's leaderboard."""
@@ -185,16 +192,17 @@ class Board:
             for row in rows
             if row.get(protocol) and (ours := self._ours(row, protocol, column)) is not None
         ]
-        if found:  # a whole run before any other, then the column's first protocol, then the most pictures
-            return min(found, key=lambda ours: (bool(ours.apart), column.ours.index(ours.protocol), -ours.n))
+        if found:  # what is nearest to the paper's, then the column's first protocol, then the most pictures
+            return min(found, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
         if not rows:
-            return "not run; gated: accept its terms on the hub first" if _gated(model) else "not run"
+            about = self.recipe(model).about
+            return "not run; gated: accept its terms on the hub first" if about and about.gated else "not run"
         if column.group and any(row.get(protocol) for protocol in column.ours for row in rows):
             return f"run, but its records are not under {self.folder / 'runs'}"
         return f"run, but not with {' or '.join(column.ours)}"
 
     def _ours(self, row: dict[str, str], protocol: str, column: Column) -> Ours | None:
-        apart, command = _apart(row, protocol, column), row["command"]
+        apart, command = _apart(row, self.recipe(row["model"]), protocol, column), row["command"]
         if not column.group:
             error, low, high = (float(row.get(f"{protocol} {name}") or math.nan) for name in ("se", "low", "high"))
             value, n = float(row[protocol]), int(row[f"{protocol} n"])
@@ -223,29 +231,24 @@ class Board:
         )  # fmt: skip
 
 
-def _gated(model: str) -> bool:
-    about = pipelines.recipe(model).about
-    return bool(about and about.gated)
-
-
-def _apart(row: dict[str, str], protocol: str, column: Column) -> str:
+def _apart(row: dict[str, str], how: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:
     """Why a row of a leaderboard is no repetition of the paper's; empty where it is one."""
     recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
     options = dict(pairwise(words))
     n, whole = int(row["n"]), suites.card(column.suite).n * int(options.get("--per-prompt", 1))
-    if recipe is None:
-        return "of pictures that were drawn elsewhere"
-    if recipe != pipelines.recipe(row["model"]).record():
-        return "drawn by another recipe than today's"
-    if column.suite_sha256 and row["suite_sha256"] != column.suite_sha256:
-        return "of other prompts than the published suite's"
-    if n < whole:
-        return f"of {n:,} pictures of {whole:,} only"
-    if row["complete"] != "True":
-        return "of an incomplete run"
-    if any(word.startswith(f"{protocol}=") for word in words):
-        return "scored with weights that --weights gave, not the hub's"
-    return ""
+    reasons = {
+        "of pictures that were drawn elsewhere": recipe is None,
+        "drawn by another recipe than today's": recipe is not None and recipe != how.record(),
+        "of other prompts than the published suite's": column.suite_sha256 not in ("", row["suite_sha256"]),
+        _few(n, whole): n < whole,
+        "of an incomplete run": row["complete"] != "True",
+        "scored with weights that --weights gave, not the hub's": any(word.startswith(f"{protocol}=") for word in words),
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _few(n: int, whole: int) -> str:
+    return f"of {n:,} pictures of {whole:,} only"
 
 
 def cells(name: str, folder: Path) -> list[Cell]:
@@ -257,7 +260,7 @@ def cells(name: str, folder: Path) -> list[Cell]:
 def _cell(figure: Figure, column: Column, board: Board) -> Cell:
     if not figure.model:
         return Cell(figure, column, None, "no recipe: the paper does not say which of its models this is")
-    how = pipelines.recipe(figure.model)
+    how = board.recipe(figure.model)
     if not column.ours:
         return Cell(figure, column, None, column.why)
     if column.is_setting:
@@ -353,7 +356,7 @@ def _entry(cell: Cell, common: Sequence[str], notes: Notes) -> Entry:
     lines, remarks, ours = [cell.figure.value or "lost"], [cell.figure.note], cell.ours
     if ours:
         lines.append(_spread(ours))
-        remarks += [ours.apart, ours.remark]
+        remarks += [*ours.apart, ours.remark]
         if cell.difference is not None:
             lines.append(f"{cell.difference:+.{len(cell.figure.value.partition('.')[2])}f}")
     elif cell.missing not in common:
@@ -538,7 +541,7 @@ def plan(name: str, folder: Path, *, limit: int | None = None) -> Work:
 
     for cell in table:
         model, suite = cell.figure.model, cell.column.suite
-        if not model or pipelines.recipe(model).reported_only:
+        if not model or board.recipe(model).reported_only:
             if not cell.column.is_setting:
                 skip(model or cell.figure.row, cell.missing)
         elif cell.column.ours == (SECONDS,) and cell.ours is None:
@@ -561,9 +564,11 @@ def plan(name: str, folder: Path, *, limit: int | None = None) -> Work:
 
 
 def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
+    """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
     if isinstance(ours, str):
         return False
-    return not ours.apart or (limit is not None and ours.n >= min(limit, suites.card(suite).n))
+    whole = suites.card(suite).n
+    return not ours.apart or (limit is not None and ours.apart == (_few(ours.n, whole),) and ours.n >= limit)
 
 
 def run_missing(name: str, folder: Path, *, limit: int | None = None, device: str | None = None) -> bool:
