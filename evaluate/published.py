@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -235,7 +235,7 @@ def _apart(row: dict[str, str], how: pipelines.Recipe, protocol: str, column: Co
     """Why a row of a leaderboard is no repetition of the paper's; empty where it is one."""
     recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
     options = dict(pairwise(words))
-    n, whole = int(row["n"]), suites.card(column.suite).n * int(options.get("--per-prompt", 1))
+    n, whole = int(row["n"]), _count(column.suite) * int(options.get("--per-prompt", 1))
     reasons = {
         "of pictures that were drawn elsewhere": recipe is None,
         "drawn by another recipe than today's": recipe is not None and recipe != how.record(),
@@ -245,6 +245,11 @@ def _apart(row: dict[str, str], how: pipelines.Recipe, protocol: str, column: Co
         "scored with weights that --weights gave, not the hub's": any(word.startswith(f"{protocol}=") for word in words),
     }
     return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+@cache
+def _count(suite: str) -> int:
+    return suites.card(suite).n
 
 
 def _few(n: int, whole: int) -> str:
@@ -567,7 +572,7 @@ def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
     """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
     if isinstance(ours, str):
         return False
-    whole = suites.card(suite).n
+    whole = _count(suite)
     return not ours.apart or (limit is not None and ours.apart == (_few(ours.n, whole),) and ours.n >= limit)
 
 
@@ -577,7 +582,7 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
 
     work, say = plan(name, folder, limit=limit), console.print
     for suite, (models, metrics) in work.runs.items():
-        count = min(limit or math.inf, suites.card(suite).n)
+        count = min(limit or math.inf, _count(suite))
         say(f"to run: {suite}, {count:,} prompts, {', '.join(metrics)}: {', '.join(models)}", highlight=False)
     for why, what in work.skipped.items():
         say(escape(f"skipped: {', '.join(what)}: {why}"), highlight=False)
