@@ -484,8 +484,8 @@ table { border-collapse: collapse; margin: 1rem 0 2rem; }
 .wide { overflow-x: auto; }
 caption { text-align: left; font-weight: 600; padding: .5rem 0; }
 th, td { border: 1px solid var(--line); padding: .35rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
-tbody th { text-align: left; font-weight: 500; white-space: normal; }
-thead th { background: var(--head); }
+tbody th { text-align: left; font-weight: 500; white-space: normal; min-width: 9rem; }
+thead th { background: var(--head); white-space: normal; }
 thead th:first-child { text-align: left; }
 .more { display: block; color: var(--quiet); font-weight: 400; }
 """
@@ -516,7 +516,7 @@ def _write_html(path: Path, name: str, table: Sequence[Cell]) -> None:
 def _html(entry: Entry, tag: str) -> str:
     first, *more = [line for line in entry.lines if line] or [""]
     shown = html.escape(first) + "".join(f'<span class="more">{html.escape(line)}</span>' for line in more)
-    marks = "".join(f'<sup><a href="#note-{number}">{number}</a></sup>' for number in entry.notes)
+    marks = "".join(f'<sup><a href="#note-{number}">({number})</a></sup>' for number in entry.notes)
     return f"<{tag}>{shown}{marks}</{tag.partition(' ')[0]}>"
 
 

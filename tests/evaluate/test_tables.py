@@ -347,6 +347,7 @@ def test_a_page_shows_names_as_text(hostile: Path) -> None:
     page = Page(text)
     assert "script" not in page.tags
     assert page.text.count(HOSTILE) == 22 + 1
+    assert "sdxl-50step(4)(5)" in page.text  # notes 4 and 5, not 45
     assert page.tags["table"] == 2
     assert page.tags["tr"] == 2 * 12
     assert set(page.links) == {f"#{each}" for each in page.ids}
