@@ -279,6 +279,33 @@ def time_model(
 
 
 @app.command()
+def table(
+    name: Annotated[Optional[str], typer.Argument(metavar="TABLE", help="For example di-star/1; without it, the tables are listed.")] = None,
+    leaderboards: Annotated[Path, typer.Option("--leaderboards", metavar="DIR", help="Where our results are.")] = Path("leaderboards"),
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, .md or .html.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="First run what is missing and can be run, into --leaderboards. Run it again after an interruption.")] = False,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="With --run: only the first prompts of each suite. Such rows are shown as what they are and not compared.")] = None,
+    device: Annotated[Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")] = None,
+) -> None:  # fmt: skip
+    """Show a table of the papers beside what was measured here. Exit code 4 if --run left something undone."""
+    from evaluate import published
+
+    if name is None:
+        published.listing()
+        raise typer.Exit
+    published.figures(name)
+    if output:
+        published.writer(output)
+    whole = not run or published.run_missing(name, leaderboards, limit=limit, device=device)
+    cells = published.cells(name, leaderboards)
+    published.show(name, cells)
+    if output:
+        published.write(output, name, cells)
+    if not whole:
+        raise typer.Exit(4)
+
+
+@app.command()
 def bench(
     scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
     originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,

@@ -51,6 +51,15 @@ def row(records: Records, device: str) -> dict[str, Any]:
     return result
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """A leaderboard's rows, none where there is no file. Raises UserError where the file is no leaderboard."""
+    rows = read_csv(path) if path.is_file() else []
+    for number, old in enumerate(rows, 2):
+        if missing := [name for name in FIXED if name not in old]:
+            raise UserError(f"{path}, line {number}: no column {missing[0]!r}; not a leaderboard of this version: move it away")
+    return rows
+
+
 def upsert(path: Path, new: Mapping[str, Any]) -> None:
     """Put a row into the leaderboard, in place of the one that the same command and the same weights made before.
 
@@ -58,12 +67,7 @@ def upsert(path: Path, new: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        rows = read_csv(path) if path.is_file() else []
-        for number, old in enumerate(rows, 2):
-            if missing := [name for name in FIXED if name not in old]:
-                raise UserError(
-                    f"{path}, line {number}: no column {missing[0]!r}; not a leaderboard of this version: move it away"
-                )
+        rows = read(path)
         key = ("command", "model_sha256", "suite_sha256", "hardware", "versions")
         text = {name: str(value) for name, value in new.items()}
         rows = [old for old in rows if any(old[name] != text[name] for name in key)] + [text]

@@ -36,6 +36,15 @@ def published() -> Hub:
     return HUB
 
 
+@pytest.fixture(scope="session")
+def models(published: Hub) -> Hub:
+    """The loopback hub with every model that a recipe names, small."""
+    import tiny_models
+
+    tiny_models.publish(published)
+    return published
+
+
 @pytest.fixture
 def real_scorers(published: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The scorers other than those of `shapes` load small random weights from the loopback hub."""

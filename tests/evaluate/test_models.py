@@ -27,12 +27,6 @@ PROMPTS = ["a small red circle", "a large blue square left of a small red circle
 ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1": 46, "DI++ Table 2": 29}
 
 
-@pytest.fixture(scope="module")
-def models(published: Hub) -> Hub:
-    tiny_models.publish(published)
-    return published
-
-
 def draw(pipeline: Any, how: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
     return pipelines.draw(pipeline, how, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
 

@@ -1,0 +1,517 @@
+"""The papers' tables: every figure counted, a difference only where protocols are known to agree, names never markup."""
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import yaml
+from hub import Hub
+from recording import make
+
+from evaluate import cli, leaderboard, pipelines, published, scorers, sets
+from evaluate.generate import digest
+from evaluate.published import cells, columns, figures
+from evaluate.tables import read_csv, write_csv
+from prompts import suites
+from prompts.errors import UserError
+from prompts.shapes import sample_captions
+
+HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
+
+
+# ---- the papers' side ----------------------------------------------------------------------------------------------------
+
+
+#: Rows by part and figures a row, counted in the papers; of DI++ Table 1 the text keeps 5 figures.
+SHAPES = {
+    "di-star/1": ({"parti": 11, "coco": 11}, 8),
+    "di-star/2": ({"parti": 12}, 7),
+    "di-star/3": ({"hpsv2": 11}, 5),
+    "di-plus-plus/1": ({"hpsv2": 48}, None),
+    "di-plus-plus/2": ({"coco": 29}, 7),
+}
+
+
+@pytest.mark.parametrize("name", published.TABLES)
+def test_rows_and_figures_are_counted(name: str) -> None:
+    parts, wide = SHAPES[name]
+    table = figures(name)
+    rows = Counter((figure.part, figure.line) for figure in table)
+    assert set(rows) == {(part, line) for part, n in parts.items() for line in range(1, n + 1)}
+    assert all(figure.table == name for figure in table)
+    for part, line in rows:
+        assert len({(f.row, f.model) for f in table if (f.part, f.line) == (part, line)}) == 1
+    if wide:
+        assert set(rows.values()) == {wide}
+        assert all(figure.value for figure in table)
+    else:
+        assert [figure.value for figure in table if figure.value] == ["28.97", "28.25", "28.28", "28.50", "28.48"]
+        assert {figure.metric for figure in table} == {"Average", "column unknown"}
+
+
+@pytest.mark.parametrize("name", published.TABLES)
+def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
+    ranges = {
+        "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4), "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
+        **dict.fromkeys(("Animation", "Concept-Art", "Painting", "Photo", "Average", "column unknown"), (26, 34, 2)),
+    }  # fmt: skip
+    for figure in figures(name):
+        if figure.metric in ranges and figure.value:
+            low, high, digits = ranges[figure.metric]
+            assert low <= float(figure.value) <= high, figure
+            fewer = name == "di-plus-plus/2" and figure.metric in ("Image Reward", "Pick Score")
+            assert len(figure.value.partition(".")[2]) == digits - fewer, figure
+
+
+def test_averages_are_the_means_of_their_styles() -> None:
+    rows: dict[int, dict[str, float]] = {}
+    for figure in figures("di-star/3"):
+        rows.setdefault(figure.line, {})[figure.metric] = float(figure.value)
+    for row in rows.values():
+        average = row.pop("Average")
+        assert len(row) == 4
+        assert abs(np.mean(list(row.values())) - average) <= 0.005 + 1e-9
+
+
+def test_models_are_recipes_and_their_rows_are_these() -> None:
+    found = {(figure.model, published.label(name)) for name in published.TABLES for figure in figures(name) if figure.model}
+    told = {
+        (model, row) for model in pipelines.names() for about in [pipelines.recipe(model).about] if about for row in about.rows
+    }
+    assert found == told
+    lost = {figure.row for name in published.TABLES for figure in figures(name) if not figure.model}
+    assert lost == {"SD15-DI++-1Step", "DiT-DI++-1Step"}
+
+
+def test_the_papers_settings_are_the_recipes_or_a_note_says_so(tmp_path: Path) -> None:
+    for name in published.TABLES:
+        for cell in cells(name, tmp_path):
+            if cell.column.is_setting and cell.ours:
+                same = published._setting(cell) == cell.figure.value
+                assert same or cell.figure.note, cell
+
+
+def test_one_row_in_two_tables_has_one_figure_or_a_note() -> None:
+    tables = [
+        {(figure.model, figure.metric): figure for figure in figures(name) if figure.part == "parti"}
+        for name in ("di-star/1", "di-star/2")
+    ]
+    shared = [key for key in tables[0].keys() & tables[1].keys() if key[1].endswith(("Score", "Reward"))]
+    assert len(shared) == 6 * 4
+    apart = [key for key in shared if tables[0][key].value != tables[1][key].value]
+    assert apart == [("sdxl-dmd2-1step-1024", "Image Reward")]
+    first, second = (table[apart[0]] for table in tables)
+    assert (first.value, second.value) == ("0.930", "0.938")
+    assert "0.938" in first.note
+    assert "0.930" in second.note
+
+
+@pytest.mark.parametrize("name", published.TABLES)
+def test_what_is_known_of_columns(name: str) -> None:
+    known = {(column.part, column.metric): column for column in columns(name)}
+    table = figures(name)
+    assert {(figure.part, figure.metric) for figure in table} == known.keys()
+    metrics = {*scorers.variants(), *sets.variants()}
+    for column in known.values():
+        if column.suite:
+            assert column.suite in suites.names()
+            assert set(column.ours) <= metrics
+            assert column.ours
+        if not column.why:  # nothing stands against a difference, so all of this must be known
+            assert len(column.suite_sha256) == 64
+    for figure in table:
+        column = known[figure.part, figure.metric]
+        assert figure.protocol == "" or column.ours == (figure.protocol,)
+        assert figure.protocol or column.why
+
+
+def test_an_unknown_table_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no table 'di-star/4'; did you mean 'di-star/\d'"):
+        figures("di-star/4")
+
+
+# ---- ours ----------------------------------------------------------------------------------------------------------------
+
+
+def row_of(model: str, column: published.Column, value: float = 1.5, **changes: str) -> dict[str, str]:
+    """A row of a leaderboard: a whole run of the suite with the metrics of one column."""
+    n = str(suites.card(column.suite).n)
+    row = dict.fromkeys(leaderboard.FIXED, "x") | {
+        "model": model, "suite": column.suite, "n": n, "complete": "True", "suite_sha256": column.suite_sha256 or "5" * 64,
+        "recipe": json.dumps(pipelines.recipe(model).record()),
+        "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0 --per-prompt 1",
+    }  # fmt: skip
+    for protocol in column.ours:
+        row |= {protocol: str(value), f"{protocol} se": "0.0123", f"{protocol} n": n, f"{protocol} weights": "a"}
+    return row | changes
+
+
+def put(folder: Path, model: str, column: published.Column, value: float = 1.5, **changes: str) -> dict[str, str]:
+    row = row_of(model, column, value, **changes)
+    leaderboard.upsert(folder / f"{column.suite}.csv", row)
+    return row
+
+
+def column_of(name: str, metric: str, part: str = "parti") -> published.Column:
+    return next(column for column in columns(name) if (column.part, column.metric) == (part, metric))
+
+
+def cell_of(name: str, metric: str, model: str, folder: Path, part: str = "parti") -> published.Cell:
+    (found,) = [
+        cell
+        for cell in cells(name, folder)
+        if (cell.figure.part, cell.figure.metric, cell.figure.model) == (part, metric, model)
+    ]
+    return found
+
+
+def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path) -> None:
+    rows: dict[str, list[dict[str, str]]] = {}
+    for name in published.TABLES:
+        for column in columns(name):
+            for model in {f.model for f in figures(name) if f.part == column.part and f.model} if column.suite else ():
+                if not pipelines.recipe(model).reported_only:
+                    rows.setdefault(column.suite, []).append(row_of(model, column))
+    for suite, lines in rows.items():
+        names = dict.fromkeys(name for line in lines for name in line)
+        write_csv([{name: line.get(name, "") for name in names} for line in lines], tmp_path / f"{suite}.csv")
+    differences = [cell for name in published.TABLES for cell in cells(name, tmp_path) if cell.difference is not None]
+    assert {(cell.figure.table, cell.figure.part, cell.figure.metric) for cell in differences} == {
+        (table, "parti", metric) for table in ("di-star/1", "di-star/2") for metric in ("Image Reward", "Pick Score")
+    }
+    assert len(differences) == 2 * (10 + 6)
+    for cell in differences:
+        assert cell.difference == pytest.approx(1.5 - float(cell.figure.value))
+    for name in published.TABLES:
+        for cell in cells(name, tmp_path):
+            assert (cell.difference is None) == bool(cell.why) or cell.column.ours == ("seconds",) or cell.column.is_setting
+            if cell.column.suite and cell.figure.model and not pipelines.recipe(cell.figure.model).reported_only:
+                assert cell.column.group or cell.ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"suite_sha256": "6" * 64}, "other prompts"),
+        ({"n": "8"}, "of 8 pictures of 1,632 only"),
+        ({"complete": "False"}, "incomplete"),
+        ({"recipe": "null"}, "drawn elsewhere"),
+        ({"recipe": '{"steps": 2}'}, "another recipe"),
+        ({"command": "evaluate run --per-prompt 2 --model x"}, "of 1,632 pictures of 3,264 only"),
+        ({"command": "evaluate run --weights imagereward=mine.pt"}, "--weights"),
+    ],
+)
+def test_a_row_that_repeats_something_else_is_not_compared(changes: dict[str, str], said: str, tmp_path: Path) -> None:
+    put(tmp_path, "sdxl-distar", column_of("di-star/1", "Image Reward"), **changes)
+    cell = cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path)
+    assert cell.ours
+    assert cell.ours.value == 1.5
+    assert (cell.difference is None) == bool(said)
+    assert said in cell.why
+
+
+@pytest.mark.parametrize("change", [{"why": "unsure"}, {"ours": ("pickscore",)}])
+def test_what_is_not_known_of_a_column_takes_the_difference_away(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = column_of("di-star/1", "Image Reward")
+    put(tmp_path, "sdxl-distar", column)
+    put(tmp_path, "sdxl-distar", column_of("di-star/1", "Pick Score"), command="another --per-prompt 1")
+    assert cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path).difference is not None
+    changed = [each._replace(**change) if each == column else each for each in columns("di-star/1")]
+    monkeypatch.setattr(published, "columns", lambda name: changed)
+    assert cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path).difference is None
+
+
+def test_a_whole_run_is_taken_before_any_other(tmp_path: Path) -> None:
+    column = column_of("di-star/1", "Image Reward")
+    put(tmp_path, "sdxl-distar", column, 1.0, n="8", command="first --per-prompt 1")
+    put(tmp_path, "sdxl-distar", column, 2.0)
+    put(tmp_path, "sdxl-distar", column, 3.0, complete="False", command="third --per-prompt 1")
+    cell = cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path)
+    assert cell.ours
+    assert cell.ours.value == 2.0
+    assert cell.difference == pytest.approx(2.0 - 1.067)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "model", "part", "said"),
+    [
+        ("di-star/1", "Image Reward", "sdxl-distar", "parti", "not run"),
+        ("di-star/1", "Image Reward", "flux-dev-50step", "parti", "gated"),
+        ("di-star/1", "Image Reward", "sdxl-distar-dpo-long", "parti", "reported only: no published weights are known"),
+        ("di-star/1", "Infer Time per 10 Images", "sdxl-distar", "parti", "not timed"),
+        ("di-star/1", "Pick Score", "sdxl-50step", "parti", "run, but not with pickscore"),
+        ("di-star/3", "Photo", "sdxl-50step", "hpsv2", "records are not under"),
+        ("di-plus-plus/1", "column unknown", "sdxl-dmd2-4step-1024", "hpsv2", "does not show which style"),
+    ],
+)
+def test_why_ours_is_missing(name: str, metric: str, model: str, part: str, said: str, tmp_path: Path) -> None:
+    put(tmp_path, "sdxl-50step", column_of("di-star/1", "Image Reward"))
+    put(tmp_path, "sdxl-50step", column_of("di-star/3", "Photo", "hpsv2"))
+    cell = cell_of(name, metric, model, tmp_path, part)
+    assert cell.ours is None
+    assert said in cell.why
+
+
+def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
+    column = column_of("di-star/3", "Photo", "hpsv2")
+    row = put(tmp_path, "sdxl-50step", column, model_sha256="d" * 64)
+    scores = {protocol: np.array([28.0, 29.0, 30.0, 31.0]) for protocol in column.ours}
+    for sha, shift in (("e" * 64, 5), ("d" * 64, 0)):  # the first of the same command, but another model
+        run = make(
+            {name: each + shift for name, each in scores.items()},
+            suite="hpsv2",
+            model="sdxl-50step",
+            made_by={"model_sha256": sha},
+        )
+        run.frame["group.style"] = ["photo", "photo", "anime", "anime"]
+        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{digest(row['command'])[:8]}.parquet")
+    cell = cell_of("di-star/3", "Photo", "sdxl-50step", tmp_path, "hpsv2")
+    assert cell.ours
+    assert (cell.ours.value, cell.ours.error, cell.ours.n) == (28.5, 0.5, 2)
+    assert cell.difference is None
+    assert "antialiased" in cell.why
+
+
+def timing_row(**changes: str) -> dict[str, str]:
+    return {
+        "model": "sdxl-distar", "weights": "its own", "total_s": "2.2", "least_s": "2.1", "most_s": "2.3", "dtype": "fp16",
+        "repeats": "5", "hardware": "a card", "command": "evaluate time",
+    } | changes  # fmt: skip
+
+
+def test_times_are_shown_with_their_hardware_and_never_subtracted(tmp_path: Path) -> None:
+    rows = [timing_row(total_s="9"), timing_row(), timing_row(weights="random", total_s="1")]
+    write_csv(rows, tmp_path / "timings.csv")
+    cell = cell_of("di-star/1", "Infer Time per 10 Images", "sdxl-distar", tmp_path)
+    assert cell.ours
+    assert (cell.ours.value, cell.ours.low, cell.ours.high) == (2.2, 2.1, 2.3)
+    assert "a card, fp16" in cell.ours.remark
+    assert cell.difference is None
+    assert "hardware" in cell.why
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags of a page that are open, all that were seen, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.links += [str(value) for name, value in attrs if name in ("href", "src")]
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder whose timings come from hardware with a name that means harm."""
+    write_csv([timing_row(hardware=HOSTILE)], tmp_path / "timings.csv")
+    put(tmp_path, "sdxl-distar", column_of("di-star/1", "Image Reward"))
+    return tmp_path
+
+
+def test_a_page_shows_names_as_text(hostile: Path) -> None:
+    table = cells("di-star/1", hostile)
+    odd = [cell._replace(figure=cell.figure._replace(row=HOSTILE)) for cell in table]
+    published.write(hostile / "t.html", "di-star/1", odd)
+    text = (hostile / "t.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.text.count(HOSTILE) == 22 + 1
+    assert "sdxl-50step(4)(5)" in page.text  # notes 4 and 5, not 45
+    assert page.tags["table"] == 2
+    assert page.tags["tr"] == 2 * 12
+    assert set(page.links) == {f"#{each}" for each in page.ids}
+    assert "http" not in text  # nothing is fetched
+    assert "prefers-color-scheme: dark" in text
+    assert "+0.433" in page.text
+
+
+def test_markdown_shows_names_as_text(hostile: Path) -> None:
+    table = cells("di-star/1", hostile)
+    odd = [cell._replace(figure=cell.figure._replace(row=HOSTILE)) for cell in table]
+    published.write(hostile / "t.md", "di-star/1", odd)
+    text = (hostile / "t.md").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert set(re.findall(r"<[^>]*>", text)) == {"<br>", "<sup>", "</sup>"}
+    bare = re.sub(r"\\.", "", text)
+    assert "`" not in bare
+    assert "**" not in bare
+    assert "](" not in bare
+    lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {8}
+    assert "+0.433" in text
+
+
+def test_a_csv_has_a_line_a_cell(hostile: Path) -> None:
+    table = cells("di-star/1", hostile)
+    published.write(hostile / "t.csv", "di-star/1", table)
+    rows = read_csv(hostile / "t.csv")
+    assert len(rows) == len(table) == 176
+    (row,) = [each for each in rows if each["difference"]]
+    assert (row["model"], row["paper"], row["ours"], row["standard_error"]) == ("sdxl-distar", "1.067", "1.5", "0.0123")
+    assert float(row["difference"]) == pytest.approx(0.433)
+    assert all(each["why"] for each in rows if not each["difference"] and each["ours"] and each["suite"])
+    (seconds,) = [each for each in rows if each["protocol"] == "evaluate time"]
+    assert HOSTILE in seconds["note"]
+
+
+def test_the_terminal_is_readable_in_120_columns(
+    hostile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in published.TABLES:
+        published.show(name, cells(name, hostile))
+        said = capsys.readouterr().out
+        assert max(map(len, said.splitlines())) <= 120
+        assert "…" not in said
+    table = cells("di-star/1", hostile)
+    published.show("di-star/1", [cell._replace(figure=cell.figure._replace(row="[red]x[/red]")) for cell in table])
+    said = capsys.readouterr().out
+    for part in ("1.067", "1.500 ± 0.012", "+0.433", HOSTILE.split()[0]):
+        assert part in said
+    assert said.count("[red]x[/red]") == 22 + 1
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["evaluate", "table", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command_lists_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in published.TABLES)
+    assert command(monkeypatch, "di-starr/1") == 2
+    assert "did you mean 'di-star/1'" in capsys.readouterr().err
+    assert command(monkeypatch, "di-star/1", "--output", tmp_path / "t.pdf") == 2
+    assert "ends in .csv, .md, .html" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "parti.csv").write_text("a,b\n1,2\n")
+    assert command(monkeypatch, "di-star/1", "--leaderboards", tmp_path) == 2
+    assert "not a leaderboard" in capsys.readouterr().err
+
+
+@pytest.fixture
+def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The rows of DI* Table 2 on the loopback hub with pictures of few pixels, and 3 prompts called Parti's. Returns a folder for results."""
+    sha256 = column_of("di-star/2", "Image Reward").suite_sha256
+    prompts = tuple(suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3)))
+    monkeypatch.setattr(suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", ""))
+    recipes = tmp_path / "models"
+    recipes.mkdir()
+    for model in pipelines.names():
+        content = yaml.safe_load((pipelines.MODELS / f"{model}.yaml").read_text())
+        if not content.get("reported_only"):
+            content |= {"width": tiny_models.SIDE, "height": tiny_models.SIDE}
+        (recipes / f"{model}.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(pipelines, "MODELS", recipes)
+    return tmp_path / "results"
+
+
+def test_run_fills_the_table_and_goes_on(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evaluate import run
+
+    done: list[str] = []
+    original = run.run
+
+    def interrupted(settings: run.Settings, **options: Any) -> Path | None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(settings.model)
+        return original(settings, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            published.run_missing("di-star/2", world, limit=2, device="cpu")
+    assert len(done) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    metrics = "imagereward, aesthetic/v2, pickscore, clipscore/vit-g-14-dmd2"
+    assert f"to run: parti, 2 prompts, {metrics}: sdxl-dmd2-1step-1024, sdxl-diff-instruct, sdxl-dipp, sdxl-sim" in said
+    assert "skipped: sdxl-dipp-rew0-cfg0, sdxl-distar-out-rew100-cfg7.5" in said
+    assert "reported only: no published weights are known" in said
+
+    rest = published.plan("di-star/2", world, limit=2)
+    assert rest.runs["parti"][0] == ["sdxl-dipp", "sdxl-sim", "sdxl-distar", "sdxl-distar-long"]
+    page = world / "t.html"
+    assert (
+        command(monkeypatch, "di-star/2", "--run", "--limit", 2, "--leaderboards", world, "--output", page, "--device", "cpu")
+        == 0
+    )
+    assert [row["model"] for row in read_csv(world / "parti.csv")] == sorted([*done, *rest.runs["parti"][0]])
+    assert published.plan("di-star/2", world, limit=2).runs == {}
+    assert len(published.plan("di-star/2", world).runs["parti"][0]) == 6  # the whole suite is another matter
+    table = cells("di-star/2", world)
+    measured = [cell for cell in table if cell.column.suite and cell.ours]
+    assert len(measured) == 6 * 4
+    assert all("of 2 pictures of 1,632 only" in cell.why and cell.difference is None for cell in measured)
+    assert "of 2 pictures of 1,632 only" in page.read_text(encoding="utf-8")
+
+
+def test_a_model_that_fails_leaves_the_others(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evaluate import run
+
+    tried: list[str] = []
+
+    def refuse(settings: run.Settings) -> bool:
+        tried.append(settings.model)
+        raise UserError(f"{settings.model}: terms are not accepted")
+
+    monkeypatch.setattr(run, "run_and_tell", refuse)
+    assert command(monkeypatch, "di-star/2", "--run", "--limit", 1, "--leaderboards", world, "--device", "cpu") == 4
+    assert len(tried) == 6
+    assert "sdxl-sim on parti: sdxl-sim: terms are not accepted" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_cannot_be_run_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    work = published.plan("di-star/1", tmp_path)
+    assert set(work.runs) == {"parti", "coco2014-30k"}
+    put(tmp_path, "sdxl-sim", column_of("di-star/2", "Image Reward"), n="8", complete="False")
+    assert "sdxl-sim" in published.plan("di-star/2", tmp_path, limit=8).runs["parti"][0]  # it is tried again
+    assert all(not metric.startswith("fid/") for _, metrics in work.runs.values() for metric in metrics)
+    reasons = " ".join(work.skipped)
+    assert "evaluate time" in reasons
+    assert "--reference" in reasons
+    lost = published.plan("di-plus-plus/1", tmp_path)
+    assert "hpsv2-glide" in lost.skipped["reported only: known from the HPSv2 paper alone"]
+    assert lost.runs["hpsv2"][1] == ["hpsv2.0/aa"]
