@@ -13,7 +13,7 @@ function fill(node, attributes, children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
@@ -139,7 +139,7 @@ function leaderboard({ models, metrics, board }) {
   }
   // The best first, where a column has a best; again, and it turns round.
   const press = (column) => sort(column, sorted === column ? -direction : column.lower ? 1 : -1);
-  head.append(...all.map((column) => el("th", { scope: "col", title: column.title || null },
+  head.append(...all.map((column) => el("th", { scope: "col", title: column.title || null, class: column === plain[2] ? "wrap" : null },
     el("button", { type: "button", onclick: () => press(column) }, column.name),
     columns.includes(column) ? el("small", {}, column.lower ? "lower is better" : metrics[columns.indexOf(column)].set ? " " : "higher is better") : null)));
   const first = columns.find((column) => !column.lower) ?? columns[0] ?? plain[0];
@@ -229,7 +229,7 @@ function distributions({ models, metrics, scores }) {
       return root;
     }));
   }).filter(real);
-  if (panels.length) section("distributions", "Score distributions", "Share of pictures by score, on one scale for all models of a metric. The dark line is the mean.", el("div", { class: "panels" }, panels));
+  if (panels.length) section("distributions", "Score distributions", "Share of pictures by score, on one scale for all models of a metric. The upright line is the mean.", el("div", { class: "panels" }, panels));
 }
 
 // ---- pictures
@@ -298,8 +298,8 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
   function row(r) {
     const gap = view.sort === "suite" ? null : difference(r);
     const about = [ids[r], ...(copy && copy.includes(1) ? [`picture ${copy[r] + 1}`] : []), ...groups.map((group) => `${group.name}: ${group.values[group.of[r]]}`)];
-    return el("li", { "data-id": ids[r] }, el("div", { class: "prompt" }, text(prompts[r])),
-      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference to be had · ", text(about.join(" · "))),
+    return el("li", { "data-id": ids[r] }, el("div", {}, el("div", { class: "prompt" }, text(prompts[r])),
+      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference to be had · ", text(about.join(" · ")))),
       el("div", { class: "shots" }, models.map((_, m) => shot(m, r))));
   }
 
@@ -346,10 +346,13 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
     );
   }
   if (errors.some((model) => Object.keys(model).length)) controls.push(el("label", { class: "tick" }, tick, "only with errors"));
-  const heads = el("div", { class: "heads", "aria-hidden": "true" }, models.map((model) => text(model.label)));
+  const heads = el("div", { class: "heads", "aria-hidden": "true" }, el("div"), el("div", { class: "shots" }, models.map((model) => text(model.label))));
   section("pictures", "Pictures", "The same prompts, a column a model. Choose a picture to see it whole; the arrow keys then go through models and prompts.",
     el("div", { class: "controls", role: "search", "aria-label": "Filter and order of the pictures" }, controls), said, pagers[0], heads, list, pagers[1]);
-  for (const box of [heads, list]) box.style.setProperty("--columns", models.length);
+  for (const box of [heads, list]) {
+    box.style.setProperty("--columns", models.length);
+    box.classList.toggle("beside", models.length < 4);
+  }
   update();
 }
 
@@ -381,7 +384,7 @@ function training(runs) {
   let weight = 0.9, cursor = null;
   const line = (r) => ({ stroke: colour(r), "stroke-dasharray": ["", "6 3", "2 3"][Math.floor(r / 6) % 3] || null, fill: "none" });
 
-  function panel(name) {
+  function panel(name, kind) {
     const own = runs.map((run, r) => ({ run, r, curve: run.curves[name] })).filter(({ curve }) => curve);
     const reading = el("p", { class: "reading" });
     const read = () => {
@@ -423,7 +426,7 @@ function training(runs) {
       return root;
     });
     charts.push({ redraw: box.redraw, read });
-    return el("div", { class: "panel" }, el("h3", {}, name), box, reading);
+    return el("div", { class: "panel" }, el("h3", {}, name, el("small", {}, kind)), box, reading);
   }
   let asked = false;
   function redraw() {
@@ -435,16 +438,16 @@ function training(runs) {
   function point(step) { cursor = step; at.value = step; redraw(); }
   const soft = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: weight, oninput: () => { weight = Number(soft.value); redraw(); } });
 
-  const rest = new Set(names), blocks = [];
+  const rest = new Set(names), panels = [];
   for (const [title, fits] of KINDS) {
     const own = [...rest].filter(fits);
     own.forEach((name) => rest.delete(name));
-    if (own.length) blocks.push(el("h3", { class: "group" }, title), el("div", { class: "panels" }, own.map(panel)));
+    panels.push(...own.map((name) => panel(name, title)));
   }
   const legend = runs.length > 1 ? el("ul", { class: "legend", "aria-label": "Runs" }, runs.map((run, r) => el("li", {}, svg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 22, y1: 6, y2: 6, "stroke-width": 2.5, ...line(r) }), mark(MARKS[r % 6], 11, 6, 4, { fill: colour(r) })), text(run.label)))) : null;
   const coarse = Math.max(...runs.map((run) => run.per_point));
   section("training", "Training", `Curves over steps: faint as logged, bold smoothed. ${coarse > 1 ? `In long runs a point is the mean of up to ${coarse} steps. ` : ""}Point at a chart, or move the step, to read values off all of them.`,
-    el("div", { class: "controls" }, el("label", {}, "Smoothing", soft), el("label", {}, "Step", at)), legend, ...blocks,
+    el("div", { class: "controls" }, el("label", {}, "Smoothing", soft), el("label", {}, "Step", at)), legend, el("div", { class: "panels" }, panels),
     el("div", {}, runs.map((run, r) => stage(run, r))));
 }
 function stage(run, t) {
