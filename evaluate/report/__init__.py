@@ -109,7 +109,9 @@ def _write(output: Path, files: Path, page: str, pictures: Sequence[Picture], *,
             raise
     except OSError as error:
         where = error.filename or files
-        raise UserError(f"{where}: cannot be written ({error.strerror or error}); make room or choose another --output") from None
+        raise UserError(
+            f"{where}: cannot be written ({error.strerror or error}); make room or choose another --output"
+        ) from None
     finally:
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True)

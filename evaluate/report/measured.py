@@ -150,7 +150,9 @@ def _group(name: str, values: pd.Series) -> dict[str, Any]:
     return {"name": name, "values": list(labels), "of": codes.tolist()}
 
 
-def _pictures(m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]) -> tuple[str, dict[int, str], list[Picture]]:
+def _pictures(
+    m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]
+) -> tuple[str, dict[int, str], list[Picture]]:
     """A run's state and errors by row, and its pictures."""
     by_hash = _by_hash(file.parent / "pictures")
     state, errors, found = "", {}, []

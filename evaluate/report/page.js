@@ -73,9 +73,14 @@ function mark(kind, x, y, r, attributes) {
   return svg("polygon", { points: points.map(([a, b]) => `${x + a * r},${y + b * r}`).join(" "), ...attributes });
 }
 
+let fields = 0;
+function field(label, control) {
+  control.id ||= `field-${++fields}`;
+  return el("div", { class: "field" }, el("label", { for: control.id }, label), control);
+}
 function select(label, options, change, value) {
   const box = el("select", { onchange: () => change(box.value) }, options.map(([v, name]) => el("option", { value: v, selected: String(v) === String(value) }, name)));
-  return el("label", {}, label, box);
+  return field(label, box);
 }
 function section(id, title, lead, ...children) {
   document.getElementById("nav").append(el("a", { href: `#${id}` }, title));
@@ -151,8 +156,8 @@ function leaderboard({ models, metrics, board }) {
   ]));
   section("leaderboard", "Leaderboard", null,
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Leaderboard" },
-      el("table", {}, el("caption", {}, "Mean and 95 % interval, clustered by prompt. A column is one protocol with one file of weights. A Fréchet distance depends on the number of pictures: compare equal ones."),
-        el("thead", {}, head), body)), said, made);
+      el("table", {}, el("caption", { class: "hidden" }, "Leaderboard"), el("thead", {}, head), body)),
+    el("p", { class: "about" }, "Mean and 95 % interval, clustered by prompt. A column is one protocol with one file of weights. A Fréchet distance depends on the number of pictures: compare equal ones."), said, made);
 }
 
 // ---- reward against distance
@@ -334,7 +339,7 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
   const tick = el("input", { type: "checkbox", onchange: () => { view.failed = tick.checked; update(); } });
   const names = models.map((model, m) => [m, model.label]);
   const controls = [
-    el("label", {}, "Prompt contains", search),
+    field("Prompt contains", search),
     groups.filter((group) => group.values.length > 1).map((group) => select(group.name, [["", "all"], ...group.values.map((value, v) => [v, value])], (v) => { view.groups[groups.indexOf(group)] = v === "" ? "" : Number(v); update(); }, "")),
   ];
   if (models.length > 1 && scored.length) {
@@ -348,7 +353,7 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
   if (errors.some((model) => Object.keys(model).length)) controls.push(el("label", { class: "tick" }, tick, "only with errors"));
   const heads = el("div", { class: "heads", "aria-hidden": "true" }, el("div"), el("div", { class: "shots" }, models.map((model) => text(model.label))));
   section("pictures", "Pictures", "The same prompts, a column a model. Choose a picture to see it whole; the arrow keys then go through models and prompts.",
-    el("div", { class: "controls", role: "search", "aria-label": "Filter and order of the pictures" }, controls), said, pagers[0], heads, list, pagers[1]);
+    el("div", { class: "controls", role: "search", "aria-label": "Pictures" }, controls), said, pagers[0], heads, list, pagers[1]);
   for (const box of [heads, list]) {
     box.style.setProperty("--columns", models.length);
     box.classList.toggle("beside", models.length < 4);
@@ -447,7 +452,7 @@ function training(runs) {
   const legend = runs.length > 1 ? el("ul", { class: "legend", "aria-label": "Runs" }, runs.map((run, r) => el("li", {}, svg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 22, y1: 6, y2: 6, "stroke-width": 2.5, ...line(r) }), mark(MARKS[r % 6], 11, 6, 4, { fill: colour(r) })), text(run.label)))) : null;
   const coarse = Math.max(...runs.map((run) => run.per_point));
   section("training", "Training", `Curves over steps: faint as logged, bold smoothed. ${coarse > 1 ? `In long runs a point is the mean of up to ${coarse} steps. ` : ""}Point at a chart, or move the step, to read values off all of them.`,
-    el("div", { class: "controls" }, el("label", {}, "Smoothing", soft), el("label", {}, "Step", at)), legend, el("div", { class: "panels" }, panels),
+    el("div", { class: "controls" }, field("Smoothing", soft), field("Step", at)), legend, el("div", { class: "panels" }, panels),
     el("div", {}, runs.map((run, r) => stage(run, r))));
 }
 function stage(run, t) {
@@ -469,7 +474,7 @@ function stage(run, t) {
   reset();
   return el("div", { class: "stage" }, title, about, el("div", { class: "controls" },
     kinds.length > 1 ? select("Pictures", [["samples", "samples, the same noise at every step"], ["predictions", "predictions of assistant and reference"]], (v) => { kind = v; reset(); }, kind) : null,
-    el("label", {}, "Step of the pictures", slide), step), frame, config);
+    field("Step of the pictures", slide), step), frame, config);
 }
 
 // ---- the page

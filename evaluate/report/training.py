@@ -70,7 +70,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             if number == len(texts):  # the run is being written, or was killed in the middle of a line
                 break
-            raise UserError(f"{path}, line {number}: no JSON object with a step; give a folder that 'align train' wrote") from None
+            raise UserError(
+                f"{path}, line {number}: no JSON object with a step; give a folder that 'align train' wrote"
+            ) from None
         lines.append(line)
     if not lines:
         raise UserError(f"{path}: an empty log, without a single step; train first")
@@ -96,7 +98,9 @@ def _config(path: Path) -> str:
         if not isinstance(yaml.safe_load(text), dict):
             raise ValueError("no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as a config ({str(error).splitlines()[0]}); give a folder that 'align train' wrote") from None
+        raise UserError(
+            f"{path}: cannot be read as a config ({str(error).splitlines()[0]}); give a folder that 'align train' wrote"
+        ) from None
     return text
 
 
