@@ -163,7 +163,7 @@ def _pictures(
         picture = None
         if isinstance(digest, str):
             source = by_hash.get(digest)
-            picture = source and Picture.of(source, f"{m}/{row}", largest=LARGEST)
+            picture = Picture.of(source, f"{m}/{row}", largest=LARGEST) if source else None
             if picture is None:
                 errors[row] = "the picture's file is not there" if source is None else f"{source}: cannot be read as a picture"
         if isinstance(error, str):

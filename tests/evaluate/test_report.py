@@ -552,6 +552,7 @@ def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert prompts == HOSTILE
         assert page.evaluate("document.documentElement.scrollWidth") <= 700
         assert page.locator("ol.rows > li").nth(3).bounding_box()["height"] < 900
+        assert page.locator("ol.rows .prompt").evaluate_all("all => all.every((e) => e.scrollWidth <= e.clientWidth)")
         # A direction override ends with the text that holds it.
         assert page.locator("ol.rows .prompt bdi").nth(2).evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
 
