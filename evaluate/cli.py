@@ -215,6 +215,19 @@ def baseline(
         print(f"{path} would {'be replaced' if path.exists() else 'be written'}: {what}; add --accept to do it")
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page; its pictures go into FILE's name with _files.")] = Path("report.html"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is no report.")] = False,
+) -> None:  # fmt: skip
+    """Write a page to look at: leaderboard, distributions, pictures side by side, and training curves. It needs no network."""
+    from evaluate import report as reporting
+
+    written = reporting.report(runs, output, overwrite=overwrite)
+    print(f"{written.page}: {written.pictures:,} pictures beside it; open it in a browser")
+
+
 class Inconclusive(StrEnum):
     """What an inconclusive run counts as."""
 

@@ -36,7 +36,7 @@ class Records:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        file = _file(path)
+        file = find(path)
         try:
             with pq.ParquetFile(file) as parquet:
                 table = parquet.read()
@@ -101,7 +101,8 @@ class Records:
         return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
 
 
-def _file(path: Path) -> Path:
+def find(path: Path) -> Path:
+    """The records file that `path` is, or that alone is in that folder. Raises UserError where there is none, or a choice."""
     if path.is_file():
         return path
     if not path.is_dir():

@@ -1,0 +1,189 @@
+"""What runs of `evaluate run` hold, as the page needs it."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from evaluate import records, sets
+from evaluate.records import Records
+from evaluate.report.picture import Picture
+from evaluate.stats import clustered_mean
+from prompts.errors import UserError
+
+#: Pixels a side that a picture in the grid has at most.
+LARGEST = 384
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric under one protocol with one file of weights: what figures must share to stand in one column."""
+
+    name: str
+    weights: str | None
+    of_set: bool
+
+
+def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]:
+    """The runs' data, None of no run, and their pictures, named MODEL/ROW.
+
+    A row is the k-th picture of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
+    `state[model]` has a character a row: `-` not asked for, `0` no picture, `1` a small one, `2` one with a thumbnail. Raises UserError
+    for what is no run, for runs of several suites, and for a run without records.
+    """
+    if not paths:
+        return None, []
+    files = [records.find(path) for path in paths]
+    runs = [Records.load(file) for file in files]
+    for path, run in zip(paths, runs, strict=True):
+        if run.frame.empty:
+            raise UserError(f"{path}: an empty run, without a single record; run it again with 'evaluate run'")
+        for field in ("suite", "suite_sha256"):
+            if run.meta[field] != runs[0].meta[field]:
+                raise UserError(
+                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for each suite"
+                )
+    if twice := [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]:
+        raise UserError(f"{twice[0]}: given twice; give every run once")
+
+    frames = [run.frame.assign(copy=run.frame.groupby("id").cumcount()).set_index(["id", "copy"]) for run in runs]
+    whole = pd.concat(sorted(frames, key=len, reverse=True))
+    whole = whole[~whole.index.duplicated()]
+    columns = list(dict.fromkeys(column for run in runs for column in _columns(run)))
+    names = _names(columns)
+    scored = [column for column in columns if not column.of_set]
+    texts = sets.variants()
+
+    states, errors, sizes, pictures = [], [], [], []
+    for m, (file, frame) in enumerate(zip(files, frames, strict=True)):
+        state, failed, found = _pictures(m, file, frame.reindex(whole.index), set(frame.index))
+        states.append(state)
+        errors.append(failed)
+        sizes.append([found[0].width, found[0].height] if found else [1, 1])
+        pictures += found
+    copies = int(whole.index.get_level_values("copy").max()) + 1
+    data = {
+        "suite": runs[0].meta["suite"],
+        "models": [
+            {"label": label, **_made(run, file)} for run, file, label in zip(runs, files, _labels(runs, files), strict=True)
+        ],
+        "metrics": [
+            {
+                "name": name, "weights": column.weights, "set": column.of_set, "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
+                "lower": "lower is better" in texts.get(column.name, ""), "what": texts.get(column.name, ""),
+            }
+            for column, name in zip(columns, names, strict=True)
+        ],
+        "board": [[_figure(run, column) for column in columns] for run in runs],
+        "ids": list(whole.index.get_level_values("id")),
+        "copy": list(map(int, whole.index.get_level_values("copy"))) if copies > 1 else None,
+        "prompts": list(whole["prompt"]),
+        "groups": [_group(column.removeprefix("group."), whole[column]) for column in whole if column.startswith("group.")],
+        "scores": [[_scores(run, frame, column, whole.index) for column in scored] for run, frame in zip(runs, frames, strict=True)],
+        "state": states,
+        "errors": errors,
+        "sizes": sizes,
+    }  # fmt: skip
+    return data, pictures
+
+
+def _columns(run: Records) -> list[Column]:
+    scored = [Column(name, weights, False) for name, weights in run.meta["protocols"].items()]
+    return scored + [Column(name, e["weights_sha256"], True) for name, e in run.meta.get("sets", {}).items()]
+
+
+def _names(columns: Sequence[Column]) -> list[str]:
+    """Protocols; with the weights where one protocol was computed with several."""
+    count = Counter(column.name for column in columns)
+    return [c.name if count[c.name] == 1 else f"{c.name}, weights {(c.weights or 'none')[:8]}" for c in columns]
+
+
+def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
+    """The models' names; with the run's folder, and then its file, where two runs would be called the same."""
+    labels = [run.meta["model"] for run in runs]
+    for more in (lambda file: file.parent.name, lambda file: file.stem, str):
+        count = Counter(labels)
+        labels = [label if count[label] == 1 else f"{label} · {more(file)}" for label, file in zip(labels, files, strict=True)]
+    return labels
+
+
+def _made(run: Records, file: Path) -> dict[str, Any]:
+    made_by = run.meta.get("made_by", {})
+    facts = {key: made_by[key] for key in ("model_sha256", "pictures", "dtype", "hardware", "versions") if key in made_by}
+    return {
+        "n": len(run.frame), "missing": run.missing, "facts": {"records": str(file), "command": run.meta.get("command", ""), **facts},
+    }  # fmt: skip
+
+
+def _figure(run: Records, column: Column) -> dict[str, Any] | None:
+    """One cell: value, 95 % interval, pictures behind it; None where the run did not measure it."""
+    if column not in _columns(run):
+        return None
+    if column.of_set:
+        estimate = run.meta["sets"][column.name]
+        value, low, high, n, note = (estimate[key] for key in ("value", "low", "high", "n", "note"))
+    else:
+        there = run.frame[~run.frame[f"score.{column.name}"].isna()]
+        value, error, n = clustered_mean(there[f"score.{column.name}"].to_numpy(float), there["id"].to_numpy())
+        half = float(stats.t.ppf(0.975, there["id"].nunique() - 1)) * error if error == error else math.nan
+        low, high, note = value - half, value + half, ""
+    return {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "note": note}
+
+
+def _scores(run: Records, frame: pd.DataFrame, column: Column, index: pd.Index) -> list[float | None] | None:
+    return list(map(_number, frame[f"score.{column.name}"].reindex(index))) if column in _columns(run) else None
+
+
+def _number(value: float) -> float | None:
+    """Six figures: what can be seen, in little space. JSON has no NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _group(name: str, values: pd.Series) -> dict[str, Any]:
+    codes, labels = pd.factorize(values.fillna("").astype(str).replace("", "(none)"), sort=True)
+    return {"name": name, "values": list(labels), "of": codes.tolist()}
+
+
+def _pictures(
+    m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]
+) -> tuple[str, dict[int, str], list[Picture]]:
+    """A run's state and errors by row, and its pictures."""
+    by_hash = _by_hash(file.parent / "pictures")
+    state, errors, found = "", {}, []
+    for row, (key, digest, error) in enumerate(zip(frame.index, frame["image_sha256"], frame["error"], strict=True)):
+        if key not in asked:
+            state += "-"
+            continue
+        picture = None
+        if isinstance(digest, str):
+            source = by_hash.get(digest)
+            picture = Picture.of(source, f"{m}/{row}", largest=LARGEST) if source else None
+            if picture is None:
+                errors[row] = "the picture's file is not there" if source is None else f"{source}: cannot be read as a picture"
+        if isinstance(error, str):
+            errors[row] = error
+        if picture is None:
+            state += "0"
+            errors.setdefault(row, "no picture was drawn")
+        else:
+            state += "2" if picture.shrink else "1"
+            found.append(picture)
+    return state, errors, found
+
+
+def _by_hash(folder: Path) -> dict[str, Path]:
+    """Files of a run's pictures by the hash of their pixels. A block whose index is torn counts as missing."""
+    found: dict[str, Path] = {}
+    for index in folder.glob("*/index.json"):
+        try:
+            rows = json.loads(index.read_text(encoding="utf-8"))
+            found |= {row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
