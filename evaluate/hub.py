@@ -48,6 +48,19 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
         raise refusal(error, repo, filename, revision) from None
 
 
+def find(repo: str, filename: str, revision: str) -> Path | None:
+    """`fetch`, or None where the repository has no such file, or the hub is out of reach and no copy is at hand."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, filename, revision=revision))
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # as above
+        raise refusal(error, repo, filename, revision) from None
+
+
 def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequence[str] = ()) -> Path:
     """The folder with the files of `repo` at `revision` that match a pattern of `allow` and none of `ignore`.
 

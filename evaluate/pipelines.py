@@ -23,6 +23,7 @@ YAML file, or the name of one of those in `evaluate/models`. A folder may hold a
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,9 +132,27 @@ def locate(model: str) -> Path | None:
 def recipe(model: str) -> Recipe:
     """The model's recipe, or the defaults where it has none."""
     path = locate(model)
-    path = path / "recipe.yaml" if path and path.is_dir() else path
-    if path is None or not path.is_file():
-        return Recipe()
+    if path is None:
+        return _published(model)
+    path = path / "recipe.yaml" if path.is_dir() else path
+    return _read(path) if path.is_file() else Recipe()
+
+
+@lru_cache
+def _published(model: str) -> Recipe:
+    """The recipe.yaml that a pipeline on the hub may have beside it, as `align export --push-to-hub` puts it there."""
+    repo, _, revision = model.partition("@")
+    path = hub.find(repo, "recipe.yaml", revision or "main")
+    how = Recipe() if path is None else _read(path)
+    if how.pipeline or how.unet or how.delta or how.lora:
+        raise UserError(
+            f"{model}: holds only part of a model, and a recipe for the rest; "
+            f"'hf download {repo} --local-dir DIR', and give that folder"
+        )
+    return how
+
+
+def _read(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -192,10 +211,11 @@ def digest(model: str) -> str:
 
 def _layers(model: str, revision: str | None = None, variant: str | None = None) -> list[Layer]:
     """What a model is made of, the whole pipeline first, all of it fetched."""
-    path, how = locate(model), runnable(model)
+    path = locate(model)
     if path is None:
         repo, _, pinned = model.partition("@")
         return [layers.pipeline_layer(layers.snapshot(repo, pinned or revision, variant), variant)]
+    how = runnable(model)
     if revision:
         raise UserError(f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe")
     folder = path if path.is_dir() else path.parent
@@ -232,7 +252,9 @@ def set_scheduler(pipeline: Any, model: str) -> None:
         config = {**pipeline.scheduler.config, **how.scheduler.options, "_class_name": how.scheduler.name}
         layers.set_scheduler(pipeline, config, path)
     elif path and how.pipeline:
-        set_scheduler(pipeline, beside(path if path.is_dir() else path.parent, how.pipeline))
+        below = beside(path if path.is_dir() else path.parent, how.pipeline)
+        if locate(below):
+            set_scheduler(pipeline, below)
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------------

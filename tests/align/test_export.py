@@ -25,6 +25,7 @@ from align import config as configs
 from align.config import TrainConfig
 from evaluate import environment, hub, pipelines
 from evaluate.tables import write_csv
+from prompts.errors import UserError
 
 Run = Callable[..., tuple[int, str]]
 FAMILIES = sorted(tiny_families.FAMILIES)
@@ -257,7 +258,7 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
         "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ", "2 of the generator, 8 pictures",
         "3 of the assistant, 12 pictures", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`", "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
         "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions", "pickscore (reward)",
-        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"), str(environment.commit()),
+        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"), environment.commit() or environment.versions("onestep-align").split()[-1],
     ):  # fmt: skip
         assert said in text, said
     # A leaderboard's row of this very model, whatever it is called there.
@@ -402,6 +403,10 @@ def test_what_is_pushed_comes_back_and_draws(
         run_code(card(tmp_path / name)[1], tmp_path, monkeypatch)
     stock = DiffusionPipeline.from_pretrained("me/whole", torch_dtype=torch.float32)
     whole = draw(stock, tmp_path / "whole")
+    assert pipelines.recipe("me/whole") == pipelines.recipe(str(tmp_path / "whole"))
+    assert pipelines.recipe("me/whole").timesteps
+    with pytest.raises(UserError, match="holds only part of a model"):
+        pipelines.recipe("me/low-rank")
     low = Path(snapshot_download("me/low-rank"))
     assert (draw(pipelines.load(str(low)), low) - whole).abs().max() < 0.02
     code, said = align("export", trained["sdxl"], "--push-to-hub", "me/whole")  # once more, without a folder of its own
