@@ -216,6 +216,9 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     # Those that pass no gradient read numbers, on the CPU.
     networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
+    if config.gradient_checkpointing and not held.scorers:  # drawn one at a time, so that a few are as good as all
+        watcher.z, watcher.noise = watcher.z[:4].clone(), watcher.noise[:4].clone()
+        watcher.given = {key: value[:4].clone() for key, value in watcher.given.items()}
     texts = Conditioning(model.family, pipeline, read_prompts(config.prompts)[:8], device="cpu", dtype=dtype)
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
 
