@@ -217,6 +217,9 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     # Those that pass no gradient read numbers, on the CPU.
     networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
+    if config.gradient_checkpointing and not held.scorers:  # drawn one at a time, so that a few are as good as all
+        watcher.z, watcher.noise = watcher.z[:4].clone(), watcher.noise[:4].clone()
+        watcher.given = {key: value[:4].clone() for key, value in watcher.given.items()}
     texts = Live(model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
     trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
 
@@ -258,22 +261,22 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
         source = Source(len(texts.prompts), shape, size, sigmas, seed=config.seed)
         draws = [source(k, dtype) for k in range(config.accumulate)]
-        # The loop holds all of a step's micro-batches; the second finds the first one's gradients, and so does every other.
-        batches = [Batch(draw, *texts(draw.prompts)) for draw in draws]
+        batches = [Batch(draw, *texts(draw.prompts)) for draw in draws]  # the loop holds all of an update's
         tracker.hold(
             "batch",
-            [
-                t
-                for batch in batches
-                for t in [*vars(batch.draw).values(), *batch.given.values(), *batch.null.values()]
-                if isinstance(t, Tensor)
-            ],
+            (t for b in batches for t in (b.draw.z, b.draw.noise, b.draw.sigma, *b.given.values(), *b.null.values())),
         )
-        for batch in batches[:2]:
-            assistant_pass(config, model, roles.student, roles.assistant, batch, Tensor.backward)
+
+        def later(name: str) -> Batch:
+            """A micro-batch, and where there are several, the gradients that all but the first one find."""
+            for parameter in trainable[name].values() if config.accumulate > 1 else ():
+                parameter.grad = torch.zeros_like(parameter)
+                tracker.hold(GRADIENTS, [parameter.grad])
+            return batches[-1]
+
+        assistant_pass(config, model, roles.student, roles.assistant, later("assistant"), Tensor.backward)
         apply("assistant")
-        for batch in batches[:2]:
-            student_pass(config, model, roles, roles.student, batch, rewards, Tensor.backward)
+        student_pass(config, model, roles, roles.student, later("student"), rewards, Tensor.backward)
         apply("student")
         average.update()
         with average.applied():

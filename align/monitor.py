@@ -76,11 +76,21 @@ class Monitor:
                 return f"the reward rose but held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}", seen
         return None, seen
 
+    def _latents(self, student: nn.Module, n: int) -> Tensor:
+        """The student's x0 for the first n captions, one at a time where activations are too large to be kept."""
+        size = 1 if self.config.gradient_checkpointing else n
+        parts = [slice(first, min(first + size, n)) for first in range(0, n, size)]
+        each = [
+            self.model.generate(student, self.z[rows], {key: value[rows] for key, value in self.given.items()})
+            for rows in parts
+        ]
+        return torch.cat(each)
+
     @torch.no_grad()
     def scores(self, student: nn.Module) -> dict[str, Tensor]:
         """Every held-out score, and the reward, of the student's pictures, each `[pictures]`."""
         with record_function("held-out pictures"):
-            pictures = self.decoder(self.model.generate(student, self.z, self.given))
+            pictures = self.decoder(self._latents(student, len(self.z)))
             seen = {f"held_out/{name}": scorer.score(pictures, self.prompts) for name, scorer in self.scorers.items()}
             if self.rewards:
                 seen["held_out/reward"] = self.rewards.of(pictures, self.prompts)[0]
@@ -92,10 +102,9 @@ class Monitor:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
         assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them."""
         n = min(GRID, len(self.z))
-        given = {key: value[:n] for key, value in self.given.items()}
-        x0 = self.model.generate(roles.student, self.z[:n], given)
+        x0 = self._latents(roles.student, n)
         samples = self.decoder(x0)
-        rows, some = [self.decoder(x0[:4])], {key: value[:4] for key, value in given.items()}
+        rows, some = [self.decoder(x0[:4])], {key: value[:4] for key, value in self.given.items()}
         for level in LEVELS:
             sigma = torch.full((4,), level, dtype=x0.dtype, device=x0.device)
             x = x0[:4] + level * self.noise[:4]

@@ -59,10 +59,11 @@ def test_gradients_and_casts_are_told_apart() -> None:
 CASES: dict[str, dict[str, Any]] = {
     "full, exact, accumulated": {"accumulate": 2},
     "lora, exact, checkpointing": {"lora": {"rank": 4, "alpha": 4.0}, "gradient_checkpointing": True},
-    "lora, sequential, bf16": {
-        "lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}, "precision": "bf16",
-    },
+    "lora, sequential": {"lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}},
 }  # fmt: skip
+
+#: Those whose tensors are large beside what a CPU's kernels take for themselves (some 70 MiB here, of which no tensor knows).
+WHOLE = {"full, exact, accumulated"}
 
 #: Parent of the cases' processes, that they start with all imported. Prints, per case, estimated and measured bytes.
 SCRIPT = """
@@ -97,7 +98,9 @@ def measure(content, folder):
     os.close(write)
     return [int(each) for each in os.read(read, 100).split()]
 
-for name, content in json.load(sys.stdin).items():
+first, cases = json.load(sys.stdin)
+train(configs.validate(configs.TrainConfig, first, "test"), Path(sys.argv[1]) / "first", show=False)  # what is loaded on first use
+for name, content in cases.items():
     print(json.dumps([name, *measure(content, Path(sys.argv[1]) / name.replace(" ", "-"))]), flush=True)
 """
 
@@ -119,14 +122,32 @@ def medium(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str) -> None:
+    """The same tracker on the loop and its true tensors, that of each phase in which any are made."""
+    from align.train import train
+
+    (tmp_path / "prompts.txt").write_text("a circle\na square\n")
+    changes = {"method": "sim", "batch_size": 2, "steps": 2, "held_out": {}, "prompts": str(tmp_path / "prompts.txt")} | CASES[
+        name
+    ]
+    made = config(medium(tmp_path / "medium"), **changes)
+    (tmp_path / "run").mkdir()
+    with memory.Tracker() as tracker:
+        train(made, tmp_path / "run", show=False)
+    found = memory.estimate(made, cuda=False)
+    for phase in ("assistant's update", "student's forward", "student's divergence", "student's backward"):
+        assert found.phases[phase] == pytest.approx(tracker.peaks[phase], rel=0.05), phase
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_the_estimate_is_what_the_process_holds(tmp_path: Path) -> None:
+def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
     common: dict[str, Any] = {
-        "method": "sim", "reference": str(medium(tmp_path / "medium")), "prompts": str(tmp_path / "prompts.txt"), "steps": 1,
+        "method": "sim", "reference": str(medium(tmp_path / "medium")), "prompts": str(tmp_path / "prompts.txt"), "steps": 2,
         "batch_size": 4, "held_out": {}, "assistant": {"learning_rate": 1e-5}, "student": {"learning_rate": 1e-5},
     }  # fmt: skip
-    cases = {name: SMALL_RUN | common | changes for name, changes in CASES.items()}
+    cases = {name: SMALL_RUN | common | changes for name, changes in CASES.items() if name in WHOLE}
     # Freed memory goes back to the system at once, so that what is resident is what is held.
     settings = {
         "MALLOC_ARENA_MAX": "1",
@@ -134,10 +155,11 @@ def test_the_estimate_is_what_the_process_holds(tmp_path: Path) -> None:
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "OMP_NUM_THREADS": "1",
     }
-    for name in cases:
+    first = SMALL_RUN | common | CASES["lora, sequential"] | {"reference": str(tiny)}
+    for name in [*cases, "first"]:
         (tmp_path / name.replace(" ", "-")).mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], input=json.dumps(cases), env=os.environ | settings,
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], input=json.dumps([first, cases]), env=os.environ | settings,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
