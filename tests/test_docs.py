@@ -54,7 +54,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, folder)
     programs = folder / "bin"
     programs.mkdir()
-    for name, module in (("align", "-m align.cli"), ("evaluate", "-m evaluate.cli"), ("python", "")):
+    commands = {
+        "align": "-m align.cli",
+        "evaluate": "-m evaluate.cli",
+        "accelerate": "-m accelerate.commands.accelerate_cli",
+        "python": "",
+    }
+    for name, module in commands.items():
         script = programs / name
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
         script.chmod(0o755)

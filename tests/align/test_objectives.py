@@ -130,7 +130,7 @@ DISTANCE_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 #: A new entry of the library's is taken at its word, so that its gradient is tested before anything is written here.
 DISTANCE_VALUES |= {
-    name: partial(torch.vmap(distance, in_dims=(0, None)), c=HUBER_C)
+    name: lambda u, d=distance: torch.vmap(d, in_dims=(0, None))(u, HUBER_C)  # type: ignore[misc]
     for name, distance in DISTANCES.items()
     if name not in DISTANCE_VALUES
 }
