@@ -58,10 +58,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
 
     process = PartialState(cpu=not torch.cuda.is_available())
     if process.is_main_process:
-        if torch.cuda.is_available():
-            from align import memory
-
-            memory.check(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
+        if torch.cuda.is_available() and not resume:
+            check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
         open_folder(config, output, resume=resume, preset=preset)
     process.wait_for_everyone()
     finished = loop(config, output, resume=resume)
@@ -69,6 +67,20 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
         report(config, output)
         describe(config, output)  # once more, with scores
     return finished
+
+
+def check_memory(config: TrainConfig, *, processes: int, available: int) -> None:
+    """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and go on."""
+    from align import memory
+
+    try:
+        memory.check(config, processes=processes, available=available)
+    except UserError:
+        raise
+    except Exception as error:  # of libraries that do not know tensors without numbers: no reason to refuse a run
+        console.print(
+            f"the memory this run needs could not be estimated ({type(error).__name__}); training starts all the same"
+        )
 
 
 def dry_run(config: TrainConfig, *, processes: int | None, gpu_memory: float | None) -> None:

@@ -14,7 +14,7 @@ import yaml
 from tiny import SMALL_RUN
 from torch import nn
 
-from align import cli, memory
+from align import cli, memory, runs
 from align import config as configs
 from align.config import TrainConfig
 
@@ -304,3 +304,18 @@ def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) ->
         weights.append((tmp_path / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
         memory.estimate(made)
     assert weights[0] == weights[1]
+
+
+def test_a_run_is_refused_for_want_of_memory_alone(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = config(tiny)
+    with pytest.raises(memory.UserError, match="GiB are needed"):
+        runs.check_memory(made, processes=1, available=0)
+
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("no fake kernel")
+
+    monkeypatch.setattr(memory, "estimate", unknown)
+    runs.check_memory(made, processes=1, available=0)
+    assert "could not be estimated (NotImplementedError)" in " ".join(capsys.readouterr().err.split())
