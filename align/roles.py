@@ -159,6 +159,10 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
         inject_adapter_in_model(config, network, adapter_name=name)
+    for part, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and part.endswith((f".lora_A.{name}", f".lora_B.{name}")):
+            # peft gives it the base's precision; in half of it an update of learning rate 1e-5 is rounded away.
+            module.to(torch.promote_types(module.weight.dtype, torch.float32))
 
 
 def merged(role: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from align import config as configs
 from align.roles import Roles
 from align.start import hub_id, load_into
 from evaluate import lora as loras
@@ -222,3 +223,18 @@ def test_frozen_weights_are_stored_as_autocast_computes(unets: tuple[Any, Any]) 
             outputs.append(roles.reference(x, t, **given).sample)
     assert roles.reference.get_parameter("conv_in.weight").dtype == torch.bfloat16
     assert outputs[0].equal(outputs[1])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_adapters_are_trained_in_float32_over_a_half_precision_base(unets: tuple[Any, Any], same: bool) -> None:
+    """In bfloat16 an optimiser's step of 1e-5 would be rounded away."""
+    roles = Roles(
+        *copy.deepcopy(unets), same=same, lora=configs.LoraConfig(rank=2, alpha=2.0), checkpointing=False, frozen=torch.bfloat16
+    )
+    for role in (roles.student, roles.assistant):
+        assert role.base.get_parameter("conv_in.weight").dtype == torch.bfloat16  # type: ignore[union-attr]
+        for name, parameter in roles.trainable(role).items():
+            before = parameter.detach().clone().fill_(0.02)
+            with torch.no_grad():
+                parameter.copy_(before + 1e-5)
+            assert not parameter.equal(before), name
