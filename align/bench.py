@@ -1,89 +1,181 @@
-"""What a training step costs: time, pictures a second and peak memory, by gradient mode and storage of roles."""
+"""What a training step costs: time, pictures a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
+
+Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own.
+"""
 
 import json
+import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from align import config as configs
 from align.config import TrainConfig
-from evaluate import environment
+from align.train import DTYPES
+from evaluate import environment, hub, timing
 from evaluate.console import console
 from prompts.errors import UserError
 
-GRADIENTS = ("exact", "exact_sequential", "detached")
-STORAGES: dict[str, dict[str, Any] | None] = {"full": None, "lora": {"rank": 8, "alpha": 8.0}}
+#: What is measured: implementation, roles, gradient. The plain one has no sequential form.
+MODES = [
+    ("trainer", storage, gradient) for storage in ("full", "lora") for gradient in ("exact", "exact_sequential", "detached")
+]
+PLAIN = [("plain", "full", gradient) for gradient in ("exact", "detached")]
+LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
+PROMPTS = "\n".join(f"picture {number} of a circle" for number in range(64))  # padded, so any do
 
 
-def bench(config: TrainConfig, preset: str, *, steps: int, output: Path | None) -> None:
-    """Measure each combination in a process of its own, print a table, and write JSON."""
+def bench(
+    config: TrainConfig, preset: str, *, sets: Sequence[str], steps: int, random_weights: bool, plain: bool,
+    output: Path | None, leaderboards: Path | None,
+) -> None:  # fmt: skip
+    """Measure each combination, print a table, and write JSON, and rows of `training.csv`.
+
+    random_weights: drawn in place of the preset's, of which then only configs and tokenizers are needed. plain: `align.plain` too.
+    """
     if config.method not in ("sim", "di*"):
         raise UserError(
             f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim or di*"
         )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = ["align", "bench", preset, *(word for each in sets for word in ("--set", each)), "--steps", str(steps)]
+    words += [*(["--random-weights"] if random_weights else []), *(["--plain"] if plain else [])]
+    rate = matrix_rate(device, config.precision)
+    common: dict[str, Any] = {
+        "preset": preset, "weights": "random" if random_weights else "its own", "batch_size": config.batch_size,
+        "accumulate": config.accumulate, "precision": config.precision, "assistant_updates": config.assistant.updates,
+        "hardware": environment.hardware(device), "matrix_tflops": rate / 1e12, "timed_steps": steps,
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": hub.redact(shlex.join(words)),
+    }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for storage, lora in STORAGES.items():
-        for gradient in GRADIENTS:
-            content = config.model_dump(mode="json") | {"lora": lora, "steps": steps + UNTIMED, "report": 0}
-            content["divergence"]["gradient"] = gradient
-            content["assistant"]["warmup"] = 0
-            content |= {"save_every": 10**6, "sample_every": 10**6, "held_out": {"scorers": {}}}
-            console.print(f"{storage}, {gradient} ...")
-            rows.append({"storage": storage, "gradient": gradient} | _measure(content))
-    result = {"preset": preset, "hardware": environment.hardware("cuda" if torch.cuda.is_available() else "cpu"), "torch": torch.__version__, "batch_size": config.batch_size, "precision": config.precision,
-              "timed_steps": steps, "assistant_updates": config.assistant.updates, "rows": rows}  # fmt: skip
-    table = Table(title=f"{preset}, batch {config.batch_size}, {config.precision}: {result['hardware']}")
-    for column in ("roles", "gradient", "s / step", "pictures / s", "peak MiB"):
-        table.add_column(column, justify="left" if column in ("roles", "gradient") else "right")
-    for row in rows:
-        table.add_row(
-            row["storage"], row["gradient"], f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.1f}", f"{row['peak_mib']:.0f}"
+    for implementation, storage, gradient in MODES + (PLAIN if plain else []):
+        console.print(f"{implementation}, {storage}, {gradient} ...")
+        content = config.model_dump(mode="json") | {"steps": steps + UNTIMED, "report": 0, "parallel": "ddp"}
+        content["lora"] = content["lora"] or LORA if storage == "lora" else None
+        content["divergence"]["gradient"] = gradient
+        content["assistant"]["warmup"] = 0
+        content |= {"save_every": 10**6, "sample_every": 10**6, "held_out": {"scorers": {}}, "trackers": []}
+        measured = _measure(content, random_weights=random_weights, plain=implementation == "plain")
+        share = measured["tflops"] / measured["step_s"] / common["matrix_tflops"] if measured["step_s"] else None
+        rows.append(
+            {"implementation": implementation, "roles": storage, "gradient": gradient} | measured | {"share": share} | common
         )
-    console.print(table)
-    text = json.dumps(result, indent=1)
+    show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
+    text = json.dumps({"rows": rows}, indent=1)
     if output:
-        output.write_text(text + "\n")
-    else:
+        output.write_text(text + "\n", encoding="utf-8")
+    elif not leaderboards:
         print(text)
+    for row in rows if leaderboards else []:
+        key = (*timing.KEY, "implementation", "roles", "gradient")
+        timing.record(row, Path(str(leaderboards)) / "training.csv", key)
 
 
-def _measure(content: dict[str, Any]) -> dict[str, float]:
-    """One run in a fresh process, so that its peak memory is its own."""
+def show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print the rows, on stderr."""
+    table = Table(title=title, caption=f"share: of {rows[0]['matrix_tflops']:.3g} Tflop/s, which one matrix product reaches")
+    for column in ("", "roles", "gradient", "s / step", "pictures / s", "peak MiB", "share"):
+        table.add_column(column, justify="left" if column in ("", "roles", "gradient") else "right")
+    for row in rows:
+        figures = ("does not fit", "", "", "")
+        if row["step_s"]:
+            figures = (f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.2f}", f"{row['peak_mib']:.0f}", f"{row['share']:.0%}")
+        table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
+    console.print(table)
+    for row in rows:
+        same = [r for r in rows if r["implementation"] == "trainer" and r["gradient"] == row["gradient"] and r["step_s"]]
+        for own in same if row["implementation"] == "plain" and row["step_s"] else []:
+            if own["roles"] == row["roles"]:
+                speed, memory = own["pictures_per_s"] / row["pictures_per_s"], own["peak_mib"] / row["peak_mib"]
+                console.print(
+                    f"{row['gradient']}: {speed:.2f} times the plain implementation's pictures, {memory:.0%} of its memory"
+                )
+
+
+def matrix_rate(device: str, precision: str) -> float:
+    """Flop/s that one large matrix product reaches on `device`, in what the networks compute in."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
+    return float(2 * size**3 / timing.time_call(lambda: a @ b, device=device).least)
+
+
+def _measure(content: dict[str, Any], *, random_weights: bool, plain: bool) -> dict[str, Any]:
+    """One combination in a fresh process. Figures are None where it does not fit into the memory."""
     with tempfile.TemporaryDirectory() as folder:
+        if random_weights:
+            (Path(folder) / "prompts.txt").write_text(PROMPTS)
+            content = content | {"prompts": f"{folder}/prompts.txt"}
+            content["text_cache"] = f"{folder}/texts" if content["text_encoding"] == "ahead" else None
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(content))
-        done = subprocess.run([sys.executable, "-m", "align.bench", str(path)], capture_output=True, text=True, check=False)
+        words = [sys.executable, "-m", "align.bench", str(path), *["random"] * random_weights, *["plain"] * plain]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(
-                f"bench: a run failed ({(done.stderr.strip().splitlines() or ['no output'])[-1]}); try a smaller batch_size with --set"
-            )
-        measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise UserError(f"bench: a run failed ({hub.redact(reason)}); try a smaller batch_size with --set")
+        measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return measured
 
 
-def _run(path: Path) -> None:
-    import resource
-    import statistics
+# ---- in the process of its own -------------------------------------------------------------------------------------------
 
+
+def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
+    config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
+    figures: dict[str, float | None] = dict.fromkeys(("step_s", "pictures_per_s", "peak_mib", "tflops"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with hub.weights_left_out() if random_weights else nullcontext():
+        try:
+            times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
+            seconds = statistics.median(times)
+            rate = config.batch_size / seconds
+            figures = {"step_s": seconds, "pictures_per_s": rate, "peak_mib": peak, "tflops": flops / 1e12}
+        except torch.OutOfMemoryError:
+            pass
+    print(json.dumps(figures))
+
+
+def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, float]:
+    """Seconds of each step, MiB at most, and a step's matrix operations, by the estimate that carries one out without numbers."""
+    from align import memory
     from align.train import train
 
-    config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
-    train(config, path.parent, show=False)
-    lines = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
-    seconds = statistics.median(line["seconds"] for line in lines[UNTIMED:])
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:  # of the whole process, Python and libraries included
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"step_s": seconds, "pictures_per_s": config.batch_size / seconds, "peak_mib": peak}))
+    train(config, folder, show=False)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    peak = timing.peak_mib(device)
+    return [line["seconds"] for line in lines[UNTIMED:]], peak, memory.estimate(config, cuda=False).flops
+
+
+def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, float]:
+    """The same of the plain implementation, whose operations are counted in one more step."""
+    from align.plain import Plain
+
+    narrow = DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
+    run = Plain(config, device=device, autocast=lambda: torch.autocast(device.type, dtype=narrow) if narrow else nullcontext())
+    seconds = []
+    for k in range(config.steps):
+        began = time.perf_counter()
+        run.step(k)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    peak = timing.peak_mib(device)
+    with FlopCounterMode(display=False) as counter:
+        run.step(config.steps)
+    return seconds[UNTIMED:], peak, counter.get_total_flops()
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]))
+    _run(Path(sys.argv[1]), random_weights="random" in sys.argv[2:], plain="plain" in sys.argv[2:])

@@ -143,14 +143,20 @@ def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
     sets: Sets = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
-) -> None:
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only configs and tokenizers are needed.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching.")] = False,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written.")] = None,
+    leaderboards: Annotated[Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")] = None,
+) -> None:  # fmt: skip
     """Time a step, and measure its memory, for every gradient mode and storage of roles."""
     from align import config as configs
     from align.bench import bench as run
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, sets=sets or ())
-    run(resolved, preset, steps=steps, output=output)
+    run(
+        resolved, preset, sets=sets or (), steps=steps, random_weights=random_weights, plain=plain,
+        output=output, leaderboards=leaderboards,
+    )  # fmt: skip
 
 
 @app.command()

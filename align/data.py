@@ -268,6 +268,11 @@ class Draw:
         rows = slice((chunk * world + rank) * size, (chunk * world + rank + 1) * size)
         return Draw(prompts=self.prompts[rows], z=self.z[rows], noise=self.noise[rows], sigma=self.sigma[rows])
 
+    def to(self, device: Any) -> "Draw":
+        """The same with its tensors on `device`."""
+        z, noise, sigma = (part.to(device) for part in (self.z, self.noise, self.sigma))
+        return Draw(prompts=self.prompts, z=z, noise=noise, sigma=sigma)
+
 
 class Source:
     """Draws global batches: batch k is always the same, and prompts come epoch by epoch, each in an order of its own."""

@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from align import families, monitor
 from align.config import Optimizer, TrainConfig, place, validate
@@ -57,7 +58,8 @@ class Tracker(TorchDispatchMode):
     """Within: counts the bytes of every storage that an operation makes, until it is freed.
 
     block: what sizes are rounded up to. shares: of a part's bytes, the share that one process holds. live: bytes now, by part;
-    peak: bytes by part when there were most; phase: the innermost `record_function` then.
+    peak: bytes by part when there were most; phase: the innermost `record_function` then. flops: of matrix products, convolutions
+    and attention, by phase.
     """
 
     def __init__(self, *, block: int = 1, shares: dict[str, float] | None = None):
@@ -68,6 +70,7 @@ class Tracker(TorchDispatchMode):
         self.peak: dict[str, float] = {}
         self.phase = ""
         self.peaks: dict[str, float] = {}
+        self.flops: Counter[str] = Counter()
         self._phases: list[str] = []
         self._known: dict[int, tuple[Any, str, float]] = {}
 
@@ -79,6 +82,8 @@ class Tracker(TorchDispatchMode):
         elif name.startswith("profiler::_record_function_exit"):
             self._phases.pop()
         else:
+            if func._overloadpacket in flop_registry:
+                self.flops[self._inside()] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
             part = ACTIVATIONS
             if name == "aten::_to_copy" and isinstance(args[0], Tensor) and self.part(args[0]).startswith(WEIGHTS):
                 part = CASTS
@@ -86,6 +91,9 @@ class Tracker(TorchDispatchMode):
                 if isinstance(tensor, Tensor):
                     self._add(tensor, part)
         return out
+
+    def _inside(self) -> str:
+        return next((each for each in reversed(self._phases) if not each.startswith("Optimizer.")), "")
 
     def part(self, tensor: Tensor) -> str:
         """What a tensor is counted as; nothing where it is not."""
@@ -108,7 +116,7 @@ class Tracker(TorchDispatchMode):
         self._known[key] = (weakref.ref(storage, partial(self._free, key)), part, size)
         self.live[part] += size  # type: ignore[assignment]
         self.total += size
-        phase = next((each for each in reversed(self._phases) if not each.startswith("Optimizer.")), "")
+        phase = self._inside()
         if self.total > self.peaks.get(phase, 0):
             self.peaks[phase] = self.total
         if self.total > self.most:
@@ -160,13 +168,17 @@ class Role(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds."""
+    """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
+
+    flops: what a step's matrix products, convolutions and attention cost one process, those that are carried out twice included.
+    """
 
     roles: dict[str, Role]
     parts: dict[str, float]
     phases: dict[str, float]
     phase: str
     reserve: float
+    flops: float
 
     @property
     def total(self) -> float:
@@ -283,9 +295,16 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
             if held.scorers:
                 watcher.scores(roles.student)
             watcher.draw(0, roles, Path(), keep=False)
+    passes = {"assistant's update": config.accumulate * config.assistant.updates}
+    flops = sum(
+        count * passes.get(phase, config.accumulate)
+        for phase, count in tracker.flops.items()
+        if phase.startswith(("assistant's", "student's"))
+    )
     return Estimate(
         roles=_roles(config, roles, trainable, same=same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
         phase=tracker.phase, reserve=RESERVE if cuda else 0.0,
+        flops=float(flops),
     )  # fmt: skip
 
 

@@ -48,8 +48,10 @@ def load_into(network: nn.Module, source: str, name: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 
     name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found or does
-    not match; the network is then untouched.
+    not match; the network is then untouched, and also where weights are left out.
     """
+    if hub.without_weights():
+        return
     tensors = read(source, name)
     if lora.is_lora(tensors):
         lora.add(network, tensors, name, source)

@@ -27,8 +27,9 @@ from align.rewards import Decoder, Rewards
 from align.roles import Average, Roles, adapter, merged
 from align.start import load_into
 from align.texts import prepare, release, restore
-from evaluate import pipelines
+from evaluate import hub, pipelines
 from evaluate.console import Watch, console
+from evaluate.timing import random_pipeline
 from prompts.errors import UserError
 
 #: A figure this many times its recent median is an explosion.
@@ -221,7 +222,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
 
     # ---- models ----------------------------------------------------------------------------------------------------------
-    pipeline = pipelines.load(config.pipeline or config.reference, dtype=dtype)
+    pipeline = load_pipeline(config, dtype)
     model = Model(config, pipeline, accelerator.autocast)
     reference = getattr(pipeline, model.family.network)
     if config.pipeline:
@@ -297,9 +298,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     def batches(k: int) -> list[Batch]:
         """This process's micro-batches of global batch k."""
         whole = source(k, dtype)
-        parts = [whole.part(rank, world, m, config.accumulate) for m in range(config.accumulate)]
-        moved = [Draw(prompts=p.prompts, z=p.z.to(device), noise=p.noise.to(device), sigma=p.sigma.to(device)) for p in parts]
-        return [Batch(part, *texts(part.prompts)) for part in moved]
+        parts = [whole.part(rank, world, m, config.accumulate).to(device) for m in range(config.accumulate)]
+        return [Batch(part, *texts(part.prompts)) for part in parts]
 
     def syncing(module: nn.Module, m: int) -> Any:
         """Gradients are averaged over processes with the last micro-batch only."""
@@ -387,7 +387,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         accelerator.end_training()
     with average.applied():
         result, added = merged(roles.student), adapter(roles.student)
-        if main:
+        if main and not hub.without_weights():  # what was drawn is worth no checkpoint
             restore(pipeline, config)
             protocols = {name: scorer.protocol for name, scorer in rewards.scorers.items()}
             told = facts(
@@ -409,6 +409,13 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     if stop and main:
         console.print(f"stopped after step {watch.step}; go on with --resume")
     return watch.step == total
+
+
+def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:
+    """The pipeline that the reference is part of, drawn where weights are left out."""
+    if hub.without_weights():
+        return random_pipeline(config.pipeline or config.reference, dtype=dtype, device="cpu")
+    return pipelines.load(config.pipeline or config.reference, dtype=dtype)
 
 
 def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:

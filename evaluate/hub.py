@@ -15,7 +15,7 @@ _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 @contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Within: files of weights are neither fetched nor read, and networks keep what they were made with."""
+    """Within: files of weights are neither fetched nor read, and networks keep what they were made with or drawn with."""
     before = _left_out.set(True)
     try:
         yield

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evaluate import environment, hub, layers, pipelines
+from evaluate import environment, hub, layers, pipelines, weights
 from evaluate.tables import read_csv, write_csv
 from prompts.errors import UserError
 
@@ -162,9 +162,9 @@ def peak_mib(device: torch.device) -> float:
 
 
 def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """The model's architecture with weights drawn at random, from its configs and tokenizers alone.
+    """The model's architecture with weights drawn at random (`weights.draw`), from its configs and tokenizers alone.
 
-    Never zeros: a GPU computes with zeros faster than with numbers. Raises UserError where a config is missing.
+    Raises UserError where a config is missing.
     """
     from diffusers import DiffusionPipeline
 
@@ -182,7 +182,7 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
                     parts[name] = (
-                        _draw_weights(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
+                        weights.draw(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
@@ -216,17 +216,6 @@ def _build(kind: Any, folder: Path, device: str) -> nn.Module:
             module = kind(kind.config_class.from_pretrained(folder))
         else:
             module = kind.from_config(kind.load_config(folder))
-    return module
-
-
-@torch.no_grad()
-def _draw_weights(module: nn.Module) -> nn.Module:
-    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0, (parameter.numel() / len(parameter)) ** -0.5)
-        else:
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return module
 
 
@@ -274,15 +263,18 @@ def measure(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def record(row: dict[str, Any], path: Path) -> None:
-    """Put a row into `timings.csv`, in place of the one that the same command made on the same hardware with the same versions."""
+#: What tells rows apart: the same command on the same hardware with the same versions replaces its row.
+KEY = ("command", "hardware", "versions")
+
+
+def record(row: dict[str, Any], path: Path, key: Sequence[str] = KEY) -> None:
+    """Put a row into a CSV file, in place of the one with the same values under `key`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read_csv(path) if path.is_file() else []
         if rows and rows[0].keys() != row.keys():
             raise UserError(f"{path}: other columns than those of this version; move it away")
         text = {name: str(value) for name, value in row.items()}
-        key = ("command", "hardware", "versions")
         kept: list[dict[str, str]] = [old for old in rows if any(old[name] != text[name] for name in key)]
         write_csv([*kept, text], path)
 

@@ -50,11 +50,26 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError. Where weights are left out, draw some."""
     if hub.without_weights():
+        draw(module)
         return
     match(module, tensors, source)
     module.load_state_dict(dict(tensors))
+
+
+@torch.no_grad()
+def draw(module: nn.Module) -> nn.Module:
+    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start.
+
+    Never zeros: a GPU computes with zeros faster than with numbers.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, (parameter.numel() / len(parameter)) ** -0.5)
+        else:
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return module
 
 
 def match(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
