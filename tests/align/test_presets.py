@@ -101,7 +101,8 @@ def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path
     source = configs.presets()["sd15-di"]["prompts"]
     where = dataset_id(source)
     assert where
-    folder = published.folder(f"datasets/{where.repository}", "main")
+    folder = published.folder(f"datasets/{where.repository}", "main") / "data"
+    folder.mkdir()
     table = {"URL": [f"https://example.org/{i}.jpg" for i in range(9)], "TEXT": [f"a circle, number {i % 5}" for i in range(9)]}
     pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
     config = resolve("sd15-di", prompts=source)
