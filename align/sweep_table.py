@@ -365,8 +365,8 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
             axes.patch.set_alpha(0)
             if outside := _look_at(axes, places, drawn):
                 axes.set_title(f"outside the picture: {', '.join(outside)}", fontsize=7)
-            if number == 1 and config.curves:
-                axes.legend(frameon=False)
+        if config.curves:
+            figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         figure.patch.set_alpha(0)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None, "Title": f"Every metric over {reward}"})
