@@ -4,6 +4,7 @@ A fenced block's first line says what it is:
 
     sh                      each line is run, and has to exit with 0, or with N where it ends in `# exits with N`
     sh hub, sh gpu          not run here; the options of our two commands have to be known
+    sh hours                the same, for its length
     LANGUAGE PATH           the block is the file PATH
     LANGUAGE PATH after X   the block's lines belong into PATH behind the line that holds X
     python                  is run
