@@ -78,9 +78,9 @@ def bench(
         output.write_text(text + "\n", encoding="utf-8")
     elif not leaderboards:
         print(text)
-    for row in rows if leaderboards else []:
-        key = (*timing.KEY, "implementation", "roles", "gradient")
-        timing.record(row, Path(str(leaderboards)) / "training.csv", key)
+    if leaderboards:
+        for row in rows:
+            timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
 
 
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -94,14 +94,12 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
             figures = (f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.2f}", f"{row['peak_mib']:.0f}", f"{row['share']:.0%}")
         table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
     console.print(table)
-    for row in rows:
-        same = [r for r in rows if r["implementation"] == "trainer" and r["gradient"] == row["gradient"] and r["step_s"]]
-        for own in same if row["implementation"] == "plain" and row["step_s"] else []:
-            if own["roles"] == row["roles"]:
-                speed, memory = own["pictures_per_s"] / row["pictures_per_s"], own["peak_mib"] / row["peak_mib"]
-                console.print(
-                    f"{row['gradient']}: {speed:.2f} times the plain implementation's pictures, {memory:.0%} of its memory"
-                )
+    measured = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows if row["step_s"]}
+    for (implementation, *mode), row in measured.items():
+        own = measured.get(("trainer", *mode))
+        if implementation == "plain" and own:
+            speed, memory = own["pictures_per_s"] / row["pictures_per_s"], own["peak_mib"] / row["peak_mib"]
+            console.print(f"{mode[-1]}: {speed:.2f} times the plain implementation's pictures, {memory:.0%} of its memory")
 
 
 def matrix_rate(device: str, precision: str) -> float:
@@ -162,8 +160,7 @@ def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], floa
     """The same of the plain implementation, whose operations are counted in one more step."""
     from align.plain import Plain
 
-    narrow = DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
-    run = Plain(config, device=device, autocast=lambda: torch.autocast(device.type, dtype=narrow) if narrow else nullcontext())
+    run = Plain(config, device=device)
     seconds = []
     for k in range(config.steps):
         began = time.perf_counter()

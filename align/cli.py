@@ -41,14 +41,12 @@ def train(
     from align import config as configs
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
-    if dry_run:
-        print(configs.dump(resolved), end="", flush=True)
-        from align import runs
-
-        runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
-        return
     from align import runs
 
+    if dry_run:
+        print(configs.dump(resolved), end="", flush=True)
+        runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
+        return
     if not runs.train(resolved, output or Path("runs") / preset, resume=resume, preset=preset):
         raise typer.Exit(130)
 

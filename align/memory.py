@@ -10,7 +10,6 @@ import copy
 import functools
 import itertools
 import json
-import math
 import warnings
 import weakref
 from collections import Counter
@@ -31,12 +30,11 @@ from torch.utils.flop_counter import flop_registry
 
 from align import families, monitor
 from align.config import Optimizer, TrainConfig, place, validate
-from align.data import Source, read_prompts
-from align.diffusion import TIMES
+from align.data import read_prompts
 from align.rewards import Decoder, Rewards
 from align.roles import Adapted, Average, Roles
 from align.texts import Live, encoders
-from align.train import DTYPES, Batch, Model, assistant_pass, make_optimizer, make_roles, student_pass
+from align.train import Batch, Model, assistant_pass, descend, make_optimizer, make_roles, make_source, precisions, student_pass
 from evaluate import hub
 from evaluate.console import console
 from evaluate.timing import random_pipeline
@@ -195,9 +193,8 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     # Prompts are padded, so any do.
     held = config.held_out.model_copy(update={"prompts": "shapes:test"})
     config = config.model_copy(update={"prompts": "shapes:train", "held_out": held})
-    dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    dtype, narrow = precisions(config)
     sharded = config.parallel == "fsdp2" and processes > 1
-    narrow = DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
 
     def autocast() -> Any:
         return torch.autocast("cpu", dtype=narrow) if narrow else nullcontext()
@@ -263,15 +260,10 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
 
         def apply(name: str) -> None:
             with record_function(f"{name}'s optimiser"):
-                parameters, limit = list(trainable[name].values()), getattr(config, name).clip
-                nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-                optimizers[name].step()
-                optimizers[name].zero_grad(set_to_none=True)
+                descend(getattr(config, name), optimizers[name], trainable[name].values())
 
         size = config.batch_size // (processes * config.accumulate)
-        shape = (reference.config.in_channels, reference.config.sample_size, reference.config.sample_size)
-        sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
-        source = Source(len(texts.prompts), shape, size, sigmas, seed=config.seed)
+        source = make_source(config, model, reference, len(texts.prompts), size)
         draws = [source(k, dtype) for k in range(config.accumulate)]
         batches = [Batch(draw, *texts(draw.prompts)) for draw in draws]  # the loop holds all of an update's
         tracker.hold(

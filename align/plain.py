@@ -4,7 +4,6 @@ Three full copies in float32, autograd through all of them, the autoencoder and 
 text encoded when it is drawn. Its gradient is the trainer's, which is tested.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from align.config import TrainConfig
-from align.data import Source, read_prompts
-from align.diffusion import TIMES, expand
+from align.data import read_prompts
+from align.diffusion import expand
 from align.distances import default_huber_c, distance_gradient
 from align.objectives import WEIGHTS
 from align.rewards import Decoder, Rewards
 from align.roles import Average, Roles
 from align.texts import Live, encoders
-from align.train import Batch, Model, load_pipeline, make_optimizer
+from align.train import Batch, Model, assistant_pass, descend, load_pipeline, make_optimizer, make_source, precisions
 
 
 def student_loss(config: TrainConfig, model: Model, roles: Roles, batch: Batch, rewards: Rewards) -> Tensor:
@@ -53,25 +52,14 @@ def student_loss(config: TrainConfig, model: Model, roles: Roles, batch: Batch, 
     return loss.mean()
 
 
-def assistant_loss(config: TrainConfig, model: Model, roles: Roles, batch: Batch) -> Tensor:
-    """Denoising score matching on what the student makes (DI* Algorithm 1, step 3), a scalar."""
-    with torch.no_grad():
-        x0 = model.generate(roles.student, batch.draw.z, batch.given)
-    x = x0 + expand(batch.draw.sigma, x0) * batch.draw.noise
-    error = model.denoiser(roles.assistant, batch.given)(x, batch.draw.sigma) - x0
-    weight = WEIGHTS[config.assistant.weight]
-    w: Any = weight(batch.draw.sigma, x0, error.detach(), x0) if callable(weight) else 1
-    return (w * error.square().flatten(1).sum(1)).mean()
-
-
 class Plain:
     """A run without logs, samples, files or resuming: `step(k)` is all of it. roles: its networks; the student starts as the reference."""
 
-    def __init__(self, config: TrainConfig, *, device: torch.device, autocast: Callable[[], Any] = nullcontext):
+    def __init__(self, config: TrainConfig, *, device: torch.device):
         self.config, self.device = config, device
-        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.dtype, narrow = precisions(config)
         pipeline = load_pipeline(config, self.dtype)
-        self.model = Model(config, pipeline, autocast)
+        self.model = Model(config, pipeline, lambda: torch.autocast(device.type, dtype=narrow) if narrow else nullcontext())
         for part in encoders(pipeline).values():
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -84,28 +72,30 @@ class Plain:
         self.trainable = {name: list(getattr(self.roles, name).parameters()) for name in ("assistant", "student")}
         self.optimizers = {name: make_optimizer(getattr(config, name), own) for name, own in self.trainable.items()}
         self.average = Average(dict(self.roles.student.named_parameters()), config.ema)
-        shape = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
-        sigmas = TIMES[config.sigmas.name](self.model.schedule, **config.sigmas.parameters)
-        self.source = Source(len(prompts), shape, config.batch_size, sigmas, seed=config.seed)
+        self.source = make_source(config, self.model, network, len(prompts), config.batch_size)
 
     def step(self, k: int) -> None:
         """All updates of the assistant, then the student's (DI* Algorithm 1)."""
-        config, first = self.config, k * (self.config.assistant.updates + 1)
-        for number in range(config.assistant.updates):
-            self._update("assistant", first + number, lambda batch: assistant_loss(config, self.model, self.roles, batch))
-        last = first + config.assistant.updates
-        self._update("student", last, lambda batch: student_loss(config, self.model, self.roles, batch, self.rewards))
+        first = k * (self.config.assistant.updates + 1)
+        for number in range(self.config.assistant.updates):
+            self._update("assistant", first + number, self._assistant)
+        self._update("student", first + self.config.assistant.updates, self._student)
         self.average.update()
 
-    def _update(self, name: str, k: int, loss: Callable[[Batch], Tensor]) -> None:
+    def _assistant(self, batch: Batch) -> None:
+        # As the trainer does it: nothing is to be had there.
+        assistant_pass(self.config, self.model, self.roles.student, self.roles.assistant, batch, Tensor.backward)
+
+    def _student(self, batch: Batch) -> None:
+        loss = student_loss(self.config, self.model, self.roles, batch, self.rewards)
+        (loss / self.config.accumulate).backward()
+
+    def _update(self, name: str, k: int, backward: Callable[[Batch], None]) -> None:
         for other, parameters in self.trainable.items():
             for parameter in parameters:
                 parameter.requires_grad_(other == name)
         whole = self.source(k, self.dtype)
         for m in range(self.config.accumulate):
             draw = whole.part(0, 1, m, self.config.accumulate).to(self.device)
-            (loss(Batch(draw, *self.texts(draw.prompts))) / self.config.accumulate).backward()
-        limit = getattr(self.config, name).clip
-        nn.utils.clip_grad_norm_(self.trainable[name], math.inf if limit is None else limit)
-        self.optimizers[name].step()
-        self.optimizers[name].zero_grad(set_to_none=True)
+            backward(Batch(draw, *self.texts(draw.prompts)))
+        descend(getattr(self.config, name), self.optimizers[name], self.trainable[name])

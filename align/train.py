@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,7 +218,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         raise UserError(
             "parallel = fsdp2 needs several processes (accelerate launch) and a precision other than fp16; change one"
         )
-    dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
 
     # ---- models ----------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         load_into(initial, str(config.initial), model.family.network)
     texts = prepare(
         config, model.family, pipeline, read_prompts(config.prompts),
-        device=device, dtype=DTYPES[mixed] if mixed != "no" else dtype, show=main and show,
+        device=device, dtype=narrow or dtype, show=main and show,
     )  # fmt: skip
     decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
     rewards = Rewards(config.rewards, decoder, device=device, dtype=dtype)
@@ -265,9 +265,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     for parameters in trainable.values():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-    shape = (reference.config.in_channels, reference.config.sample_size, reference.config.sample_size)
-    sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
-    source = Source(len(texts.prompts), shape, config.batch_size, sigmas, seed=config.seed)
+    source = make_source(config, model, reference, len(texts.prompts), config.batch_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------------
     start, total, warmup = 0, config.assistant.warmup + config.steps, config.assistant.warmup
@@ -308,12 +306,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         return nullcontext() if sharded or m + 1 == config.accumulate else accelerator.no_sync(module)
 
     def apply(name: str) -> Tensor:
-        parameters = list(trainable[name].values())
-        limit = getattr(config, name).clip
-        norm = sharding.full(accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
-        optimizers[name].step()
-        optimizers[name].zero_grad(set_to_none=True)
-        return norm.detach()
+        parameters, clip = trainable[name].values(), accelerator.clip_grad_norm_
+        return sharding.full(descend(getattr(config, name), optimizers[name], parameters, clip)).detach()
 
     recent: dict[str, deque[float]] = {}
     guarded = False
@@ -411,6 +405,12 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     return watch.step == total
 
 
+def precisions(config: TrainConfig) -> tuple[torch.dtype, torch.dtype | None]:
+    """What is trained and drawn in, and what autocast computes in, None where it casts nothing."""
+    wide = torch.float64 if config.precision == "fp64" else torch.float32
+    return wide, DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
+
+
 def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:
     """The pipeline that the reference is part of, drawn where weights are left out."""
     if hub.without_weights():
@@ -421,12 +421,18 @@ def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:
 def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
     """The roles as a config wants them stored, on `device`."""
     # What is sharded together has one precision.
-    narrow = config.precision in ("bf16", "fp16") and not (config.parallel == "fsdp2" and config.lora)
+    narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
     return Roles(
         initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
-        frozen=DTYPES[config.precision] if narrow else torch.float32,
-        device=device,
+        frozen=narrow or torch.float32, device=device,
     )  # fmt: skip
+
+
+def make_source(config: TrainConfig, model: Model, network: Any, prompts: int, batch: int) -> Source:
+    """What draws batches of `batch` pictures of the size that `network` was made for, out of so many prompts."""
+    shape = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
+    sigmas = TIMES[config.sigmas.name](model.schedule, **config.sigmas.parameters)
+    return Source(prompts, shape, batch, sigmas, seed=config.seed)
 
 
 def _check_trackers(config: TrainConfig) -> None:
@@ -459,6 +465,19 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
         rest["fused"] = True if parameters[0].device.type == "cuda" else None
     made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
     return made
+
+
+def descend(
+    options: Optimizer,
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[nn.Parameter],
+    clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
+) -> Any:
+    """One step of an optimiser, gradients clipped by `clip` before and gone after. Returns their norm."""
+    norm = clip(list(parameters), math.inf if options.clip is None else options.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def _add(figures: dict[str, Tensor], more: dict[str, Tensor]) -> None:
