@@ -462,7 +462,7 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
     if library is torch:
         # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none.
-        rest["fused"] = True if parameters[0].device.type == "cuda" else None
+        rest["fused"] = True
     made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
     return made
 

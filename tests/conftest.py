@@ -3,10 +3,12 @@
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from hub import Hub
 
 # The hub client reads its settings once, when it is imported: before that, no test has any hub but this one.
@@ -52,6 +54,19 @@ def real_scorers(published: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
     tiny_scorers.shrink(monkeypatch, published)
     return published
+
+
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python that begins with the libraries imported."""
+    with warm.interpreter(tmp_path_factory.mktemp("warm")) as program:
+        yield program
+
+
+@pytest.fixture
+def quick_programs(interpreter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that are started with `sys.executable` begin with the libraries imported."""
+    monkeypatch.setattr(sys, "executable", str(interpreter))
 
 
 @pytest.fixture(scope="session")

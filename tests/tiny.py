@@ -35,9 +35,8 @@ def tiny_components(seed: int, *, prediction: str = "v_prediction") -> dict[str,
         "text_encoder": CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **text)).eval(),
         "tokenizer": tokenizer,
         "unet": UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[8, 16], layers_per_block=1, attention_head_dim=2,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-            norm_num_groups=4, cross_attention_dim=16,
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, attention_head_dim=2,
+            down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], norm_num_groups=4, cross_attention_dim=16,
         ).eval(),
         "scheduler": EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, timestep_spacing="trailing",

@@ -15,6 +15,8 @@ from tiny import SMALL_RUN
 
 from evaluate import weights
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 KILLS = 10
 
 

@@ -21,6 +21,8 @@ from align.runs import open_folder
 from evaluate.tables import read_csv
 from prompts.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 HELD = {"scorers": {}, "prompts": "shapes:test"}
 SWEEPS = [name for name, content in configs.presets().items() if content["stage"] == "sweep"]
 

@@ -257,7 +257,7 @@ def worker(tiny: Path, given: Path, folder: Path, pause: float) -> Any:
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_kills_and_company(tiny: Path, tmp_path: Path) -> None:
+def test_kills_and_company(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     """A killed process loses at most the file it was making; two make each file once, and make the same bytes as one."""
     prompts(tmp_path, [f"a circle number {i}" for i in range(64)])
     given, alone, folder = tmp_path / "prompts.txt", tmp_path / "alone", tmp_path / "together"
