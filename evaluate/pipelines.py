@@ -22,6 +22,7 @@ YAML file, or the name of one of those in `evaluate/models`. A folder may hold a
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -255,6 +256,29 @@ def set_scheduler(pipeline: Any, model: str) -> None:
         below = beside(path if path.is_dir() else path.parent, how.pipeline)
         if locate(below):
             set_scheduler(pipeline, below)
+
+
+def size(model: str) -> tuple[int, int] | None:
+    """Height and width in pixels of what a model draws, from its recipe or its configs; None where they do not say.
+
+    Nothing is fetched where the recipe says it, else what `load` would fetch.
+    """
+    how = recipe(model)
+    if how.height and how.width:
+        return how.height, how.width
+    configs = _configs(_layers(model))
+    network, vae = configs.get("unet") or configs.get("transformer") or {}, configs.get("vae") or {}
+    edge, blocks = network.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(edge, int) or not blocks:
+        return None
+    edge *= 2 ** (len(blocks) - 1)  # every block of the VAE but its last halves the image
+    return how.height or edge, how.width or edge
+
+
+def _configs(found: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """The config of each part, by the part's name; that of a later layer in place of an earlier one's."""
+    files = [path for layer in found for path in layer.files if path.name == "config.json"]
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,20 @@ def _bytes(picture: Tensor) -> Tensor:
     return picture if picture.dtype == torch.uint8 else (picture.clamp(0, 1) * 255).round().byte()
 
 
+def reference_files(folder: Path, name: str) -> list[Path]:
+    """All pictures below `folder`. Raises UserError for fewer than two."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise UserError(f"{folder}: {len(files)} pictures there; {name} compares with {PROTOCOLS[name].real}")
+    return files
+
+
 def reference_moments(folder: Path, name: str, features: Features, weights_sha256: str, *, home: Path | None = None) -> Moments:
     """Moments of all pictures below `folder` under the protocol `name`. home: where they are cached."""
     from rich.console import Console
     from rich.progress import track
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise UserError(f"{folder}: {len(files)} pictures there; {name} compares with {PROTOCOLS[name].real}")
+    files = reference_files(folder, name)
     console = Console(stderr=True)
     hashes = sorted(weight_files.sha256(path) for path in track(files, "hashing the reference", console=console))
     made_by = {package: version(package) for package in ("clean-fid", "pillow")}
@@ -131,13 +137,14 @@ def read_picture(path: Path) -> Tensor:
 
 
 def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
-    """Both a file of weights and a folder of real pictures are needed."""
+    """Both a file of weights and a folder of real pictures are needed; the pictures are measured when the distance is asked for."""
     protocol = PROTOCOLS[name]
-    network, digest = load_inception(name, device, weights)
     if not reference:
         raise UserError(f"{name} compares with {protocol.real}; give their folder as the reference")
+    reference_files(Path(reference), name)
+    network, digest = load_inception(name, device, weights)
     features = features_of(network, protocol.size, device)
-    moments = reference_moments(Path(reference), name, features, digest)
+    moments = cache(partial(reference_moments, Path(reference), name, features, digest))
     return FrechetMetric(name, features, moments, weights_sha256=digest, asked=protocol.asked)
 
 

@@ -116,8 +116,9 @@ def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
         sets.load("fd-shapes", reference="real")
     with pytest.raises(UserError, match="leave out real"):
         sets.load("diversity", reference="real")
+    save_pictures(tmp_path / "real", 2)
     with pytest.raises(UserError, match="make a file of them with 'evaluate inception'"):
-        sets.load("fid/coco2014-30k", reference=str(tmp_path))
+        sets.load("fid/coco2014-30k", reference=str(tmp_path / "real"))
 
 
 def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
         from evaluate.sets.frechet import FrechetMetric, Moments
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
-        metric = FrechetMetric("f", lambda x: x, Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
+        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
@@ -162,7 +163,7 @@ def test_a_singular_covariance_has_a_factor_too() -> None:
 
 
 def metric_of(reference: Moments, asked: int = 0) -> FrechetMetric:
-    return FrechetMetric("f", lambda features: torch.as_tensor(features), reference, asked=asked, weights_sha256="")
+    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, asked=asked, weights_sha256="")
 
 
 STANDARD = Moments(10**6, torch.zeros(4).double(), (10**6 - 1) * torch.eye(4).double())
