@@ -74,8 +74,7 @@ def models() -> None:
     from evaluate import embedded, pipelines
     from evaluate.console import printer
 
-    shipped = [name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()]
-    recipes = {name: pipelines.recipe(name) for name in (*shipped, *pipelines.names())}
+    recipes = {name: pipelines.recipe(name) for name in (*embedded.models(), *pipelines.names())}
     runnable = Table(title="can be run")
     reported = Table(title="reported only")
     for table, columns in (
