@@ -140,19 +140,6 @@ def overlap(
     raise typer.Exit(bool(matches))
 
 
-@app.command()
-def inception(
-    torchscript: Annotated[Path, typer.Option(help="inception-2015-12-05.pt, as clean-fid fetches it.")],
-    output: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-) -> None:
-    """Make the file of weights that FID needs from clean-fid's TorchScript file."""
-    from evaluate import weights
-    from evaluate.sets.inception import convert
-
-    convert(torchscript, output)
-    print(f"{output}: sha256 {weights.sha256(output)}")
-
-
 RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records file, or the folder of a run.")]
 
 

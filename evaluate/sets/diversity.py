@@ -68,6 +68,6 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     if name == "diversity/shapes-clip":
         features, digest = shapes.encoder(device, weights)
     else:
-        network, digest = fid.load_inception(name, device, weights)
+        network, digest = fid.load_inception(device, weights)
         features = fid.features_of(network, fid.PROTOCOLS["fid/coco2014-30k"].size, device)
     return Diversity(name, features, weights_sha256=digest)

@@ -43,7 +43,7 @@ def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.Mo
 @pytest.fixture
 def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sets.SetMetric:
     """The metric with nothing gathered."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     if not name.startswith("fid/"):
         return sets.load(name)
     save_pictures(tmp_path / "real", 20)
@@ -116,9 +116,8 @@ def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
         sets.load("fd-shapes", reference="real")
     with pytest.raises(UserError, match="leave out real"):
         sets.load("diversity", reference="real")
-    save_pictures(tmp_path / "real", 2)
-    with pytest.raises(UserError, match="make a file of them with 'evaluate inception'"):
-        sets.load("fid/coco2014-30k", reference=str(tmp_path / "real"))
+    with pytest.raises(UserError, match="give their folder as the reference"):
+        sets.load("fid/coco2014-30k")
 
 
 def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
