@@ -49,7 +49,7 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """List what can be measured: scorers of a picture, and metrics of a whole set."""
+    """List what can be measured, scorers of a picture and metrics of a whole set, and what each was held against."""
     from rich.table import Table
 
     from evaluate import scorers, sets
@@ -58,10 +58,12 @@ def metrics() -> None:
     table = Table()
     table.add_column("metric", no_wrap=True)
     table.add_column("of", no_wrap=True)
+    table.add_column("verified by")
     table.add_column("what it is")
     for kind, of in ((scorers, "a picture"), (sets, "a set")):
+        verified = kind.verified()
         for name, text in kind.variants().items():
-            table.add_row(name, of, text)
+            table.add_row(name, of, verified.get(name, "not verified"), text)
     printer().print(table)
 
 

@@ -20,6 +20,7 @@ VARIANTS = {
     "diversity/shapes-clip": "mean 1 - cosine between pictures of a prompt, on the features of shapes/clip; higher is more diverse",
     "diversity/inception": "the same on FID's Inception, pictures prepared as fid/coco2014-30k does",
 }
+VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 class Diversity(SetMetric):

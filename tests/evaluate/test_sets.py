@@ -1,5 +1,6 @@
 """Metrics of a whole set: the contract of all there are, then each against a closed form or its original."""
 
+import json
 import math
 import os
 import pickle
@@ -107,6 +108,20 @@ def test_too_little_is_refused(fresh: sets.SetMetric) -> None:
         fresh.compute()
     with pytest.raises(ValueError, match=r"prompts|shorter|longer"):
         fresh.update(PICTURES, CAPTIONS[:-1])
+
+
+def test_every_claim_is_compared() -> None:
+    """With formulas on this page, with clean-fid in test_fid.py."""
+    claims, fids = sets.verified(), fid.PROTOCOLS.keys()
+    assert {name for name, by in claims.items() if by == "formula"} == {
+        "fd-shapes",
+        "diversity/shapes-clip",
+        "diversity/inception",
+    }
+    made_by = json.loads((Path(__file__).parents[1] / "upstream" / "fid.json").read_text(encoding="utf-8"))["versions"]
+    assert {name: by for name, by in claims.items() if by != "formula"} == dict.fromkeys(
+        fids, f"clean-fid {made_by['clean-fid']}"
+    )
 
 
 def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:

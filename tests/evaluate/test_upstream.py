@@ -1,9 +1,13 @@
-"""Our scorers against what the originals' own code computed, and against published formulas written out.
+"""Our scorers against what they say they are verified by: the originals' own code, or published formulas written out.
 
 `tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals in an environment of their own.
 """
 
+import importlib
 import json
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +19,30 @@ from hub import Hub
 from PIL import Image
 from tiny_scorers import REFERENCE, tensors
 from torchvision import transforms
+from typer.testing import CliRunner
 from upstream import seeded
 
-from evaluate import scorers, weights
+from evaluate import cli, scorers, weights
 from evaluate.images import read_image
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
+from evaluate.scorers import aesthetic, clipscore, imagereward, pickscore
+from prompts.shapes import render, sample_captions
 
 UPSTREAM = Path(seeded.__file__).parent
 PREFIXES = list(REFERENCE["made_by"]["pictures_sha256"])
 #: By prefix, by scorer, by image: a number a prompt.
 SCORES = {prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES}
-COMPARED = {name for tables in SCORES.values() for name in tables}
+ORIGINALS = sorted({name for tables in SCORES.values() for name in tables})
+COMPARED: set[str] = set()
 #: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides round to float32,
 #: on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away, and ours in float32 up to 1.3e-5.
 WITHIN = {"hpsv2": 1e-6, "imagereward": 2e-5}
 PROMPTS = seeded.prompts()
+
+
+def compares(*names: str) -> pytest.MarkDecorator:
+    """Gives a test the names of the scorers that it holds against what they say."""
+    COMPARED.update(names)
+    return pytest.mark.parametrize("name", names)
 
 
 def part(name: str) -> str:
@@ -74,7 +87,7 @@ def test_pins_are_those_the_numbers_were_made_with() -> None:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("name", sorted(COMPARED))
+@compares(*ORIGINALS)
 def test_scores_are_the_originals(name: str, prefix: str, real_scorers: Hub, tmp_path: Path) -> None:
     """WITHIN the original's number, on its own scale, on every picture and prompt; in batches, which it knows not."""
     seed, scale = prefix + name.partition("/")[0], 100 if part(name) == "hpsv2" else 1
@@ -181,7 +194,7 @@ def clip_parts(hub: Hub, weights_at: tuple[str, str], words_at: tuple[str, str])
     )
 
 
-@pytest.mark.parametrize("name", ["pickscore", "pickscore/scaled"])
+@compares("pickscore", "pickscore/scaled")
 def test_pickscore_is_its_model_card(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
     """Kirstain et al. 2023, eq. 1 and the model card's code: embeddings of unit length, their product, exp(logit_scale)."""
     model, tokenizer, processor = clip_parts(
@@ -198,7 +211,8 @@ def test_pickscore_is_its_model_card(name: str, real_scorers: Hub, files: dict[s
     compare(name, files, formula, atol=1e-5 if name == "pickscore" else 1e-3)
 
 
-def test_clipscore_is_torchmetrics(real_scorers: Hub, files: dict[str, Path]) -> None:
+@compares("clipscore/vit-l-14-torchmetrics")
+def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
     """torchmetrics.functional.multimodal.clip_score itself, given the same model."""
     from torchmetrics.functional.multimodal import clip_score
 
@@ -230,7 +244,7 @@ def test_clipscore_is_torchmetrics(real_scorers: Hub, files: dict[str, Path]) ->
         score: torch.Tensor = clip_score(pixels, prompt, model_name_or_path=lambda: (Unwrapped(), process))
         return score
 
-    scorer = scorers.load("clipscore/vit-l-14-torchmetrics")
+    scorer = scorers.load(name)
     positive = 0
     for path in files.values():
         for prompt in PROMPTS:
@@ -241,7 +255,8 @@ def test_clipscore_is_torchmetrics(real_scorers: Hub, files: dict[str, Path]) ->
     assert positive >= 10
 
 
-def test_clipscore_is_dmd2s(real_scorers: Hub, files: dict[str, Path]) -> None:
+@compares("clipscore/vit-g-14-dmd2")
+def test_clipscore_is_dmd2s(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
     """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put in among the tokens, the cosine."""
     path = real_scorers.folder(clipscore.LAION, clipscore.LAION_REVISION) / "open_clip_pytorch_model.bin"
     clip, _, transform = open_clip.create_model_and_transforms("ViT-g-14", pretrained=str(path))
@@ -255,10 +270,11 @@ def test_clipscore_is_dmd2s(real_scorers: Hub, files: dict[str, Path]) -> None:
         joined[:, 76][joined[:, 76] > 0] = 49407
         return torch.cosine_similarity(clip.encode_image(transform(square)[None]), clip.encode_text(joined))
 
-    compare("clipscore/vit-g-14-dmd2", files, formula)
+    compare(name, files, formula)
 
 
-def test_aesthetic_is_its_authors_formula(real_scorers: Hub, files: dict[str, Path]) -> None:
+@compares("aesthetic/v2")
+def test_aesthetic_is_its_authors_formula(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
     """improved-aesthetic-predictor: OpenAI's transform, picture embedding over its L2 norm in numpy, five linear layers."""
     where = (aesthetic.REPOSITORY, aesthetic.REVISION)
     model, _, _ = clip_parts(real_scorers, where, where)
@@ -275,7 +291,27 @@ def test_aesthetic_is_its_authors_formula(real_scorers: Hub, files: dict[str, Pa
             x = x @ head[f"layers.{layer}.weight"].T + head[f"layers.{layer}.bias"]
         return x
 
-    compare("aesthetic/v2", files, formula)
+    compare(name, files, formula)
+
+
+@compares("shapes/clip", "shapes/preference")
+def test_the_cosine_is_transformers_own(name: str, clip_folder: Path) -> None:
+    scorer: Any = scorers.load(name, weights=str(clip_folder))
+    captions = sample_captions(6, split="test", seed=0)
+    pictures = torch.from_numpy(render(captions, seed=0))
+    tokens = scorer.tokenizer(captions, padding="max_length", max_length=24, return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = scorer.clip(input_ids=tokens, pixel_values=pictures * 2 - 1)
+    expected = 100 * (out.image_embeds * out.text_embeds).sum(1)
+    torch.testing.assert_close(scorer.score(pictures, captions), expected, atol=1e-4, rtol=1e-4)
+
+
+@compares("shapes/oracle")
+def test_the_oracle_says_what_the_renderer_drew(name: str) -> None:
+    captions = sample_captions(6, split="test", seed=0)
+    pictures = torch.from_numpy(render(captions, seed=0))
+    assert scorers.load(name).score(pictures, captions).tolist() == [1] * 6
+    assert scorers.load(name).score(pictures, captions[1:] + captions[:1]).tolist() == [0] * 6
 
 
 def test_seeded_weights_depend_on_the_name_alone() -> None:
@@ -285,8 +321,59 @@ def test_seeded_weights_depend_on_the_name_alone() -> None:
     assert not torch.equal(tensors("y", {"a.weight": (3, 2)})["a.weight"], both["a.weight"])
 
 
-def test_every_real_scorer_is_compared() -> None:
-    formulas = {"pickscore", "pickscore/scaled", "clipscore/vit-l-14-torchmetrics", "clipscore/vit-g-14-dmd2", "aesthetic/v2"}
-    real = {name for name in scorers.variants() if not name.startswith("shapes/")}
-    assert real == formulas | COMPARED
-    assert set(hpsv2.VARIANTS) < COMPARED
+def test_every_claim_is_compared() -> None:
+    """A scorer says in its file what it was verified by; here it is held against that, and a new one may say nothing."""
+    claims, packages = scorers.verified(), REFERENCE["made_by"]["packages"]
+    assert not claims.keys() - COMPARED, "these say they are verified, and nothing here compares them"
+    assert not COMPARED - claims.keys(), "these are compared, and their files do not say so"
+    for name in ORIGINALS:
+        package = {"hpsv2": "hpsv2", "imagereward": "image-reward"}[part(name)]
+        assert claims[name] == f"{package} {packages[package]}"
+
+
+# A new scorer
+
+EXAMPLE = re.search(
+    r"^```python evaluate/scorers/colourfulness\.py\n(.*?)^```$",
+    (UPSTREAM.parents[1] / "docs" / "add-a-reward.md").read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Adds the documents' example to the scorers, with lines of one's own behind it."""
+    monkeypatch.setattr(scorers, "__path__", [*scorers.__path__, str(tmp_path)])
+    module = "evaluate.scorers.colourfulness"
+    assert module not in sys.modules and EXAMPLE
+
+    def write(lines: str) -> None:
+        (tmp_path / "colourfulness.py").write_text(EXAMPLE[1] + lines, encoding="utf-8")
+        importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop(module, None)
+    monkeypatch.delattr(scorers, "colourfulness", raising=False)
+
+
+def listed(name: str) -> str:
+    """What `evaluate metrics` says of a scorer."""
+    shown = CliRunner().invoke(cli.app, ["metrics"], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0, shown.output
+    (line,) = (line for line in shown.output.splitlines() if f" {name} " in line)
+    return line
+
+
+def test_a_new_scorer_that_claims_nothing_is_told_as_not_verified(add: Callable[[str], None]) -> None:
+    add("")
+    assert "colourfulness" in scorers.variants()
+    assert "not verified" in listed("colourfulness")
+    assert "hpsv2 1.2.0" in listed("hpsv2.1/aa")
+    test_every_claim_is_compared()
+
+
+def test_a_new_scorer_that_claims_what_nothing_compares_is_found_out(add: Callable[[str], None]) -> None:
+    add('VERIFIED_BY = {"colourfulness": "formula"}\n')
+    assert "formula" in listed("colourfulness")
+    with pytest.raises(AssertionError, match="nothing here compares them"):
+        test_every_claim_is_compared()
