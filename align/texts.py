@@ -8,7 +8,6 @@ processes, on any number of machines, fill one folder together: each takes the f
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from align.data import Prompts
 from align.state import flush
 from evaluate import pipelines
 from evaluate.console import Watch
+from prompts import cache
 from prompts.errors import UserError
 
 ROWS = 512  # texts in a file
@@ -162,9 +162,8 @@ def sha256(pipeline: Any) -> str:
 
 
 def default_folder(made_by: Mapping[str, Any]) -> Path:
-    """Where a cache goes that is given no folder: below ALIGN_CACHE, or the user's own folder of caches."""
-    home = os.environ.get("ALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onestep-align"
-    return Path(home) / "texts" / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+    """Where a cache goes that is given no folder."""
+    return cache.folder("texts") / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- filling it ----------------------------------------------------------------------------------------------------------

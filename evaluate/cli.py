@@ -49,7 +49,7 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """List what can be measured: scorers of a picture, and metrics of a whole set."""
+    """List what can be measured, scorers of a picture and metrics of a whole set, and what each was held against."""
     from rich.table import Table
 
     from evaluate import scorers, sets
@@ -58,10 +58,12 @@ def metrics() -> None:
     table = Table()
     table.add_column("metric", no_wrap=True)
     table.add_column("of", no_wrap=True)
+    table.add_column("verified by")
     table.add_column("what it is")
     for kind, of in ((scorers, "a picture"), (sets, "a set")):
+        verified = kind.verified()
         for name, text in kind.variants().items():
-            table.add_row(name, of, text)
+            table.add_row(name, of, verified.get(name, "not verified"), text)
     printer().print(table)
 
 
@@ -74,8 +76,7 @@ def models() -> None:
     from evaluate import embedded, pipelines
     from evaluate.console import printer
 
-    shipped = [name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()]
-    recipes = {name: pipelines.recipe(name) for name in (*shipped, *pipelines.names())}
+    recipes = {name: pipelines.recipe(name) for name in (*embedded.models(), *pipelines.names())}
     runnable = Table(title="can be run")
     reported = Table(title="reported only")
     for table, columns in (
@@ -139,19 +140,6 @@ def overlap(
     nearly = {match.prompt for match in matches} - exact
     print(f"{len(set(given)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
     raise typer.Exit(bool(matches))
-
-
-@app.command()
-def inception(
-    torchscript: Annotated[Path, typer.Option(help="inception-2015-12-05.pt, as clean-fid fetches it.")],
-    output: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-) -> None:
-    """Make the file of weights that FID needs from clean-fid's TorchScript file."""
-    from evaluate import weights
-    from evaluate.sets.inception import convert
-
-    convert(torchscript, output)
-    print(f"{output}: sha256 {weights.sha256(output)}")
 
 
 RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records file, or the folder of a run.")]

@@ -243,7 +243,7 @@ def drawer(model: str, *, device: str, dtype: torch.dtype) -> Draw:
 
 def pictures_digest(folder: Path) -> str:
     """Hash of the names and the bytes of all pictures in `folder`."""
-    return digest("".join(f"{name} {sha256(path)}\n" for name, path in sorted(_found(folder).items())))
+    return digest("".join(f"{name} {sha256(path)}\n" for name, path in sorted(pictures_in(folder).items())))
 
 
 def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[[Block], list[Drawn]]:
@@ -252,7 +252,7 @@ def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[
     A file is named by its prompt's id, with `-SEED` behind it where a prompt has several pictures, or by the prompt's number in
     the suite, counted from 0. A picture that is missing or cannot be read is an error in its row.
     """
-    found = _found(folder)
+    found = pictures_in(folder)
     by_number = {int(name): path for name, path in found.items() if name.isdecimal()} if seeds == 1 else {}
     number = {prompt.id: i for i, prompt in enumerate(prompts)}
 
@@ -273,8 +273,8 @@ def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[
     return lambda block: [look(row) for row in block.rows]
 
 
-def _found(folder: Path) -> dict[str, Path]:
-    """Pictures by their path in `folder` without its suffix."""
+def pictures_in(folder: Path) -> dict[str, Path]:
+    """Pictures by their path in `folder` without its suffix. Raises UserError where there are none, or two of one name."""
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder; check the path")
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES]

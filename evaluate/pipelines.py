@@ -22,7 +22,9 @@ YAML file, or the name of one of those in `evaluate/models`. A folder may hold a
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +39,8 @@ from evaluate.layers import Layer
 from prompts.errors import UserError
 
 MODELS = Path(__file__).parent / "models"
+#: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and a name that could be a hub id.
+ALIKE, HUB_ALIKE = 0.6, 0.85
 
 
 class _Fields(BaseModel):
@@ -119,14 +123,28 @@ def names() -> list[str]:
 
 
 def locate(model: str) -> Path | None:
-    """The folder or the recipe file a model's name or path stands for; None for what only the hub can know."""
+    """The folder or the recipe file a model's name or path stands for; None for what only the hub can know.
+
+    Raises UserError for what can be neither, and for a slip of a shipped model's name.
+    """
     named = MODELS / f"{model}.yaml"
     for path in (Path(model), embedded.folder(model), named):
         if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml")):
             return path
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+    could_be_hub = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if close := _meant(model, HUB_ALIKE if could_be_hub else ALIKE):
+        raise UserError(f"{model}: no such folder or recipe; did you mean {close!r}? 'evaluate models' lists them")
+    if not could_be_hub:
         raise UserError(f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists")
     return None
+
+
+def _meant(model: str, cutoff: float) -> str | None:
+    """The shipped model whose name this is a slip of. What begins as an embedded model's name does is always taken for one."""
+    name, inside = model.partition("@")[0], embedded.models()
+    if name.partition("/")[0] in {known.partition("/")[0] for known in inside}:
+        return get_close_matches(name, inside, 1, 0)[0]
+    return next(iter(get_close_matches(name, [*inside, *names()], 1, cutoff)), None)
 
 
 def recipe(model: str) -> Recipe:
@@ -255,6 +273,29 @@ def set_scheduler(pipeline: Any, model: str) -> None:
         below = beside(path if path.is_dir() else path.parent, how.pipeline)
         if locate(below):
             set_scheduler(pipeline, below)
+
+
+def size(model: str) -> tuple[int, int] | None:
+    """Height and width in pixels of what a model draws, from its recipe or its configs; None where they do not say.
+
+    Nothing is fetched where the recipe says it, else what `load` would fetch.
+    """
+    how = recipe(model)
+    if how.height and how.width:
+        return how.height, how.width
+    configs = _configs(_layers(model))
+    network, vae = configs.get("unet") or configs.get("transformer") or {}, configs.get("vae") or {}
+    edge, blocks = network.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(edge, int) or not blocks:
+        return None
+    edge *= 2 ** (len(blocks) - 1)  # every block of the VAE but its last halves the image
+    return how.height or edge, how.width or edge
+
+
+def _configs(found: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """The config of each part, by the part's name; that of a later layer in place of an earlier one's."""
+    files = [path for layer in found for path in layer.files if path.name == "config.json"]
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Everything is a function of the settings: an interrupted run goes on where it wa
 finds it full writes the row, which is the same row each way.
 """
 
+import copy
 import json
 import math
 import os
@@ -39,6 +40,7 @@ from evaluate.generate import (
     drawer,
     painter,
     pictures_digest,
+    pictures_in,
 )
 from evaluate.preprocess import Preprocess
 from evaluate.records import Records
@@ -174,9 +176,12 @@ def run(
 ) -> Path | None:
     """Draw what is not drawn and score what is not scored; with all of it there, write the records and the leaderboard's row.
 
+    What cannot be measured is refused before the first image is drawn, so scorers are loaded first, once. They wait in the host's
+    memory while the model has the GPU, and go there when something is to be scored.
+
     make, load: what makes a model's drawer and what loads a scorer. Returns the records' file, or None where blocks are left to other shards.
     """
-    names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, sets)}
+    loaded, measures = _load(settings, load)
     made_by = identity(settings)
     folder = settings.output / "runs" / f"{_slug(settings.model)}-{digest(json.dumps(made_by, sort_keys=True))[:12]}"
     _keep(folder / "made-by.json", made_by)
@@ -185,12 +190,10 @@ def run(
     mine = work[settings.shard[0] :: settings.shard[1]]
 
     _draw(settings, [block for block in mine if store.failed(block)], store, make, show=show)
-    loaded = {name: load(name, device=settings.device, weights=settings.weights.get(name)) for name in names[scorers]}
     parts = {
-        s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store)
-        for s in loaded.values()
+        s.protocol: Scores(folder / "scores" / _slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}"), store) for s in loaded
     }
-    unscored = [(block, [s for s in loaded.values() if parts[s.protocol].failed(block)]) for block in mine]
+    unscored = [(block, [s for s in loaded if parts[s.protocol].failed(block)]) for block in mine]
     _score(settings, [(block, which) for block, which in unscored if which], store, parts, show=show)
 
     missing = [b for b in work if store.read(b) is None or any(part.read(b) is None for part in parts.values())]
@@ -198,8 +201,8 @@ def run(
         console.print(f"{folder}: {len(missing)} of {len(work)} blocks are left to other shards; the last one writes the row")
         return None
     frame = pd.DataFrame([row for block in work for row in _rows(block, store, parts)])
-    estimates = _measure_set(settings, names[sets], work, store, show=show)
-    hashes = {s.protocol: s.weights_sha256 for s in loaded.values()}
+    estimates = _measure_set(measures, work, store, show=show)
+    hashes = {s.protocol: s.weights_sha256 for s in loaded}
     records = Records(
         frame,
         {
@@ -226,6 +229,51 @@ def identity(settings: Settings) -> dict[str, Any]:
         "batch": settings.batch,
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
     }
+
+
+# ---- what is needed ------------------------------------------------------------------------------------------------------
+
+
+def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer], list[SetMetric]]:
+    """Scorers, on the CPU, and metrics of the whole set. Raises UserError for what is not to be had, or cannot measure such images.
+
+    The model itself is fetched later: a name that stands for none is refused before, its weights after what is small.
+    """
+    if settings.images:
+        pictures_in(settings.images)
+    else:
+        pipelines.runnable(settings.model)
+    names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, sets)}
+    measures = [
+        sets.load(
+            name,
+            device=settings.device,
+            weights=settings.weights.get(name),
+            reference=str(settings.reference) if settings.reference and name.startswith("fid/") else None,
+        )
+        for name in names[sets]
+    ]
+    loaded = [load(name, device="cpu", weights=settings.weights.get(name)) for name in names[scorers]]
+    size = None if settings.images else pipelines.size(settings.model)
+    if size:
+        _check_size(settings, size, loaded, measures)
+    return loaded, measures
+
+
+def _check_size(settings: Settings, size: tuple[int, int], loaded: Sequence[Scorer], measures: Sequence[SetMetric]) -> None:
+    """Raise UserError for a metric that takes no images of the height and width that the model draws."""
+    image, prompts = torch.zeros(1, 3, *size, dtype=torch.uint8), [settings.suite.prompts[0].text]
+    takes: dict[str, Callable[[], object]] = {s.protocol: partial(s.prepare, image) for s in loaded}
+    # A copy takes the image in: what the metric itself has gathered stays as it is.
+    takes |= {measure.protocol: partial(copy.copy(measure).update, image, prompts) for measure in measures}
+    for protocol, take in takes.items():
+        try:
+            take()
+        except ValueError as error:
+            height, width = size
+            raise UserError(
+                f"--metric {protocol}: cannot measure the {width} x {height} images of {settings.model} ({error}); leave it out"
+            ) from None
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------------
@@ -290,6 +338,8 @@ def _score(
     """Score blocks; the next ones are read and prepared meanwhile."""
     if not todo:
         return
+    for scorer in dict.fromkeys(scorer for _, which in todo for scorer in which):
+        scorer.to(settings.device)
     judge = Judge(say=console.print)
     with Watch(f"scoring {settings.model}", sum(len(block.rows) for block, _ in todo), unit="picture", show=show) as watch:
         opened = ahead(lambda pair: Opened.of(*pair, store, settings.device), todo)
@@ -400,22 +450,12 @@ def _rows(block: Block, store: Store, parts: Mapping[str, Scores]) -> list[dict[
     return rows
 
 
-def _measure_set(
-    settings: Settings, names: Sequence[str], work: Sequence[Block], store: Store, *, show: bool
-) -> dict[str, Any]:
+def _measure_set(measures: Sequence[SetMetric], work: Sequence[Block], store: Store, *, show: bool) -> dict[str, Any]:
     """Value and interval of each metric of the whole set, from the pictures in the suite's order."""
-    if not names:
+    if not measures:
         return {}
-    measures = [
-        sets.load(
-            name,
-            device=settings.device,
-            weights=settings.weights.get(name),
-            reference=str(settings.reference) if settings.reference and name.startswith("fid/") else None,
-        )
-        for name in names
-    ]
-    with Watch(f"measuring {', '.join(names)}", sum(len(b.rows) for b in work), unit="picture", show=show) as watch:
+    names = ", ".join(measure.protocol for measure in measures)
+    with Watch(f"measuring {names}", sum(len(b.rows) for b in work), unit="picture", show=show) as watch:
         for opened in ahead(lambda block: Opened.of(block, (), store), work):
             for measure in measures if opened.there else ():
                 measure.update([image for image, _ in opened.there], [text for _, text in opened.there])

@@ -1,10 +1,11 @@
 """How a family's network becomes a denoiser: what it is conditioned on, its null prompt, and how it is called.
 
-A file here is a family. Nothing else in the code knows one. It has
+A file here is a family. Nothing else in the code knows one. The tests hold it against stock diffusers where `tests/tiny_families.py` makes
+a tiny pipeline of it, and else skip it by name. It has
 
 - `network`, the name of the network among the parts of a diffusers pipeline;
 - `arguments`, what stock diffusers' call is told so that it conditions the network as `encode` does;
-- `tiny_vae`, a tiny autoencoder of the same latents on the hub;
+- `tiny_vae`, a tiny autoencoder of the same latents on the hub, where there is one;
 - `encode(pipeline, prompts)`, everything the network is told of a prompt: a dict of tensors with a row `[B, ...]` for each.
   It depends on nothing else, so rows can be kept and mixed;
 - `null(pipeline)`, the same for the null prompt, `[1, ...]`;

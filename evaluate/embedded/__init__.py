@@ -11,5 +11,10 @@ def folder(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """The models that are there."""
+    """All weights that are there: what draws, and what scores."""
     return sorted(f"{p.parent.name}/{p.name}" for p in HERE.glob("*/*") if p.is_dir() and not p.name.startswith("_"))
+
+
+def models() -> list[str]:
+    """Those that draw."""
+    return [name for name in names() if (folder(name) / "recipe.yaml").is_file()]

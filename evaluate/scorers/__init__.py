@@ -1,7 +1,8 @@
 """Scorers: how well a picture suits its prompt, or a person's taste. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
-weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be registered.
+weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be registered. `VERIFIED_BY`, name -> what
+the tests hold a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
 """
 
 import importlib
@@ -135,6 +136,11 @@ def _families() -> dict[str, Any]:
 def variants() -> dict[str, str]:
     """Every scorer's name and what it is."""
     return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
+
+
+def verified() -> dict[str, str]:
+    """What a scorer was held against, by its name; those of which nobody says it are not verified."""
+    return {name: by for family in _families().values() for name, by in getattr(family, "VERIFIED_BY", {}).items()}
 
 
 def resolve(name: str) -> str | None:

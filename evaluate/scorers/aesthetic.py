@@ -26,6 +26,7 @@ HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 
 VARIANTS = {"aesthetic/v2": "LAION Aesthetic v2 (sac+logos+ava1, linear), about 1 to 10; the prompt is not read"}
+VERIFIED_BY = {"aesthetic/v2": "formula"}
 
 
 class Aesthetic(Scorer):

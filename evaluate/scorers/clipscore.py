@@ -20,6 +20,7 @@ VARIANTS = {
     "clipscore/vit-g-14-dmd2": "CLIPScore as DMD2 computes it: open_clip ViT-g-14, cosine",
     "clipscore/vit-l-14-torchmetrics": "CLIPScore as torchmetrics computes it: OpenAI ViT-L/14, 100 x cosine",
 }
+VERIFIED_BY = {"clipscore/vit-g-14-dmd2": "formula", "clipscore/vit-l-14-torchmetrics": "torchmetrics"}
 
 
 def load(name: str, path: str | None) -> Scorer:

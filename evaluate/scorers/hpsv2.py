@@ -24,6 +24,7 @@ VARIANTS = {
     "hpsv2.0/aa": "HPSv2.0 x 100, antialiased resize",
     "hpsv2.0/noaa": "HPSv2.0 x 100, resize without antialiasing",
 }
+VERIFIED_BY = dict.fromkeys(VARIANTS, "hpsv2 1.2.0")
 
 
 def load(name: str, path: str | None) -> Scorer:

@@ -22,6 +22,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35  # tokens, with [CLS] and [SEP]
 
 VARIANTS = {"imagereward": "ImageReward v1.0, standardised"}
+VERIFIED_BY = {"imagereward": "image-reward 1.5"}
 
 #: BLIP-large's picture tower and BERT-base with cross-attention to it, as the authors' `med_config.json` has it.
 ARCHITECTURE: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ VARIANTS = {
     "pickscore": "PickScore v1, the raw cosine that papers report",
     "pickscore/scaled": "PickScore v1 times exp(logit_scale), the model card's score",
 }
+VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 def load(name: str, path: str | None) -> Scorer:

@@ -18,6 +18,7 @@ VARIANTS = {
     "shapes/clip": "100 x cosine of picture and caption under a small CLIP, which also gives fd-shapes its features",
     "shapes/preference": "small preference model: what a stated rule prefers, learned from few pairs",
 }
+VERIFIED_BY = {"shapes/oracle": "renderer", "shapes/clip": "formula", "shapes/preference": "formula"}
 
 LONGEST = 160  # bytes of a caption
 

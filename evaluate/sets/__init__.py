@@ -1,7 +1,7 @@
 """Metrics of a whole set of pictures, which no single picture has. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
-device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name.
+device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name. `VERIFIED_BY` is as in `evaluate.scorers`.
 
 >>> from evaluate import sets
 >>> metric = sets.load("fd-shapes")  # doctest: +SKIP
@@ -93,6 +93,11 @@ def _families() -> dict[str, Any]:
 def variants() -> dict[str, str]:
     """Every set metric's name and what it is."""
     return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
+
+
+def verified() -> dict[str, str]:
+    """What a set metric was held against, by its name; those of which nobody says it are not verified."""
+    return {name: by for family in _families().values() for name, by in getattr(family, "VERIFIED_BY", {}).items()}
 
 
 def resolve(name: str) -> str | None:

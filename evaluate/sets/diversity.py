@@ -20,6 +20,7 @@ VARIANTS = {
     "diversity/shapes-clip": "mean 1 - cosine between pictures of a prompt, on the features of shapes/clip; higher is more diverse",
     "diversity/inception": "the same on FID's Inception, pictures prepared as fid/coco2014-30k does",
 }
+VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 class Diversity(SetMetric):
@@ -68,6 +69,6 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     if name == "diversity/shapes-clip":
         features, digest = shapes.encoder(device, weights)
     else:
-        network, digest = fid.load_inception(name, device, weights)
+        network, digest = fid.load_inception(device, weights)
         features = fid.features_of(network, fid.PROTOCOLS["fid/coco2014-30k"].size, device)
     return Diversity(name, features, weights_sha256=digest)

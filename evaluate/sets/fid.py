@@ -3,7 +3,7 @@
 Each picture, generated or real, is cropped to a centred square, resized by Lanczos to the protocol's size in 8 bits, resized to
 299 by clean-fid's `clean` mode (bicubic, antialiased, in float, clipped; Parmar et al. 2022), and goes through FID's Inception.
 
-weights: what `evaluate inception` makes of clean-fid's TorchScript file. reference: the folder of real pictures; its moments are
+weights: the published file of Inception's, fetched on first use. reference: the folder of real pictures; its moments are
 cached under a hash of every file's bytes, the protocol, the weights, and the versions of what decodes and resizes.
 """
 
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 from evaluate import weights as weight_files
 from evaluate.sets import SetMetric, inception
 from evaluate.sets.frechet import Features, FrechetMetric, Moments, union
+from prompts import cache as cached
 from prompts.errors import UserError
 
 
@@ -47,6 +48,7 @@ VARIANTS = {
     name: f"FID of {p.asked:,} pictures at {p.size} x {p.size} against {p.real}; lower is better"
     for name, p in PROTOCOLS.items()
 }
+VERIFIED_BY = dict.fromkeys(VARIANTS, "clean-fid 0.1.35")
 
 BATCH = 64
 CHUNK = 512  # pictures whose moments are taken together
@@ -86,20 +88,26 @@ def _bytes(picture: Tensor) -> Tensor:
     return picture if picture.dtype == torch.uint8 else (picture.clamp(0, 1) * 255).round().byte()
 
 
+def reference_files(folder: Path, name: str) -> list[Path]:
+    """All pictures below `folder`. Raises UserError for fewer than two."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise UserError(f"{folder}: {len(files)} pictures there; {name} compares with {PROTOCOLS[name].real}")
+    return files
+
+
 def reference_moments(folder: Path, name: str, features: Features, weights_sha256: str, *, home: Path | None = None) -> Moments:
     """Moments of all pictures below `folder` under the protocol `name`. home: where they are cached."""
     from rich.console import Console
     from rich.progress import track
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise UserError(f"{folder}: {len(files)} pictures there; {name} compares with {PROTOCOLS[name].real}")
+    files = reference_files(folder, name)
     console = Console(stderr=True)
     hashes = sorted(weight_files.sha256(path) for path in track(files, "hashing the reference", console=console))
     made_by = {package: version(package) for package in ("clean-fid", "pillow")}
     content = [name, asdict(PROTOCOLS[name]), weights_sha256, made_by, hashes]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    target = (home or _home()) / f"{key}.safetensors"
+    target = (home or cached.folder("frechet")) / f"{key}.safetensors"
     if target.is_file():
         stored = load_file(target)
         return Moments(int(stored["n"]), stored["mean"], stored["scatter"])
@@ -117,10 +125,6 @@ def reference_moments(folder: Path, name: str, features: Features, weights_sha25
     return moments
 
 
-def _home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onestep-align" / "frechet"
-
-
 def read_picture(path: Path) -> Tensor:
     """uint8 `[3, H, W]`, as clean-fid reads a file: converted to RGB, and not turned by what a camera noted."""
     try:
@@ -131,18 +135,18 @@ def read_picture(path: Path) -> Tensor:
 
 
 def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
-    """Both a file of weights and a folder of real pictures are needed."""
+    """A folder of real pictures is needed, which are measured when the distance is asked for. weights: a local copy of Inception's."""
     protocol = PROTOCOLS[name]
-    network, digest = load_inception(name, device, weights)
     if not reference:
         raise UserError(f"{name} compares with {protocol.real}; give their folder as the reference")
+    reference_files(Path(reference), name)
+    network, digest = load_inception(device, weights)
     features = features_of(network, protocol.size, device)
-    moments = reference_moments(Path(reference), name, features, digest)
+    moments = cache(partial(reference_moments, Path(reference), name, features, digest))
     return FrechetMetric(name, features, moments, weights_sha256=digest, asked=protocol.asked)
 
 
-def load_inception(name: str, device: Any, weights: str | None) -> tuple[inception.Inception, str]:
-    """The network from a file of weights, and the file's sha256."""
-    if not weights:
-        raise UserError(f"{name} needs Inception's weights; make a file of them with 'evaluate inception' and give its path")
-    return inception.load(Path(weights), device), weight_files.sha256(Path(weights))
+def load_inception(device: Any, weights: str | None) -> tuple[inception.Inception, str]:
+    """The network from a file of weights, by default the one that is fetched and kept, and the file's sha256."""
+    path = Path(weights) if weights else inception.fetch()
+    return inception.load(path, device), weight_files.sha256(path)

@@ -101,11 +101,12 @@ def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float])
 class FrechetMetric(SetMetric):
     """Fréchet distance of pictures' features to a reference's moments.
 
-    features: pictures, as `update` takes them -> `[B, D]`. asked: how many pictures the protocol takes.
+    features: pictures, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long to
+    measure: it is asked when the distance is. asked: how many pictures the protocol takes.
     state: moments by group of prompts.
     """
 
-    def __init__(self, protocol: str, features: Features, reference: Moments, *, asked: int, weights_sha256: str):
+    def __init__(self, protocol: str, features: Features, reference: Callable[[], Moments], *, asked: int, weights_sha256: str):
         self.protocol, self.features, self.reference, self.asked = protocol, features, reference, asked
         self.weights_sha256 = weights_sha256
         self._moments: dict[int, Moments] = {}
@@ -150,12 +151,14 @@ class FrechetMetric(SetMetric):
     def compute(self) -> Estimate:
         """The distance; its note says where pictures are too few for the features' dimension or the protocol."""
         counts = {group: self.state[group].n for group in sorted(self.state)}
-        n, width = sum(counts.values()), len(self.reference.mean)
+        n = sum(counts.values())
         if n < 2:
             raise ValueError(f"{self.protocol}: {n} pictures; a covariance needs at least 2")
+        reference = self.reference()
+        width = len(reference.mean)
 
         def distance(left_out: int | None) -> float:
-            return frechet_distance(union(self.state[group] for group in counts if group != left_out), self.reference)
+            return frechet_distance(union(self.state[group] for group in counts if group != left_out), reference)
 
         estimate = jackknife(counts, distance)
         notes = [estimate.note] if estimate.note else []

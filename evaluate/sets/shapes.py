@@ -17,6 +17,7 @@ from evaluate.sets.frechet import Features, Moments, frechet_distance, group_of,
 from prompts.errors import UserError
 
 VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
+VERIFIED_BY = {"fd-shapes": "formula"}
 
 #: Renders a caption, so that the reference's own sampling error is small.
 RENDERS = 8

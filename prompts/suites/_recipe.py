@@ -1,7 +1,6 @@
 """A suite's YAML file, and how what it names is fetched and checked."""
 
 import hashlib
-import os
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prompts import cache
 from prompts.errors import UserError
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -94,8 +94,7 @@ def _from_hub(hub: Hub, file: File) -> Path:
 
 def _from_url(url: str, file: File) -> Path:
     """Cached under the file's hash, so that two versions never meet."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onestep-align" / "prompts"
-    target = home / file.sha256 / Path(file.name).name
+    target = cache.folder("prompts") / file.sha256 / Path(file.name).name
     if target.is_file():
         return target
     try:

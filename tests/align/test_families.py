@@ -1,5 +1,6 @@
 """Every family's denoiser and null prompt against stock diffusers, from the same noise."""
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,22 @@ def largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
-def test_every_family_is_tested() -> None:
-    assert families.names() == sorted(tiny_families.FAMILIES)
-    with pytest.raises(UserError, match="family = sd3: unknown; choose from pixart, sd15, sdxl"):
+@pytest.mark.parametrize("family", families.names())
+def test_a_family_declares_what_it_must(family: str) -> None:
+    module = families.load(family)
+    assert isinstance(module.network, str) and isinstance(module.arguments, dict)
+    for name, count in (("encode", 2), ("null", 1), ("call", 4)):
+        assert len(inspect.signature(getattr(module, name)).parameters) == count
+    if family not in tiny_families.FAMILIES:
+        pytest.skip(f"not tested further: tests/tiny_families.py makes no tiny pipeline of {family}")
+
+
+def test_families_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiny_families.FAMILIES.keys() <= set(families.names())
+    (tmp_path / "sd9.py").touch()
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    assert "sd9" in families.names()
+    with pytest.raises(UserError, match=f"family = sd3: unknown; choose from {', '.join(families.names())}"):
         families.load("sd3")
 
 

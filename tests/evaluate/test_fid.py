@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub import Hub
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_pictures, original, save
 
 from evaluate import sets, weights
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small seeded network in Inception's place, and a cache of our own."""
     monkeypatch.setattr(fid, "load_inception", lambda *_: (StandIn(), "0" * 64))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
 
 
 def measure(name: str, folders: tuple[Path, Path]) -> sets.Estimate:
@@ -69,45 +69,16 @@ def test_the_two_protocols_differ(folders: tuple[Path, Path], stand_in: None) ->
 
 # The network
 
-#: torchvision's names of the parts of a block, by kind, and the TorchScript's.
-PARTS = {
-    "A": {"branch1x1": "conv", "branch5x5_1": "tower.conv", "branch5x5_2": "tower.conv_1", "branch3x3dbl_1": "tower_1.conv",
-          "branch3x3dbl_2": "tower_1.conv_1", "branch3x3dbl_3": "tower_1.conv_2", "branch_pool": "tower_2.conv"},
-    "B": {"branch3x3": "conv", "branch3x3dbl_1": "tower.conv", "branch3x3dbl_2": "tower.conv_1", "branch3x3dbl_3": "tower.conv_2"},
-    "C": {"branch1x1": "conv", "branch7x7_1": "tower.conv", "branch7x7_2": "tower.conv_1", "branch7x7_3": "tower.conv_2",
-          "branch7x7dbl_1": "tower_1.conv", **{f"branch7x7dbl_{i + 1}": f"tower_1.conv_{i}" for i in range(1, 5)},
-          "branch_pool": "tower_2.conv"},
-    "D": {"branch3x3_1": "tower.conv", "branch3x3_2": "tower.conv_1", "branch7x7x3_1": "tower_1.conv",
-          **{f"branch7x7x3_{i + 1}": f"tower_1.conv_{i}" for i in range(1, 4)}},
-    "E": {"branch1x1": "conv", "branch3x3_1": "tower_conv", "branch3x3_2a": "tower_mixed_conv",
-          "branch3x3_2b": "tower_mixed_conv_1", "branch3x3dbl_1": "tower_1_conv", "branch3x3dbl_2": "tower_1_conv_1",
-          "branch3x3dbl_3a": "tower_1_mixed_conv", "branch3x3dbl_3b": "tower_1_mixed_conv_1", "branch_pool": "tower_2_conv"},
-}  # fmt: skip
-STEM = {"Conv2d_1a_3x3": "conv", "Conv2d_2a_3x3": "conv_1", "Conv2d_2b_3x3": "conv_2", "Conv2d_3b_1x1": "conv_3",
-        "Conv2d_4a_3x3": "conv_4"}  # fmt: skip
-BLOCKS = ["5b A", "5c A", "5d A", "6a B", "6b C", "6c C", "6d C", "6e C", "7a D", "7b E", "7c E"]
-TENSORS = {"conv.weight": "weight", "bn.bias": "beta", "bn.running_mean": "mean", "bn.running_var": "var"}
-
-
-def translated(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of torchvision's names in the TorchScript's."""
-    names = dict(STEM)
-    for i, block in enumerate(BLOCKS):
-        number, kind = block.split()
-        names |= {f"Mixed_{number}.{a}": f"mixed{f'_{i}' if i else ''}.{b}" for a, b in PARTS[kind].items()}
-    return {f"{b}.{TENSORS[t]}": theirs[f"{a}.{t}"] for a, b in names.items() for t in TENSORS}
-
 
 @pytest.fixture(scope="module")
-def oracle() -> Any:
-    """clean-fid's own definition of the network, with seeded weights in the place of those it would fetch."""
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """clean-fid's own definition of the network, with seeded weights in the place of those it would fetch, and their file."""
     from cleanfid import inception_pytorch
 
-    generator = torch.Generator().manual_seed(0)
+    generator, state = torch.Generator().manual_seed(0), {}
 
     def seeded(*_: object, **__: object) -> dict[str, Tensor]:
         blank = inception_pytorch._inception_v3(num_classes=1008, aux_logits=False).state_dict()
-        state = {}
         for key, value in blank.items():
             draw = torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
             if key.endswith("conv.weight"):
@@ -127,66 +98,89 @@ def oracle() -> Any:
         warnings.simplefilter("ignore")  # about what it asks of torchvision
         network = inception_pytorch.InceptionV3(resize_input=False).eval()
     patch.undo()
-    weights_of: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", None], ["Conv2d_3b_1x1", "Conv2d_4a_3x3", None]
-    mixed = [f"Mixed_{block.split()[0]}" for block in BLOCKS]
-    for block, members in enumerate([*stem, mixed[:8], [*mixed[8:], None]]):
-        names |= {f"blocks.{block}.{i}.": f"{member}." for i, member in enumerate(members) if member}
-    for key, value in network.state_dict().items():
-        prefix = next(p for p in names if key.startswith(p))
-        weights_of[names[prefix] + key.removeprefix(prefix)] = value
-    return network, translated(weights_of)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, path)
+    return network, path
 
 
-def test_the_network_is_the_one_clean_fid_defines(oracle: Any) -> None:
-    theirs, tensors = oracle
-    ours = inception.Inception()
-    weights.load_strict(ours, tensors, "the oracle")
+@pytest.mark.parametrize("given", [True, False])
+def test_the_network_is_the_one_clean_fid_defines(
+    given: bool, oracle: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, path = oracle
+    monkeypatch.setattr(inception, "fetch", lambda: pytest.fail("fetched") if given else path)
+    ours, digest = fid.load_inception("cpu", str(path) if given else None)
+    assert digest == weights.sha256(path)
     pictures = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (2, 3, 299, 299)).astype(np.float32))
     with torch.no_grad():
-        # Its last step scales [0, 1] to [-1, 1]; the TorchScript's way is (x - 128) / 128.
+        # Its last step scales [0, 1] to [-1, 1]; the way for pictures that are resized already is (x - 128) / 128.
         expected = theirs(pictures / 256)[0].flatten(1)
-        found = ours.eval()(pictures)
+        found = ours(pictures)
     assert found.shape == (2, inception.WIDTH)
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-class Wrapped(nn.Module):
-    """As the published file is built: the network is `layers`, and there is a classifier after it."""
+def test_weights_of_another_network_are_refused(oracle: tuple[Any, Path], tmp_path: Path) -> None:
+    state = torch.load(oracle[1])
+    with_extra = state | {"AuxLogits.fc.weight": torch.zeros(2)}
+    without = {key: value for key, value in state.items() if key != "Conv2d_1a_3x3.bn.bias"}
+    for tensors, said in (
+        (with_extra, r"'AuxLogits\.fc\.weight' is not known"),
+        (without, r"'Conv2d_1a_3x3\.bn\.bias' is missing"),
+    ):
+        torch.save(tensors, tmp_path / "other.pth")
+        with pytest.raises(UserError, match=said):
+            inception.load(tmp_path / "other.pth")
+    # Torch files of old have no counts of training batches.
+    torch.save({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    assert inception.load(tmp_path / "old.pth")
 
-    def __init__(self, layers: nn.Module):
-        super().__init__()
-        self.layers, self.output = layers, nn.Linear(2048, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.layers(x))
+# The weights on the net
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
-def test_a_torchscript_file_becomes_a_plain_one(tmp_path: Path, oracle: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from typer.testing import CliRunner
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A server with a file in the weights' place, whose hash is the one that is known."""
+    from cleanfid import inception_pytorch
 
-    from evaluate.cli import app
+    hub = Hub()
+    file = hub.folder("a/b", "main") / "inception.pth"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(inception_pytorch, "FID_WEIGHTS_URL", f"{hub.url}/a/b/resolve/main/{file.name}")
+    monkeypatch.setattr(inception, "SHA256", weights.sha256(file))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    return hub
 
-    network = inception.Inception()
-    weights.load_strict(network, oracle[1], "the oracle")
-    traced = torch.jit.trace(Wrapped(network).eval(), torch.zeros(1, 3, 299, 299))
-    torch.jit.save(traced, tmp_path / "inception.pt")
-    output = tmp_path / "inception.safetensors"
-    done = CliRunner().invoke(app, ["inception", "--torchscript", str(tmp_path / "inception.pt"), "--output", str(output)])
-    assert done.exit_code == 0, done.output
-    assert weights.sha256(output) in done.output.replace("\n", "")
-    loaded, digest = fid.load_inception("fid", "cpu", str(output))
-    assert digest == weights.sha256(output)
-    assert all(torch.equal(value, oracle[1][key]) for key, value in loaded.state_dict().items())
-    (tmp_path / "bad.pt").write_bytes(b"not a file of weights")
-    with pytest.raises(UserError, match="not a TorchScript file"):
-        inception.convert(tmp_path / "bad.pt", output)
-    save_file({key: value for key, value in oracle[1].items() if key != "conv.beta"}, output)
-    with pytest.raises(UserError, match=r"'conv\.beta' is missing"):
-        inception.load(output)
+
+def test_weights_are_fetched_once(net: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = inception.fetch()
+    assert path == tmp_path / "cache" / "inception" / "inception.pth"
+    assert path.read_bytes() == b"weights"
+    assert "fetching Inception's weights" in capsys.readouterr().err
+    assert len(net.requests) == 1
+    assert inception.fetch() == path
+    assert not capsys.readouterr().err
+    assert len(net.requests) == 1
+    path.write_bytes(b"weigh")  # damaged since
+    assert inception.fetch().read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("fault", ["another hash", "torn", "not there"])
+def test_what_is_not_the_weights_is_not_kept(fault: str, net: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "another hash":
+        monkeypatch.setattr(inception, "SHA256", "0" * 64)
+    elif fault == "torn":
+        net.broken = True
+    else:
+        (net.folder("a/b", "main") / "inception.pth").unlink()
+    said = "HTTP Error 404" if fault == "not there" else "another file, or a part of it .invalid hash value"
+    with pytest.raises(
+        UserError, match=rf"{said}.*; run it again, or give a local copy of inception\.pth with --weights METRIC=PATH"
+    ):
+        inception.fetch()
+    assert not list((tmp_path / "cache" / "inception").iterdir())
 
 
 # The reference's cache

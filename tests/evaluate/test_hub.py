@@ -37,8 +37,9 @@ FILES = {
 }
 
 
-def test_every_real_scorer_is_named() -> None:
-    assert FILES.keys() == {name for name in scorers.variants() if not name.startswith("shapes/")}
+def test_every_verified_scorer_that_fetches_weights_is_named(real_scorers: Hub) -> None:
+    claims = {name for name in scorers.verified() if not name.startswith("shapes/")}
+    assert FILES.keys() == {name for name in claims if scorers.load(name).weights_sha256}
 
 
 @pytest.fixture

@@ -111,6 +111,32 @@ def test_offline_once_it_is_there(models: Hub, monkeypatch: pytest.MonkeyPatch) 
     assert not models.requests
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("shapes/bse", "shapes/base"),
+        ("shapes/bse@main", "shapes/base"),
+        ("shapes/v1-5", "shapes/base"),  # like none of them, but under their prefix
+        ("shapse/base", "shapes/base"),
+        ("sdxl-dmd2-1step-1042", "sdxl-dmd2-1step-1024"),
+    ],
+)
+def test_a_slip_of_a_shipped_models_name_is_told_without_the_hub(given: str, meant: str, published: Hub) -> None:
+    published.requests.clear()
+    for use in (pipelines.recipe, pipelines.load, pipelines.digest):
+        with pytest.raises(UserError, match=f"{given}: no such folder or recipe; did you mean '{meant}'"):
+            use(given)
+    assert not published.requests
+
+
+def test_other_hub_ids_still_go_to_the_hub(published: Hub) -> None:
+    assert pipelines.locate("somebody/base") is pipelines.locate("tianweiy/DMD2") is None
+    published.requests.clear()
+    with pytest.raises(UserError, match=r"somebody/base: recipe\.yaml cannot be fetched"):
+        pipelines.recipe("somebody/base")
+    assert published.requests
+
+
 # ---- what is loaded is what the files hold -------------------------------------------------------------------------------
 
 

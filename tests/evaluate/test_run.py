@@ -4,6 +4,7 @@ import errno
 import hashlib
 import itertools
 import multiprocessing
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,61 @@ def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip:
     assert row(tmp_path) == before
     with pytest.raises(pytest.fail.Exception, match="drawn again"):
         run.run(settings(tiny, tmp_path, seeds=(1,)), show=False, make=lambda *a, **k: pytest.fail("drawn again"))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changes", "said"),
+    [
+        (("shapes/clip", "hpsv2.1/aa"), {"weights": {"hpsv2.1/aa": "nowhere.pt"}}, r"nowhere\.pt: no such file"),
+        (("fid/coco2014-30k",), {}, "give their folder as the reference"),
+        (("fid/coco2014-30k",), {"reference": Path("nowhere")}, "nowhere: 0 pictures there"),
+        (("shapes/clip",), {"model": "./nowhere"}, "no such folder"),
+        (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"}, "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
+        (("fd-shapes",), {"recipe": "{width: 64, height: 32}"}, "--metric fd-shapes: .* 64 x 32 images of .*tiny"),
+        (("shapes/oracle",), {"sample_size": 32}, "--metric shapes/oracle: .* 64 x 64 images of .*tiny.*leave it out"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_before_an_image_is_drawn(
+    metrics: tuple[str, ...], changes: dict[str, Any], said: str, tiny: Path, tiny_clip: None, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "tiny")
+    if recipe := changes.pop("recipe", None):
+        (model / "recipe.yaml").write_text(recipe)
+    if edge := changes.pop("sample_size", None):
+        config = model / "unet" / "config.json"
+        config.write_text(config.read_text().replace('"sample_size": 16', f'"sample_size": {edge}'))
+    asked = settings(model, tmp_path / "out", **{"metrics": metrics} | changes)
+    with pytest.raises(UserError, match=said):
+        run.run(asked, show=False, make=lambda *a, **k: pytest.fail("drawn"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_scorers_wait_in_the_hosts_memory_until_images_are_drawn(
+    tiny: Path, tiny_clip: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def load(name: str, **options: Any) -> scorers.Scorer:
+        events.append(f"loaded on {options['device']}")
+        scorer = scorers.load(name, **options)
+        monkeypatch.setattr(scorer, "to", lambda device: events.append(f"moved to {device}"))
+        return scorer
+
+    def draw(texts: Sequence[str], ids: Sequence[str]) -> Tensor:
+        events.append("drawn")
+        return plain(texts)
+
+    asked = settings(tiny, tmp_path, metrics=("shapes/clip",), device="cpu:0", batch=N)
+    assert run.run(asked, show=False, make=stub(draw), load=load)
+    assert events == ["loaded on cpu", "drawn", "moved to cpu:0"]
+    assert run.run(asked, show=False, make=stub(draw), load=load)
+    assert events[3:] == ["loaded on cpu"], "nothing is left to score"
+
+
+def test_the_size_a_model_draws_is_known_from_its_files(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pipelines.size(str(tiny)) == pipelines.size("shapes/base") == (32, 32)
+    monkeypatch.setattr(pipelines, "_layers", lambda *_: pytest.fail("a recipe that says it needs no files"))
+    assert pipelines.size("sdxl-dmd2-1step-1024") == (1024, 1024)
 
 
 def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:

@@ -12,7 +12,6 @@ from upstream import seeded
 
 from evaluate import scorers
 from evaluate.preprocess import Preprocess
-from evaluate.scorers.shapes import DualEncoder
 from prompts.errors import UserError
 from prompts.shapes import render, sample_captions
 
@@ -25,7 +24,12 @@ NAMES = list(scorers.variants())
 @pytest.fixture(params=NAMES)
 def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, real_scorers: Hub) -> scorers.Scorer:
     given = str(clip_folder) if request.param in ("shapes/clip", "shapes/preference") else None
-    return scorers.load(request.param, weights=given)
+    try:
+        return scorers.load(request.param, weights=given)
+    except UserError as error:
+        if request.param in scorers.verified():
+            raise
+        pytest.skip(f"not tested: {request.param} has no small weights in tests/tiny_scorers.py ({error})")
 
 
 def test_a_score_a_picture(scorer: scorers.Scorer) -> None:
@@ -183,6 +187,7 @@ def test_a_protocol_is_a_name_of_its_own() -> None:
 def test_a_family_declares_what_it_must(module: str) -> None:
     family = importlib.import_module(f"evaluate.scorers.{module}")
     assert family.VARIANTS
+    assert getattr(family, "VERIFIED_BY", {}).keys() <= family.VARIANTS.keys()
     assert len(inspect.signature(family.load).parameters) == 2
 
 
@@ -204,16 +209,6 @@ def test_the_command_lists_every_variant() -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(UserError, match="shapes/oracle"):
         scorers.load("hps")
-
-
-def test_the_cosine_is_the_cosine(clip_folder: Path) -> None:
-    scorer = scorers.load("shapes/clip", weights=str(clip_folder))
-    assert isinstance(scorer, DualEncoder)
-    tokens = scorer.tokenizer(CAPTIONS, padding="max_length", max_length=24, return_tensors="pt").input_ids
-    with torch.no_grad():
-        out = scorer.clip(input_ids=tokens, pixel_values=PICTURES * 2 - 1)
-    expected = 100 * (out.image_embeds * out.text_embeds).sum(1)
-    torch.testing.assert_close(scorer.score(PICTURES, CAPTIONS), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pictures_of_another_size_are_refused(clip_folder: Path) -> None:

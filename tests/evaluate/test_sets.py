@@ -1,5 +1,6 @@
 """Metrics of a whole set: the contract of all there are, then each against a closed form or its original."""
 
+import json
 import math
 import os
 import pickle
@@ -43,7 +44,7 @@ def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.Mo
 @pytest.fixture
 def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sets.SetMetric:
     """The metric with nothing gathered."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     if not name.startswith("fid/"):
         return sets.load(name)
     save_pictures(tmp_path / "real", 20)
@@ -109,6 +110,20 @@ def test_too_little_is_refused(fresh: sets.SetMetric) -> None:
         fresh.update(PICTURES, CAPTIONS[:-1])
 
 
+def test_every_claim_is_compared() -> None:
+    """With formulas on this page, with clean-fid in test_fid.py."""
+    claims, fids = sets.verified(), fid.PROTOCOLS.keys()
+    assert {name for name, by in claims.items() if by == "formula"} == {
+        "fd-shapes",
+        "diversity/shapes-clip",
+        "diversity/inception",
+    }
+    made_by = json.loads((Path(__file__).parents[1] / "upstream" / "fid.json").read_text(encoding="utf-8"))["versions"]
+    assert {name: by for name, by in claims.items() if by != "formula"} == dict.fromkeys(
+        fids, f"clean-fid {made_by['clean-fid']}"
+    )
+
+
 def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there are .*fd-shapes"):
         sets.load("fid/imagenet")
@@ -116,8 +131,8 @@ def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
         sets.load("fd-shapes", reference="real")
     with pytest.raises(UserError, match="leave out real"):
         sets.load("diversity", reference="real")
-    with pytest.raises(UserError, match="make a file of them with 'evaluate inception'"):
-        sets.load("fid/coco2014-30k", reference=str(tmp_path))
+    with pytest.raises(UserError, match="give their folder as the reference"):
+        sets.load("fid/coco2014-30k")
 
 
 def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
@@ -128,7 +143,7 @@ def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
         from evaluate.sets.frechet import FrechetMetric, Moments
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
-        metric = FrechetMetric("f", lambda x: x, Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
+        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
@@ -162,7 +177,7 @@ def test_a_singular_covariance_has_a_factor_too() -> None:
 
 
 def metric_of(reference: Moments, asked: int = 0) -> FrechetMetric:
-    return FrechetMetric("f", lambda features: torch.as_tensor(features), reference, asked=asked, weights_sha256="")
+    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, asked=asked, weights_sha256="")
 
 
 STANDARD = Moments(10**6, torch.zeros(4).double(), (10**6 - 1) * torch.eye(4).double())

@@ -232,7 +232,7 @@ def server() -> Iterator[tuple[str, dict[str, bytes]]]:
 def test_a_file_behind_a_url_is_fetched_once(
     home: Path, server: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("ALIGN_CACHE", str(home / "cache"))
     address, answers = server
     declare(home, "two", {"sub/two.tsv": TABLE}, own=False, n=2, text="Prompt", groups={}, url=address)
     with pytest.raises(UserError, match=r"/sub/two.tsv: cannot be fetched .HTTP Error 404"):

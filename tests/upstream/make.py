@@ -1,5 +1,8 @@
 """Run hpsv2's and image-reward's own code on seeded weights and write `reference.json`: `tox run -e upstream`.
 
+It holds what they make of the weights, images and prompts of each of `seeded.PREFIXES`. `tox run -e upstream -- make.py third/ fourth/`
+writes those of other prefixes in their place, which the tests then compare.
+
 Their code is used as published. Where it would load what is not there, or build what is too large to commit numbers of, exactly
 the tables and files are replaced, never a computation:
 
@@ -44,10 +47,10 @@ def write_weights(seed: str, names: dict[str, list[int]], path: Path) -> str:
     return seeded.sha256(arrays)
 
 
-def write_pictures(folder: Path) -> dict[str, Path]:
-    """The pictures as PNG files."""
+def write_pictures(folder: Path, prefix: str) -> dict[str, Path]:
+    """The pictures as PNG files, written over those of another prefix."""
     files = {}
-    for name, array in seeded.pictures().items():
+    for name, array in seeded.pictures(prefix).items():
         files[name] = folder / f"{name}.png"
         Image.fromarray(array).save(files[name])
     return files
@@ -75,11 +78,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run_hpsv2(files: dict[str, Path], folder: Path) -> dict[str, object]:
-    """hpsv2.img_score.score on every picture and prompt, with and without antialiasing."""
+def run_hpsv2(prefixes: list[str], folder: Path) -> dict[str, object]:
+    """hpsv2.img_score.score on every picture and prompt of every prefix, with and without antialiasing."""
     add_words()
-    from hpsv2 import img_score
-    from hpsv2.src.open_clip import factory, model, transform
+    from hpsv2.src.open_clip import factory, get_tokenizer, model
 
     full = dict(factory._MODEL_CONFIGS["ViT-H-14"])
     with torch.device("meta"):
@@ -90,31 +92,38 @@ def run_hpsv2(files: dict[str, Path], folder: Path) -> dict[str, object]:
     write_weights("start", small, start)
     factory.download_pretrained = lambda *_, **__: str(start)
     scores, digests = {}, {}
-    resize = transform.F.resize
-    for release in ("hpsv2.0", "hpsv2.1"):
-        checkpoint = folder / f"{release}.pt"
-        digests[release] = write_weights(release, small, checkpoint)
-        torch.save({"state_dict": torch.load(checkpoint)}, checkpoint)
-        for name, antialias in (("aa", True), ("noaa", False)):
-            transform.F.resize = functools.partial(resize, antialias=antialias)
-            rows = {}
-            for picture, file in files.items():
-                rows[picture] = [
-                    100 * float(img_score.score(str(file), prompt, str(checkpoint))[0]) for prompt in seeded.PROMPTS
-                ]
-            scores[f"{release}/{name}"] = rows
-    transform.F.resize = resize
-    from hpsv2.src.open_clip import get_tokenizer
-
-    tokens = get_tokenizer("ViT-H-14")(list(seeded.PROMPTS)).tolist()
+    for prefix in prefixes:
+        files, scores[prefix] = write_pictures(folder, prefix), {}
+        for release in ("hpsv2.0", "hpsv2.1"):
+            checkpoint = folder / f"{release}.pt"
+            digests[prefix + release] = write_weights(prefix + release, small, checkpoint)
+            torch.save({"state_dict": torch.load(checkpoint)}, checkpoint)
+            for name, antialias in (("aa", True), ("noaa", False)):
+                scores[prefix][f"{release}/{name}"] = score_hpsv2(files, seeded.prompts(prefix), checkpoint, antialias)
+    tokens = {prefix: get_tokenizer("ViT-H-14")(seeded.prompts(prefix)).tolist() for prefix in prefixes}
     return {
         "scores": scores, "weights_sha256": digests, "layout": small, "tokens": tokens,
         "published": seeded.census(published),
     }  # fmt: skip
 
 
-def run_imagereward(files: dict[str, Path], folder: Path) -> dict[str, object]:
-    """ImageReward.score on every picture and prompt."""
+def score_hpsv2(files: dict[str, Path], prompts: list[str], checkpoint: Path, antialias: bool) -> dict[str, list[float]]:
+    """100 x img_score.score by picture, a number a prompt."""
+    from hpsv2 import img_score
+    from hpsv2.src.open_clip import transform
+
+    resize = transform.F.resize
+    transform.F.resize = functools.partial(resize, antialias=antialias)
+    rows = {
+        picture: [100 * float(img_score.score(str(file), prompt, str(checkpoint))[0]) for prompt in prompts]
+        for picture, file in files.items()
+    }
+    transform.F.resize = resize
+    return rows
+
+
+def run_imagereward(prefixes: list[str], folder: Path) -> dict[str, object]:
+    """ImageReward.score on every picture and prompt of every prefix."""
     import ImageReward  # noqa: F401, its __init__ imports what the modules below need
 
     module = sys.modules["ImageReward.ImageReward"]
@@ -144,39 +153,43 @@ def run_imagereward(files: dict[str, Path], folder: Path) -> dict[str, object]:
     model = module.ImageReward(med_config=config(text)).eval()
     small = layout(model)
     checkpoint = folder / "ImageReward.pt"
-    digest = write_weights("imagereward", small, checkpoint)
-    model.load_state_dict(torch.load(checkpoint))
-    scores = {picture: [model.score(prompt, str(file)) for prompt in seeded.PROMPTS] for picture, file in files.items()}
-    tokens = model.blip.tokenizer(
-        list(seeded.PROMPTS), padding="max_length", truncation=True, max_length=35, return_tensors="pt"
-    )  # fmt: skip
+    scores, digests, tokens = {}, {}, {}
+    for prefix in prefixes:
+        digests[f"{prefix}imagereward"] = write_weights(f"{prefix}imagereward", small, checkpoint)
+        model.load_state_dict(torch.load(checkpoint))
+        files, prompts = write_pictures(folder, prefix), seeded.prompts(prefix)
+        rows = {picture: [model.score(prompt, str(file)) for prompt in prompts] for picture, file in files.items()}
+        scores[prefix] = {"imagereward": rows}
+        tokens[prefix] = model.blip.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+        ).input_ids.tolist()
     return {
-        "scores": {"imagereward": scores}, "weights_sha256": {"imagereward": digest}, "layout": small,
-        "tokens": tokens.input_ids.tolist(),
+        "scores": scores, "weights_sha256": digests, "layout": small, "tokens": tokens,
         "published": seeded.census(published),
     }  # fmt: skip
 
 
-def main() -> None:
+def main(prefixes: list[str]) -> None:
     """Write reference.json beside this file."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = write_pictures(folder)
-        parts = {"hpsv2": run_hpsv2(files, folder), "imagereward": run_imagereward(files, folder)}
+        parts = {"hpsv2": run_hpsv2(prefixes, folder), "imagereward": run_imagereward(prefixes, folder)}
     made_by = {
         "command": "tox run -e upstream",
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},
         "make_sha256": file_sha256(Path(__file__)),
         "seeded_sha256": file_sha256(HERE / "seeded.py"),
-        "pictures_sha256": seeded.sha256(seeded.pictures()),
+        "pictures_sha256": {prefix: seeded.sha256(seeded.pictures(prefix)) for prefix in prefixes},
     }
     text = json.dumps({"made_by": made_by, **parts}, indent=1, ensure_ascii=False)
     (HERE / "reference.json").write_text(text + "\n", encoding="utf-8")
-    spread = {name: float(np.std([*row.values()])) for part in parts.values() for name, row in part["scores"].items()}
-    print("spread of the scores:", spread)
+    for prefix in prefixes:
+        tables = parts["hpsv2"]["scores"][prefix] | parts["imagereward"]["scores"][prefix]
+        spread = {name: float(np.std([*rows.values()])) for name, rows in tables.items()}
+        print(f"spread of the scores, {prefix!r}:", spread)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(seeded.PREFIXES))

@@ -40,6 +40,9 @@ BLIP = {
     },
 }  # fmt: skip
 
+#: What is put before the names of all streams: other weights, images and prompts for each. `reference.json` holds these: the first, and of
+#: a dozen others the one whose ImageReward differs most.
+PREFIXES = ("", "fourth/")
 PROMPTS = (
     "a photo of a red bicycle in the snow",
     "Painting: the moon, 3 cats & a café – “l'été” &amp; more!",
@@ -60,11 +63,20 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "big")))
 
 
-def pictures() -> dict[str, np.ndarray]:
+def prompts(prefix: str = "") -> list[str]:
+    """PROMPTS for the first prefix; for another as many of random words, from a few to more than are read, and a blank one."""
+    if not prefix:
+        return list(PROMPTS)
+    rng = generator(f"{prefix}prompts")
+    words = [word.removeprefix("##") for word in WORDS[5:]]
+    return [" ".join(words[i] for i in rng.integers(0, len(words), length)) for length in (0, 3, 8, 20, 60)]
+
+
+def pictures(prefix: str = "") -> dict[str, np.ndarray]:
     """Blocks of colour under fine noise: `[H, W, 3]` or, grey, `[H, W]`, uint8."""
     made = {}
     for name, (height, width, channels) in SIZES.items():
-        rng = generator("picture", name)
+        rng = generator(f"{prefix}picture", name)
         coarse = rng.integers(0, 256, (-(-height // 24), -(-width // 24), channels))
         blocks = np.repeat(np.repeat(coarse, 24, 0), 24, 1)[:height, :width]
         noisy = np.clip(blocks + rng.integers(-24, 25, blocks.shape), 0, 255).astype(np.uint8)
