@@ -62,6 +62,7 @@ class Model:
 
     def __init__(self, config: TrainConfig, pipeline: Any, autocast: Callable[[], Any]):
         self.family, self.autocast = families.load(config.family), autocast
+        self.pixels: int = pipeline.vae_scale_factor
         self.example = read_prompts(config.prompts)[0]
         self.schedule = Schedule.from_scheduler(pipeline.scheduler)
         self.prediction = pipeline.scheduler.config.prediction_type
@@ -77,7 +78,7 @@ class Model:
 
         def bound(y: Tensor, t: Tensor) -> Tensor:
             with self.autocast():
-                out: Tensor = self.family.call(network, y, t, conditioning)
+                out: Tensor = self.family.call(network, y, t, conditioning, self.pixels)
             return out
 
         return lambda x, sigma: denoise(bound, x, sigma, schedule=self.schedule, prediction=self.prediction)
