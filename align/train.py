@@ -70,6 +70,11 @@ class Model:
             raise UserError(
                 f"reference = {config.reference}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}"
             )
+        if not self.schedule.holds(config.generator.sigma_init):
+            raise UserError(
+                f"generator.sigma_init = {config.generator.sigma_init:g}: the noise levels of {config.pipeline or config.reference} "
+                f"are {self.schedule.sigma_min:.4g} to {self.schedule.sigma_max:.4g}; choose one between them"
+            )
         self.sigma_init = self.schedule.snap(config.generator.sigma_init)
         self.k = self.sigma_init if config.generator.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
 

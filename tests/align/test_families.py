@@ -1,5 +1,6 @@
 """Every family's denoiser and null prompt against stock diffusers, from the same noise."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def test_every_family_is_tested() -> None:
     assert families.names() == sorted(tiny_families.FAMILIES)
     with pytest.raises(UserError, match="family = sd3: unknown; choose from pixart, sd15, sdxl"):
         families.load("sd3")
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1e9])
+def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: float) -> None:
+    content = SMALL_RUN | {"reference": "a/b", "generator": {"noise_scale": "sigma", "sigma_init": sigma}}
+    words = f"generator.sigma_init = {sigma:g}: the noise levels of a/b are 0.02917 to 14.61; choose one between them"
+    with pytest.raises(UserError, match=re.escape(words)):
+        Model(configs.validate(TrainConfig, content, "test"), stock["sd15"], nullcontext)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
