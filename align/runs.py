@@ -29,12 +29,9 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         if not path.is_file():
             raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
         old, new = configs.read_yaml(path), config.model_dump(mode="json")
-        changed = sorted(key for key in old.keys() | new.keys() if key not in FREE and old.get(key) != new.get(key))
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{path}: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the old value, or start in another folder"
-            )
+        old, new = ({key: value for key, value in each.items() if key not in FREE} for each in (old, new))
+        if changed := configs.difference(old, new):
+            raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
     try:

@@ -14,6 +14,7 @@ from tiny import SMALL_RUN
 
 from align import cli, runs, state
 from align import config as configs
+from prompts.errors import UserError
 
 Run = Callable[..., tuple[int, str]]
 
@@ -152,6 +153,35 @@ def test_a_refused_start_leaves_no_folder_of_its_own(align: Run, tmp_path: Path,
     assert align(*command, tmp_path / "mine")[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine"]
     assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({"seed": 1, "student": {"learning_rate": 1e-4}}, {"seed": 1, "student": {"learning_rate": 1e-3}},
+         "student.learning_rate was 0.0001 and is now 0.001"),
+        ({"rewards": [{"scorer": "a", "scale": 1.0}]}, {"rewards": [{"scorer": "a", "scale": 2.0}]},
+         "rewards.0.scale was 1.0 and is now 2.0"),
+        ({"rewards": [{"scale": 1.0}]}, {"rewards": [{"scale": 1.0}, {"scale": 3.0}]}, "rewards.1.scale was not set and is now 3.0"),
+        ({"lora": {"alpha": 4.0, "rank": 2}}, {"lora": None}, "lora.alpha was 4.0 and is now not set"),
+        ({"held_out": {"scorers": {"a/b": 0.5}}}, {"held_out": {"scorers": {}}}, "held_out.scorers.a/b was 0.5 and is now not set"),
+        ({"a": {"b": []}}, {"a": {"b": None}}, "a.b was [] and is now not set"),
+        ({"a": [1, 2]}, {"a": "all"}, "a was [1, 2] and is now 'all'"),
+        ({"a": [{"b": None}]}, {"a": [{"b": None}]}, None),
+    ],
+)  # fmt: skip
+def test_the_value_that_changed_is_named(old: dict[str, Any], new: dict[str, Any], said: str | None) -> None:
+    assert configs.difference(old, new) == said
+
+
+def test_resuming_names_a_nested_value(tmp_path: Path) -> None:
+    config, run = configs.resolve("shapes-distar", configs.TRAIN), tmp_path / "run"
+    runs.open_folder(config, run, resume=False)
+    other = configs.resolve("shapes-distar", configs.TRAIN, sets=["steps=7", "student.learning_rate=0.5"])
+    with pytest.raises(
+        UserError, match=r"config.yaml: student.learning_rate was \S+ and is now 0.5; resume with the old value"
+    ):
+        runs.open_folder(other, run, resume=True)
 
 
 def interrupted(output: Path, file: str, content: str, *, resume: bool = False) -> None:
