@@ -371,7 +371,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             if (main or sharded) and ((step + 1) % config.sample_every == 0 or step + 1 == total):
                 with average.applied():
                     watcher.draw(step + 1, roles, output / "samples", keep=main)
-            watch(step + 1, ("assistant", "divergence", "reward", "reward_ratio"), **values)
+            watch(step + 1, ("reward", "reward_ratio", "divergence", "assistant"), **values)
             if config.trackers:
                 accelerator.log(values, step=step + 1)
             if tripped and main:
