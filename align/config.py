@@ -410,6 +410,26 @@ def place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[s
     return {**content, first: place(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
+def difference(old: Any, new: Any, *path: str) -> str | None:
+    """`a.b was 1 and is now 2`, of the first of two configs' values that differ; None where none does. Positions in lists count from 0."""
+    if old == new:
+        return None
+    parts = [_parts(old), _parts(new)]
+    if parts[0] is not None and parts[1] is not None:
+        for key in sorted(parts[0].keys() | parts[1].keys()):
+            if found := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
+                return found
+    said = ["not set" if value is None else repr(value) for value in (old, new)]
+    return f"{'.'.join(path)} was {said[0]} and is now {said[1]}"
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What a value consists of, by name or by position; None for one that is a whole."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return {} if value is None else value if isinstance(value, dict) else None
+
+
 def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys known beside the last one of `location`."""
     inner: type[BaseModel] | None = model

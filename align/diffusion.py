@@ -90,6 +90,11 @@ class Schedule:
         midpoints = ((self.sigmas[1:] + self.sigmas[:-1]) / 2).to(sigma.device)
         return torch.bucketize(sigma.double(), midpoints)
 
+    def holds(self, sigma: float) -> bool:
+        """Whether `sigma` is between the lowest and the highest noise level, or at most half a bin beyond."""
+        low, high = ((self.sigmas[1] - self.sigmas[0]) / 2).item(), ((self.sigmas[-1] - self.sigmas[-2]) / 2).item()
+        return self.sigma_min - low <= sigma <= self.sigma_max + high
+
     def snap(self, sigma: float) -> float:
         """The schedule's own sigma nearest to `sigma`."""
         return self.sigmas[self.timestep(torch.tensor([sigma]))].item()

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from align import families
+from align import comparison, families
 from align.config import TrainConfig, read_run
 from align.data import read_prompts
-from align.monitor import save_grid
 from align.start import is_pipeline, load_into
 from evaluate import pipelines, scorers
 from evaluate.console import Watch, console
@@ -21,7 +21,6 @@ from evaluate.stats import paired_difference
 
 SEED = 10_000  # noise that no training and no watching has seen
 CHUNK = 64
-SHOWN = 16
 
 
 def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
@@ -61,14 +60,22 @@ def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, **overr
 
 
 @torch.no_grad()
-def compare(before: Tensor, after: Tensor, prompts: list[str], names: list[str]) -> list[dict[str, Any]]:
-    """A row per scorer: both means, and the paired difference with its 95 % interval and win rate."""
-    rows = []
+def score(before: Tensor, after: Tensor, prompts: list[str], names: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What every scorer says of start and result, by its protocol: `[N]` each."""
+    found = {}
     for name in names:
         scorer = scorers.load(name)
         a, b = (scorer.score(x, prompts).double().numpy() for x in (before, after))
-        rows.append({"metric": scorer.protocol, "start": a.mean(), "result": b.mean(), **paired_difference(a, b)._asdict()})
-    return rows
+        found[scorer.protocol] = (a, b)
+    return found
+
+
+def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """A row per scorer: both means, and the paired difference with its 95 % interval and win rate."""
+    return [
+        {"metric": name, "start": a.mean(), "result": b.mean(), **paired_difference(a, b)._asdict()}
+        for name, (a, b) in scored.items()
+    ]
 
 
 def report(config: TrainConfig, output: Path) -> None:
@@ -84,7 +91,8 @@ def report(config: TrainConfig, output: Path) -> None:
     before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
     after = pictures_of(result, prompts, title="drawing the result")
     rewards = [reward.scorer for reward in config.rewards]
-    rows = compare(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
+    scored = score(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
+    rows = compare(scored)
 
     table = Table(
         title=f"{output.name}: {len(prompts)} held-out captions, same noise",
@@ -103,8 +111,8 @@ def report(config: TrainConfig, output: Path) -> None:
         figures["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}
     console.print(table)
     (output / "comparison.json").write_text(json.dumps(figures, indent=1))
-    shown = [i * len(prompts) // SHOWN for i in range(SHOWN)] if len(prompts) >= SHOWN else list(range(len(prompts)))
-    half = (len(shown) + 1) // 2
-    grid = torch.cat([x[rows] for rows in (shown[:half], shown[half:]) for x in (before, after) if rows])
-    save_grid(grid, output / "comparison.png", columns=half)
-    console.print(f"{output / 'comparison.png'}: rows 1 and 3 {start}, rows 2 and 4 the result; the model is {result}")
+    role = "the reward" if rewards else "a held-out scorer"
+    first = next((comparison.Scores(name, role, *both) for name, both in scored.items()), None)
+    shown = comparison.sections(len(prompts), first, seed=SEED)
+    comparison.draw(output / "comparison.png", before, after, prompts, shown, first, start=start, result=output.name)
+    console.print(f"{output / 'comparison.png'}: {comparison.said(shown)}; the model is {result}")

@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +18,8 @@ from prompts.errors import UserError
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
+#: All that is in a run folder before the first step: `align` is what a tracker keeps there.
+BEGINNING = {"config.yaml", "run.json", "samples", "align"}
 
 
 def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
@@ -25,12 +29,9 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         if not path.is_file():
             raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
         old, new = configs.read_yaml(path), config.model_dump(mode="json")
-        changed = sorted(key for key in old.keys() | new.keys() if key not in FREE and old.get(key) != new.get(key))
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{path}: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the old value, or start in another folder"
-            )
+        old, new = ({key: value for key, value in each.items() if key not in FREE} for each in (old, new))
+        if changed := configs.difference(old, new):
+            raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
     try:
@@ -47,6 +48,36 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
 
+@contextmanager
+def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
+    """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    open_folder(config, output, resume=resume, preset=preset)
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well, while models are loaded
+        if not resume and _only_begun(output):
+            _empty(output)
+            for folder in made:
+                with suppress(OSError):  # another run has found a place in it meanwhile
+                    folder.rmdir()
+        raise
+
+
+def _only_begun(output: Path) -> bool:
+    """Whether a run has left nothing there but its beginning: no step in its log, no state, nothing that is not known."""
+    files = (path for path in output.rglob("*") if path.is_file() and path.stat().st_size)
+    return all(path.relative_to(output).parts[0] in BEGINNING for path in files)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None = None) -> bool:
     """`align train`."""
     import torch
@@ -57,13 +88,13 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
     from align.train import train as loop
 
     process = PartialState(cpu=not torch.cuda.is_available())
-    if process.is_main_process:
-        if torch.cuda.is_available() and not resume:
-            check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
-        open_folder(config, output, resume=resume, preset=preset)
-    process.wait_for_everyone()
-    finished = loop(config, output, resume=resume)
-    if finished and process.is_main_process and config.report:
+    main = process.is_main_process
+    if main and torch.cuda.is_available() and not resume:
+        check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
+    with opened(config, output, resume=resume, preset=preset) if main else nullcontext():
+        process.wait_for_everyone()
+        finished = loop(config, output, resume=resume)
+    if finished and main and config.report:
         report(config, output)
         describe(config, output)  # once more, with scores
     return finished
@@ -105,8 +136,8 @@ def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
     """`align pretrain`."""
     from align.pretrain import run
 
-    open_folder(config, output, resume=resume)
-    return run(config, output, resume=resume)
+    with opened(config, output, resume=resume):
+        return run(config, output, resume=resume)
 
 
 def reward(config: RewardConfig, pairs: Path, output: Path, *, resume: bool) -> bool:
@@ -115,8 +146,8 @@ def reward(config: RewardConfig, pairs: Path, output: Path, *, resume: bool) -> 
     from align.reward_model import train as fit
 
     data = read_pairs(pairs)
-    open_folder(config, output, resume=resume)
-    return fit(config, data, output, resume=resume)
+    with opened(config, output, resume=resume):
+        return fit(config, data, output, resume=resume)
 
 
 def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, seed: int) -> None:

@@ -94,12 +94,10 @@ def plan(config: SweepConfig, output: Path) -> list[Run]:
     for run in runs:
         for name, new in (("config.yaml", run.config), ("measure.yaml", config.measure)):
             path = run.folder / name
-            if path.is_file() and (old := configs.read_yaml(path)) != new.model_dump(mode="json"):
-                now = new.model_dump(mode="json")
-                key = min(key for key in old.keys() | now.keys() if old.get(key) != now.get(key))
-                raise UserError(
-                    f"{path}: {key} was {old.get(key)!r} and is now {now.get(key)!r}; keep the old value, or choose another --output"
-                )
+            if not path.is_file():
+                continue
+            if changed := configs.difference(configs.read_yaml(path), new.model_dump(mode="json")):
+                raise UserError(f"{path}: {changed}; keep the old value, or choose another --output")
     return runs
 
 

@@ -62,12 +62,18 @@ class Model:
 
     def __init__(self, config: TrainConfig, pipeline: Any, autocast: Callable[[], Any]):
         self.family, self.autocast = families.load(config.family), autocast
+        self.pixels: int = pipeline.vae_scale_factor
         self.example = read_prompts(config.prompts)[0]
         self.schedule = Schedule.from_scheduler(pipeline.scheduler)
         self.prediction = pipeline.scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise UserError(
                 f"reference = {config.reference}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}"
+            )
+        if not self.schedule.holds(config.generator.sigma_init):
+            raise UserError(
+                f"generator.sigma_init = {config.generator.sigma_init:g}: the noise levels of {config.pipeline or config.reference} "
+                f"are {self.schedule.sigma_min:.4g} to {self.schedule.sigma_max:.4g}; choose one between them"
             )
         self.sigma_init = self.schedule.snap(config.generator.sigma_init)
         self.k = self.sigma_init if config.generator.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
@@ -77,7 +83,7 @@ class Model:
 
         def bound(y: Tensor, t: Tensor) -> Tensor:
             with self.autocast():
-                out: Tensor = self.family.call(network, y, t, conditioning)
+                out: Tensor = self.family.call(network, y, t, conditioning, self.pixels)
             return out
 
         return lambda x, sigma: denoise(bound, x, sigma, schedule=self.schedule, prediction=self.prediction)
@@ -365,7 +371,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             if (main or sharded) and ((step + 1) % config.sample_every == 0 or step + 1 == total):
                 with average.applied():
                     watcher.draw(step + 1, roles, output / "samples", keep=main)
-            watch(step + 1, ("assistant", "divergence", "reward", "reward_ratio"), **values)
+            watch(step + 1, ("reward", "reward_ratio", "divergence", "assistant"), **values)
             if config.trackers:
                 accelerator.log(values, step=step + 1)
             if tripped and main:

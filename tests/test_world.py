@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.report import compare, pictures_of
+from align.report import compare, pictures_of, score
 from align.world import MEASURED, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
@@ -49,7 +49,7 @@ def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, 
 def test_the_aligned_generator_has_more_reward_than_the_base() -> None:
     captions = sample_captions(1024, split="test", seed=22)
     before, after = (pictures_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))
-    (row,) = compare(before, after, captions, ["shapes/preference"])
+    (row,) = compare(score(before, after, captions, ["shapes/preference"]))
     assert row["low"] > 0
 
 

@@ -20,13 +20,14 @@ UNET = {
 }  # fmt: skip
 
 
-def vae(scaling_factor: float) -> Any:
-    """One whose latents are an eighth of the picture along each side, as all of them have it."""
+def vae(scaling_factor: float, blocks: int = 4) -> Any:
+    """With four blocks latents are an eighth of the picture along each side, as all of the published ones have it."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[4] * 4,
-        latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False, scaling_factor=scaling_factor,
+        down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks,
+        block_out_channels=[4] * blocks, latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False,
+        scaling_factor=scaling_factor,
     ).eval()  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def sd15(folder: Path) -> Any:
     )  # fmt: skip
 
 
-def sdxl(folder: Path) -> Any:
+def sdxl(folder: Path, blocks: int = 4) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -94,7 +95,7 @@ def sdxl(folder: Path) -> Any:
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 12,
     )  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=vae(0.13025), unet=unet.eval(), scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
+        vae=vae(0.13025, blocks), unet=unet.eval(), scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
         text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
         text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12),
         tokenizer_2=clip_tokenizer(folder / "2", "!"),
@@ -102,7 +103,7 @@ def sdxl(folder: Path) -> Any:
     )  # fmt: skip
 
 
-def pixart(folder: Path, sample_size: int = 8) -> Any:
+def pixart(folder: Path, sample_size: int = 8, blocks: int = 4) -> Any:
     """sample_size 128 is the network for 1024 x 1024, which is told the picture's size."""
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
@@ -117,7 +118,8 @@ def pixart(folder: Path, sample_size: int = 8) -> Any:
         sample_size=sample_size, in_channels=4, out_channels=8, attention_bias=True,
     )  # fmt: skip
     return PixArtAlphaPipeline(
-        tokenizer=tokenizer, text_encoder=T5EncoderModel(text).eval(), vae=vae(0.18215), transformer=transformer.eval(),
+        tokenizer=tokenizer, text_encoder=T5EncoderModel(text).eval(), vae=vae(0.18215, blocks),
+        transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
     )  # fmt: skip
 

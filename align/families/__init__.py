@@ -9,9 +9,9 @@ a tiny pipeline of it, and else skip it by name. It has
 - `encode(pipeline, prompts)`, everything the network is told of a prompt: a dict of tensors with a row `[B, ...]` for each.
   It depends on nothing else, so rows can be kept and mixed;
 - `null(pipeline)`, the same for the null prompt, `[1, ...]`;
-- `call(network, x, t, conditioning)`, the network's raw output for latents x `[B, C, H, W]`, already scaled as it expects
-  them, timesteps t `[B]`, and rows of `encode` or `null`. What follows from the latents alone, such as the picture's size,
-  is found here.
+- `call(network, x, t, conditioning, pixels)`, the network's raw output for latents x `[B, C, H, W]`, already scaled as it
+  expects them, timesteps t `[B]`, and rows of `encode` or `null`. What follows from the latents alone, such as the image's
+  size, is found here; pixels: of the image along each side of a latent's, as the pipeline's autoencoder has it.
 """
 
 import importlib

@@ -14,8 +14,6 @@ network = "transformer"
 arguments: dict[str, Any] = {"clean_caption": False, "use_resolution_binning": False}
 tiny_vae = "madebyollin/taesd"
 
-PIXELS = 8  # of a picture, along each side of a latent's
-
 
 @torch.no_grad()
 def encode(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -33,10 +31,10 @@ def null(pipeline: Any) -> dict[str, Tensor]:
     return encode(pipeline, [""])
 
 
-def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor], pixels: int) -> Tensor:
     """The network's raw output without its variance, of the shape of x."""
     # Networks for 1024 x 1024 are told the picture's size; those for less pass over it (stock diffusers gives them None).
-    height, width = (PIXELS * side for side in x.shape[-2:])
+    height, width = (pixels * side for side in x.shape[-2:])
     resolution, aspect = (
         torch.tensor([value], dtype=x.dtype, device=x.device) for value in ([height, width], [height / width])
     )

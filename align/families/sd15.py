@@ -27,7 +27,7 @@ def null(pipeline: Any) -> dict[str, Tensor]:
     return encode(pipeline, [""])
 
 
-def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-    """The network's raw output, of the shape of x."""
+def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor], pixels: int) -> Tensor:
+    """The network's raw output, of the shape of x; it is not told the image's size."""
     out: Tensor = network(x, t, encoder_hidden_states=conditioning["text"], return_dict=False)[0]
     return out

@@ -13,8 +13,6 @@ network = "unet"
 arguments: dict[str, Any] = {}
 tiny_vae = "madebyollin/taesdxl"
 
-PIXELS = 8  # of a picture, along each side of a latent's
-
 
 @torch.no_grad()
 def encode(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -29,9 +27,9 @@ def null(pipeline: Any) -> dict[str, Tensor]:
     return {key: torch.zeros_like(value) for key, value in encode(pipeline, [""]).items()}
 
 
-def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+def call(network: nn.Module, x: Tensor, t: Tensor, conditioning: dict[str, Tensor], pixels: int) -> Tensor:
     """The network's raw output, of the shape of x. The picture counts as uncropped and as large as it was."""
-    size = [PIXELS * side for side in x.shape[-2:]]
+    size = [pixels * side for side in x.shape[-2:]]
     times = torch.tensor([*size, 0, 0, *size], dtype=x.dtype, device=x.device).expand(len(x), -1)
     added = {"text_embeds": conditioning["pooled"], "time_ids": times}
     out: Tensor = network(x, t, encoder_hidden_states=conditioning["text"], added_cond_kwargs=added, return_dict=False)[0]

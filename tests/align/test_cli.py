@@ -14,6 +14,7 @@ from tiny import SMALL_RUN
 
 from align import cli, runs, state
 from align import config as configs
+from prompts.errors import UserError
 
 Run = Callable[..., tuple[int, str]]
 
@@ -129,6 +130,84 @@ def test_an_existing_folder_is_left_alone(align: Run, tmp_path: Path, small: Pat
     refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "run"), "already there", "--resume")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
     refused(align("train", "shapes-di", "--config", small, "--output", tmp_path / "small.yaml"), "already there")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "shapes-di", "--set", "reference=/no/such/model"],
+        ["train", "shapes-di", "--set", "trackers=[clipboard]"],
+        ["train", "shapes-distar", "--set", "rewards=[{scorer: shapes/none, scale: 1}]"],
+        ["train", "shapes-di", "--set", "prompts=EMPTY"],
+        ["pretrain", "shapes-teacher", "--set", "vae=/no/vae"],
+        ["reward", "--pairs", "PAIRS", "--set", "initial=/no/clip"],
+    ],
+)
+def test_a_refused_start_leaves_no_folder_of_its_own(align: Run, tmp_path: Path, tiny: Path, arguments: list[str]) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    places = {"prompts=EMPTY": f"prompts={tmp_path / 'empty.txt'}", "PAIRS": write_pairs(tmp_path)}
+    start = ["--set", f"reference={tiny}"] if "EMPTY" in arguments[-1] else []
+    command = [*(places.get(each, each) for each in arguments), *start, "--output"]
+    (tmp_path / "mine").mkdir()
+    assert align(*command, tmp_path / "runs" / "one")[0] == 2
+    assert align(*command, tmp_path / "mine")[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({"seed": 1, "student": {"learning_rate": 1e-4}}, {"seed": 1, "student": {"learning_rate": 1e-3}},
+         "student.learning_rate was 0.0001 and is now 0.001"),
+        ({"rewards": [{"scorer": "a", "scale": 1.0}]}, {"rewards": [{"scorer": "a", "scale": 2.0}]},
+         "rewards.0.scale was 1.0 and is now 2.0"),
+        ({"rewards": [{"scale": 1.0}]}, {"rewards": [{"scale": 1.0}, {"scale": 3.0}]}, "rewards.1.scale was not set and is now 3.0"),
+        ({"lora": {"alpha": 4.0, "rank": 2}}, {"lora": None}, "lora.alpha was 4.0 and is now not set"),
+        ({"held_out": {"scorers": {"a/b": 0.5}}}, {"held_out": {"scorers": {}}}, "held_out.scorers.a/b was 0.5 and is now not set"),
+        ({"a": {"b": []}}, {"a": {"b": None}}, "a.b was [] and is now not set"),
+        ({"a": [1, 2]}, {"a": "all"}, "a was [1, 2] and is now 'all'"),
+        ({"a": [{"b": None}]}, {"a": [{"b": None}]}, None),
+    ],
+)  # fmt: skip
+def test_the_value_that_changed_is_named(old: dict[str, Any], new: dict[str, Any], said: str | None) -> None:
+    assert configs.difference(old, new) == said
+
+
+def test_resuming_names_a_nested_value(tmp_path: Path) -> None:
+    config, run = configs.resolve("shapes-distar", configs.TRAIN), tmp_path / "run"
+    runs.open_folder(config, run, resume=False)
+    other = configs.resolve("shapes-distar", configs.TRAIN, sets=["steps=7", "student.learning_rate=0.5"])
+    with pytest.raises(
+        UserError, match=r"config.yaml: student.learning_rate was \S+ and is now 0.5; resume with the old value"
+    ):
+        runs.open_folder(other, run, resume=True)
+
+
+def interrupted(output: Path, file: str, content: str, *, resume: bool = False) -> None:
+    """A run that writes one file and is stopped by Ctrl-C."""
+    config = configs.resolve("shapes-di", configs.TRAIN)
+    with pytest.raises(KeyboardInterrupt), runs.opened(config, output, resume=resume):
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        (output / file).write_text(content)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "state/step-1/student.pt", "failed-batch.json", "anything"])
+def test_what_a_run_has_written_is_kept(tmp_path: Path, file: str) -> None:
+    run = tmp_path / "runs" / "one"
+    for beginning, content in (("log.jsonl", ""), ("samples/step-00000.png", "image")):
+        interrupted(run, beginning, content)
+        assert not (tmp_path / "runs").exists()
+    interrupted(run, file, "{}")
+    assert (run / file).is_file()
+    assert (run / "config.yaml").is_file()
+
+
+def test_a_resumed_run_is_never_removed(tmp_path: Path) -> None:
+    runs.open_folder(configs.resolve("shapes-di", configs.TRAIN), tmp_path / "run", resume=False)
+    interrupted(tmp_path / "run", "log.jsonl", "", resume=True)
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 def test_an_unwritable_folder(align: Run, tmp_path: Path, small: Path) -> None:

@@ -69,6 +69,17 @@ def test_snap_moves_sigma_init_onto_the_schedule() -> None:
     assert PIXART.snap(2.5) == PIXART.sigmas[440]
 
 
+def test_a_schedule_holds_what_is_within_half_a_bin_of_its_ends() -> None:
+    few = Schedule(torch.tensor([0.2, 0.4, 1.0, 2.0], dtype=torch.float64))
+    assert [sigma for sigma in (1e-9, 0.09, 0.11, 0.2, 1.0, 2.0, 2.49, 2.51, 1e9) if few.holds(sigma)] == [
+        0.11,
+        0.2,
+        1.0,
+        2.0,
+        2.49,
+    ]
+
+
 # Prediction types
 
 #: What a perfect network of each type puts out for (x0, noise, alpha, sigma) of `alpha x0 + sigma noise`, as its papers write it.

@@ -1,6 +1,7 @@
 """Every family's denoiser and null prompt against stock diffusers, from the same noise."""
 
 import inspect
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def noise(height: int = 8, width: int = 8) -> Tensor:
 def draw(pipeline: Any, scheduler: Any, z: Tensor, family: str, **arguments: Any) -> Tensor:
     """Stock diffusers' latents."""
     kept, pipeline.scheduler = pipeline.scheduler, scheduler
-    size = {"height": 8 * z.shape[2], "width": 8 * z.shape[3]}
+    size = {"height": pipeline.vae_scale_factor * z.shape[2], "width": pipeline.vae_scale_factor * z.shape[3]}
     try:
         return pipeline(
             PROMPTS, latents=z, output_type="latent", **size, **tiny_families.OPTIONS.get(family, {}), **arguments
@@ -74,6 +75,14 @@ def test_families_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.M
     assert "sd9" in families.names()
     with pytest.raises(UserError, match=f"family = sd3: unknown; choose from {', '.join(families.names())}"):
         families.load("sd3")
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1e9])
+def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: float) -> None:
+    content = SMALL_RUN | {"reference": "a/b", "generator": {"noise_scale": "sigma", "sigma_init": sigma}}
+    words = f"generator.sigma_init = {sigma:g}: the noise levels of a/b are 0.02917 to 14.61; choose one between them"
+    with pytest.raises(UserError, match=re.escape(words)):
+        Model(configs.validate(TrainConfig, content, "test"), stock["sd15"], nullcontext)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
@@ -151,3 +160,17 @@ def test_the_transformer_for_1024_pixels_is_told_the_pictures_size(tmp_path: Pat
             drawn[shape] = model.generate(pipeline.transformer, z, model.family.encode(pipeline, PROMPTS))
         theirs = draw(pipeline, scheduler, z, "pixart", timesteps=recipe["timesteps"], guidance_scale=1.0)
         assert largest(drawn[shape] - theirs) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "options"), [("sdxl", {}), ("pixart", {"sample_size": 128})])
+def test_networks_are_told_the_size_that_another_autoencoder_draws(
+    tmp_path: Path, family: str, options: dict[str, Any]
+) -> None:
+    pipeline, z = tiny_families.pipeline(family, tmp_path, blocks=2, **options), noise(8, 16)
+    assert pipeline.vae_scale_factor == 2
+    config, model = make(family, pipeline)
+    with torch.no_grad():
+        mine = model.generate(getattr(pipeline, model.family.network), z, model.family.encode(pipeline, PROMPTS))
+    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    assert largest(mine - theirs) < 1e-4

@@ -96,7 +96,9 @@ def test_an_error_in_the_last_cell_is_told_before_anything_runs(
 
 def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny: Path, tmp_path: Path) -> None:
     prepare(make(tiny), tmp_path)
-    with pytest.raises(UserError, match=r"other/seed-0/config.yaml: student was .* and is now .*; keep the old value"):
+    with pytest.raises(
+        UserError, match=r"other/seed-0/config.yaml: student.learning_rate was 0.01 and is now 0.5; keep the old value"
+    ):
         sweep.plan(make(tiny, cells={"other": {"student": {"learning_rate": 0.5}}}), tmp_path)
     # More seeds and more cells are no other configuration.
     assert len(sweep.plan(make(tiny, seeds=3, cells={**content(tiny)["cells"], "third": {}}), tmp_path)) == 9

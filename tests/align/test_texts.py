@@ -123,7 +123,7 @@ def test_half_precision_changes_no_bit_of_what_networks_make(made: dict[str, Any
         for conditioning in (rows, null):
             network.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):
-                out = module.call(network, x, torch.tensor([10, 500, 900]), conditioning)
+                out = module.call(network, x, torch.tensor([10, 500, 900]), conditioning, 8)
             out.float().square().sum().backward()
             outputs.append([out, *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
     for exact, rounded in zip(outputs[:2], outputs[2:], strict=True):
