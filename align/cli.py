@@ -209,5 +209,5 @@ def main() -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":  # for accelerate launch -m align.cli
+if __name__ == "__main__":  # for torchrun -m align.cli
     main()

@@ -221,9 +221,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         )
     sharded = config.parallel == "fsdp2"
     if sharded and (world == 1 or config.precision == "fp16"):
-        raise UserError(
-            "parallel = fsdp2 needs several processes (accelerate launch) and a precision other than fp16; change one"
-        )
+        raise UserError("parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one")
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
 

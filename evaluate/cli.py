@@ -353,5 +353,5 @@ def main() -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":  # for accelerate launch -m evaluate.cli
+if __name__ == "__main__":  # for torchrun -m evaluate.cli
     main()

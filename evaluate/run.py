@@ -151,7 +151,7 @@ def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """Position from 0, and number of shards: of `I/N`, or of this process among those that `accelerate launch` started."""
+    """Position from 0, and number of shards: of `I/N`, or of this process among those that `torchrun` started."""
     first, _, last = text.partition("/")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise UserError(f"--shard {text}: give I/N with 1 <= I <= N, for example 2/8")

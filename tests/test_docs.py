@@ -58,7 +58,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = {
         "align": "-m align.cli",
         "evaluate": "-m evaluate.cli",
-        "accelerate": "-m accelerate.commands.accelerate_cli",
+        "torchrun": "-m torch.distributed.run",
         "python": "",
     }
     for name, module in commands.items():
@@ -123,7 +123,7 @@ def parses(line: str) -> None:
     import typer.main
 
     words = shlex.split(line, comments=True)
-    if "-m" in words:  # accelerate launch ... -m align.cli train ...
+    if "-m" in words:  # torchrun ... -m align.cli train ...
         words = [words[words.index("-m") + 1].removesuffix(".cli"), *words[words.index("-m") + 2 :]]
     if words[0] not in ("align", "evaluate"):
         return

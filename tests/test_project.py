@@ -61,3 +61,68 @@ def test_every_package_is_listed() -> None:
         str(path.parent.relative_to(ROOT)).replace("/", ".") for top in ALLOWED for path in (ROOT / top).rglob("__init__.py")
     }
     assert listed == there
+
+
+# ---- a test asserts --------------------------------------------------------------------------------------------------------
+
+TESTS = ROOT / "tests"
+ASSERTIONS = (
+    "pytest.raises",
+    "pytest.warns",
+    "pytest.fail",
+    "torch.testing.assert_",
+    "np.testing.assert_",
+    "pd.testing.assert_",
+)
+
+
+def functions(tree: ast.AST) -> dict[str, ast.FunctionDef]:
+    """Every function by name, methods and functions within others included."""
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def asserts(function: ast.FunctionDef, helpers: set[str]) -> bool:
+    """Whether an assertion, or a call of one of the helpers, stands in the function. `assert x is not None` only tells a type."""
+    told = [ast.unparse(node.test) for node in ast.walk(function) if isinstance(node, ast.Assert)]
+    called = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return any(not each.endswith(" is not None") for each in told) or any(
+        name in helpers or name.startswith(ASSERTIONS) for name in called
+    )
+
+
+def asserting(tree: ast.Module, folder: Path = TESTS) -> set[str]:
+    """The functions of a module that assert, and those it imports that do, by themselves or through others of them.
+
+    folder: where modules of helpers lie.
+    """
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (path := folder / f"{node.module}.py").is_file():
+            found |= asserting(ast.parse(path.read_text()), folder) & {alias.name for alias in node.names}
+    while more := {name for name, function in functions(tree).items() if asserts(function, found)} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_every_test_asserts(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    tests = {name for name in functions(tree) if name.startswith("test_")}
+    assert tests
+    assert tests <= asserting(tree), f"nothing is asserted by {', '.join(sorted(tests - asserting(tree)))}"
+
+
+def test_what_asserts_is_told_from_what_does_not(tmp_path: Path) -> None:
+    (tmp_path / "helpers.py").write_text("def holds(x):\n    assert x\ndef shows(x):\n    print(x)\n")
+    text = """
+from helpers import holds, shows
+def through(x): holds(x)
+def test_a(): through(1)
+def test_b(): shows(1)
+def test_c(): subject.holds(1)
+def test_d():
+    with pytest.raises(ValueError): subject()
+def test_e(): torch.testing.assert_close(1, 1)
+def test_f(x): assert x is not None
+"""
+    assert asserting(ast.parse(text), tmp_path) == {"holds", "through", "test_a", "test_d", "test_e"}

@@ -268,6 +268,7 @@ if sys.argv[3] == "drop" and os.environ["RANK"] == "1":
     Accelerator.backward = lambda self, loss: backward(self, 0 * loss)
 original = train.make_optimizer
 def watched(options, parameters):
+    assert torch.distributed.get_world_size() == 2
     kinds = {isinstance(parameter, DTensor) for parameter in parameters}
     assert kinds == {'"fsdp2"' in Path(sys.argv[1]).read_text()}, "accelerate falls back to whole copies without a word"
     return original(options, parameters)
@@ -282,8 +283,8 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
     (folder / "content.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", "0", str(folder / "worker.py"), str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "worker.py"),
+               str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
     root = str(Path(module.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
