@@ -47,7 +47,7 @@ def ask(address: str, words: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
         request = json.dumps(
-            {"executable": sys.argv[0], "words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+            {"executable": sys.argv[0], "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         ).encode()
         socket.send_fds(line, [len(request).to_bytes(4, "big")], [0, 1, 2])
         line.sendall(request)
@@ -136,9 +136,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(environment)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     while words[0] in ("-u", "-E", "-s"):
         words = words[1:]
     sys.path[0:1] = ["" if words[0] in ("-c", "-m") else str(Path(words[0]).parent), *filter(None, environment.get("PYTHONPATH", "").split(":"))]  # fmt: skip

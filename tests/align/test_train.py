@@ -300,7 +300,7 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     ],
     ids=["full", "lora"],
 )
-def test_two_processes_equal_one(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_two_processes_equal_one(tiny: Path, tmp_path: Path, quick_programs: None, options: dict[str, Any]) -> None:
     config = make(tiny, **EXACT | options)
     one = run(config, tmp_path / "one")
     two = launch(config, tmp_path / "two")
@@ -308,7 +308,7 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path, options: dict[str, 
     assert largest_difference(one, weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")) > 1e-6
 
 
-def test_dropping_one_process_gradients_is_noticed(tiny: Path, tmp_path: Path) -> None:
+def test_dropping_one_process_gradients_is_noticed(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     config = make(tiny, **EXACT, method="sim")
     one = run(config, tmp_path / "one")
     two = launch(config, tmp_path / "two", "drop")
@@ -326,7 +326,9 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("storage", [{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])  # fmt: skip
-def test_two_sharded_processes_equal_one_resumed_or_not(tiny: Path, tmp_path: Path, storage: dict[str, Any]) -> None:
+def test_two_sharded_processes_equal_one_resumed_or_not(
+    tiny: Path, tmp_path: Path, quick_programs: None, storage: dict[str, Any]
+) -> None:
     config = make(tiny, **SHARDED | storage, method="sim")
     alone = config.model_copy(update={"parallel": "ddp"})
     run(alone, tmp_path / "one")
@@ -350,7 +352,7 @@ def test_two_sharded_processes_equal_one_resumed_or_not(tiny: Path, tmp_path: Pa
         assert largest_difference(one, trained(folder)) < 1e-9
 
 
-def test_dropping_one_sharded_process_gradients_is_noticed(tiny: Path, tmp_path: Path) -> None:
+def test_dropping_one_sharded_process_gradients_is_noticed(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     config = make(tiny, **SHARDED, method="sim")
     run(config.model_copy(update={"parallel": "ddp"}), tmp_path / "one")
     launch(config, tmp_path / "two", "drop")
