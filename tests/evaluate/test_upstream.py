@@ -333,27 +333,22 @@ def test_every_claim_is_compared() -> None:
 
 # A new scorer
 
-EXAMPLE = re.search(
-    r"^```python evaluate/scorers/colourfulness\.py\n(.*?)^```$",
-    (UPSTREAM.parents[1] / "docs" / "add-a-reward.md").read_text(encoding="utf-8"),
-    re.MULTILINE | re.DOTALL,
-)
-
 
 @pytest.fixture
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Adds the documents' example to the scorers, with lines of one's own behind it."""
+    """Adds the documents' example to the scorers, as `example` beside one that may be there, with lines of one's own behind it."""
     monkeypatch.setattr(scorers, "__path__", [*scorers.__path__, str(tmp_path)])
-    module = "evaluate.scorers.colourfulness"
-    assert module not in sys.modules and EXAMPLE
+    page = (UPSTREAM.parents[1] / "docs" / "add-a-reward.md").read_text(encoding="utf-8")
+    block = re.search(r"^```python evaluate/scorers/colourfulness\.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert block
 
     def write(lines: str) -> None:
-        (tmp_path / "colourfulness.py").write_text(EXAMPLE[1] + lines, encoding="utf-8")
+        text = block[1].replace('VARIANTS = {"colourfulness":', 'VARIANTS = {"example":')
+        (tmp_path / "example.py").write_text(text + lines, encoding="utf-8")
         importlib.invalidate_caches()
 
     yield write
-    sys.modules.pop(module, None)
-    monkeypatch.delattr(scorers, "colourfulness", raising=False)
+    del sys.modules["evaluate.scorers.example"], scorers.example  # type: ignore[attr-defined]
 
 
 def listed(name: str) -> str:
@@ -366,14 +361,14 @@ def listed(name: str) -> str:
 
 def test_a_new_scorer_that_claims_nothing_is_told_as_not_verified(add: Callable[[str], None]) -> None:
     add("")
-    assert "colourfulness" in scorers.variants()
-    assert "not verified" in listed("colourfulness")
+    assert "example" in scorers.variants()
+    assert "not verified" in listed("example")
     assert "hpsv2 1.2.0" in listed("hpsv2.1/aa")
     test_every_claim_is_compared()
 
 
 def test_a_new_scorer_that_claims_what_nothing_compares_is_found_out(add: Callable[[str], None]) -> None:
-    add('VERIFIED_BY = {"colourfulness": "formula"}\n')
-    assert "formula" in listed("colourfulness")
+    add('VERIFIED_BY = {"example": "formula"}\n')
+    assert "formula" in listed("example")
     with pytest.raises(AssertionError, match="nothing here compares them"):
         test_every_claim_is_compared()
