@@ -26,7 +26,9 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
     for child in network.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # By default the rest stays gathered after a forward pass without gradients, and so what it was when the averaged weights are in
+    # its place: the next step would be computed with those.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
 

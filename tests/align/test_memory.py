@@ -109,21 +109,35 @@ for name, content in cases.items():
 """
 
 
-def medium(folder: Path) -> Path:
-    """A pipeline whose network is large beside what a run takes for itself: 13 M parameters, pictures of 256 x 256."""
+def save(folder: Path, **network: Any) -> Path:
+    """The tiny pipeline with another network."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from tiny import tiny_components
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=32, in_channels=4, out_channels=4, block_out_channels=[96, 192, 192], layers_per_block=1,
-        attention_head_dim=4, cross_attention_dim=16, norm_num_groups=32,
+    common = {"in_channels": 4, "out_channels": 4, "layers_per_block": 1, "attention_head_dim": 4, "cross_attention_dim": 16}
+    parts = tiny_components(0) | {"unet": UNet2DConditionModel(**common, **network).eval()}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def medium(folder: Path) -> Path:
+    """A pipeline whose network is large beside what a process takes for itself: 13 M parameters, images of 256 x 256."""
+    return save(
+        folder,
+        sample_size=32, block_out_channels=[96, 192, 192], norm_num_groups=32,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     )  # fmt: skip
-    parts = tiny_components(0) | {"unet": unet.eval()}
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
-    return folder
+
+
+def small(folder: Path) -> Path:
+    """A pipeline whose network is large beside what a step makes besides it: 0.2 M parameters."""
+    return save(
+        folder,
+        sample_size=16, block_out_channels=[16, 32], norm_num_groups=4,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,7 +151,7 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
     changes = {"method": "sim", "batch_size": 2, "steps": 2, "held_out": {}, "prompts": str(tmp_path / "prompts.txt")} | CASES[
         name
     ]
-    made = config(medium(tmp_path / "medium"), **changes)
+    made = config(small(tmp_path / "small"), **changes)
     (tmp_path / "run").mkdir()
     tracker = memory.Tracker()
 
@@ -155,6 +169,7 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
         assert found.phases[phase] == pytest.approx(tracker.peaks[phase], rel=0.05), phase
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
