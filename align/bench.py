@@ -1,4 +1,4 @@
-"""What a training step costs: time, pictures a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
+"""What a training step costs: time, images a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
 
 Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own.
 """
@@ -86,25 +86,25 @@ def bench(
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     """Print the rows, on stderr."""
     table = Table(title=title, caption=f"share: of {rows[0]['matrix_tflops']:.3g} Tflop/s, which one matrix product reaches")
-    for column in ("", "roles", "gradient", "s / step", "pictures / s", "peak MiB", "share"):
+    for column in ("", "roles", "gradient", "s / step", "images / s", "peak MiB", "share"):
         table.add_column(column, justify="left" if column in ("", "roles", "gradient") else "right")
     for row in rows:
         figures = ("does not fit", "", "", "")
         if row["step_s"]:
-            figures = (f"{row['step_s']:.3f}", f"{row['pictures_per_s']:.2f}", f"{row['peak_mib']:.0f}", f"{row['share']:.0%}")
+            figures = (f"{row['step_s']:.3f}", f"{row['images_per_second']:.2f}", f"{row['peak_mib']:.0f}", f"{row['share']:.0%}")
         table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
     console.print(table)
     measured = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows if row["step_s"]}
     for (implementation, *mode), row in measured.items():
         own = measured.get(("trainer", *mode))
         if implementation == "plain" and own:
-            speed, memory = own["pictures_per_s"] / row["pictures_per_s"], own["peak_mib"] / row["peak_mib"]
-            console.print(f"{mode[-1]}: {speed:.2f} times the plain implementation's pictures, {memory:.0%} of its memory")
+            speed, memory = own["images_per_second"] / row["images_per_second"], own["peak_mib"] / row["peak_mib"]
+            console.print(f"{mode[-1]}: {speed:.2f} times the plain implementation's images, {memory:.0%} of its memory")
 
 
-def matrix_rate(device: str, precision: str) -> float:
-    """Flop/s that one large matrix product reaches on `device`, in what the networks compute in."""
-    size = 8192 if device == "cuda" else 2048
+def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
+    """Flop/s that one matrix product of `size` x `size`, a large one, reaches on `device`, in what the networks compute in."""
+    size = size or (8192 if device == "cuda" else 2048)
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     return float(2 * size**3 / timing.time_call(lambda: a @ b, device=device).least)
 
@@ -132,14 +132,14 @@ def _measure(content: dict[str, Any], *, random_weights: bool, plain: bool) -> d
 
 def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
     config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
-    figures: dict[str, float | None] = dict.fromkeys(("step_s", "pictures_per_s", "peak_mib", "tflops"))
+    figures: dict[str, float | None] = dict.fromkeys(("step_s", "images_per_second", "peak_mib", "tflops"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with hub.weights_left_out() if random_weights else nullcontext():
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
             seconds = statistics.median(times)
             rate = config.batch_size / seconds
-            figures = {"step_s": seconds, "pictures_per_s": rate, "peak_mib": peak, "tflops": flops / 1e12}
+            figures = {"step_s": seconds, "images_per_second": rate, "peak_mib": peak, "tflops": flops / 1e12}
         except torch.OutOfMemoryError:
             pass
     print(json.dumps(figures))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluate import hub
+from evaluate import hub, pipelines
 from prompts.errors import UserError
 
 MAX_WORDS = 1000
@@ -255,18 +255,12 @@ def _column(source: str, table: Any, name: str, unit: str) -> Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One global batch: prompt positions `[B]`, the generator's z `[B, C, H, W]`, and the diffusion's noise and sigma `[B]`."""
+    """Rows of a global batch: prompt positions `[B]`, the generator's z `[B, C, H, W]`, and the diffusion's noise and sigma `[B]`."""
 
     prompts: np.ndarray
     z: Tensor
     noise: Tensor
     sigma: Tensor
-
-    def part(self, rank: int, world: int, chunk: int, chunks: int) -> "Draw":
-        """The rows of one process's one micro-batch. Parts are equal in size and together are the whole."""
-        size = len(self.prompts) // (world * chunks)
-        rows = slice((chunk * world + rank) * size, (chunk * world + rank + 1) * size)
-        return Draw(prompts=self.prompts[rows], z=self.z[rows], noise=self.noise[rows], sigma=self.sigma[rows])
 
     def to(self, device: Any) -> "Draw":
         """The same with its tensors on `device`."""
@@ -275,7 +269,11 @@ class Draw:
 
 
 class Source:
-    """Draws global batches: batch k is always the same, and prompts come epoch by epoch, each in an order of its own."""
+    """Draws global batches: batch k is always the same, and prompts come epoch by epoch, each in an order of its own.
+
+    Every row of a batch has random numbers of its own, by (seed, k, row, what they are for): a process draws its rows alone, whatever
+    their number, and what is drawn for one purpose does not depend on what else is drawn.
+    """
 
     def __init__(
         self, n_prompts: int, shape: Sequence[int], batch: int, sigmas: Callable[[int, torch.Generator], Tensor], *, seed: int
@@ -283,10 +281,20 @@ class Source:
         self.n, self.shape, self.batch, self.sigmas, self.seed = n_prompts, tuple(shape), batch, sigmas, seed
         self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(n_prompts))
 
-    def __call__(self, k: int, dtype: torch.dtype = torch.float32) -> Draw:
-        """Batch number k >= 0."""
-        at = np.arange(k * self.batch, (k + 1) * self.batch)
-        picks = np.array([self._order(int(epoch))[place] for epoch, place in zip(at // self.n, at % self.n, strict=True)])
-        generator = torch.Generator().manual_seed(seeded(self.seed, 1, k))
-        z, noise = (torch.randn(self.batch, *self.shape, generator=generator, dtype=dtype) for _ in range(2))
-        return Draw(prompts=picks, z=z, noise=noise, sigma=self.sigmas(self.batch, generator).to(dtype))
+    def rows(self, rank: int, world: int, chunk: int, chunks: int) -> range:
+        """The rows of one process's one micro-batch. Parts are equal in size and together are the whole."""
+        size = self.batch // (world * chunks)
+        first = (chunk * world + rank) * size
+        return range(first, first + size)
+
+    def __call__(self, k: int, dtype: torch.dtype = torch.float32, rows: range | None = None) -> Draw:
+        """The rows, by default all, of batch number k >= 0. Noise is drawn in float32, so that it is the same in any precision."""
+        rows = range(self.batch) if rows is None else rows
+        at = [k * self.batch + row for row in rows]
+        picks = np.array([self._order(place // self.n)[place % self.n] for place in at])
+        z, noise = (
+            torch.stack([pipelines.noise(self.shape, seed=self.seed, key=f"{k}/{row}/{name}") for row in rows]).to(dtype)
+            for name in ("z", "diffusion")
+        )
+        sigma = torch.cat([self.sigmas(1, pipelines.generator(self.seed, f"{k}/{row}/sigma")) for row in rows])
+        return Draw(prompts=picks, z=z, noise=noise, sigma=sigma.to(dtype))

@@ -94,8 +94,8 @@ class Plain:
         for other, parameters in self.trainable.items():
             for parameter in parameters:
                 parameter.requires_grad_(other == name)
-        whole = self.source(k, self.dtype)
         for m in range(self.config.accumulate):
-            draw = whole.part(0, 1, m, self.config.accumulate).to(self.device)
+            rows = self.source.rows(0, 1, m, self.config.accumulate)
+            draw = self.source(k, self.dtype, rows).to(self.device)
             backward(Batch(draw, *self.texts(draw.prompts)))
         descend(getattr(self.config, name), self.optimizers[name], self.trainable[name])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from align.config import LoraConfig
@@ -136,6 +137,18 @@ class Roles:
         """The networks that the roles are stored in, each once."""
         roles = (self.student, self.assistant, self.reference)
         return list(dict.fromkeys(role.base if isinstance(role, Adapted) else role for role in roles))
+
+    @contextmanager
+    def constant(self, role: nn.Module) -> Iterator[None]:
+        """Within: nothing is kept for the gradient of what `role` trains. Sharded parameters stay as they are: FSDP2 copies this once."""
+        parameters = [p for p in self.trainable(role).values() if p.requires_grad and not isinstance(p, DTensor)]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
     @staticmethod
     def trainable(role: nn.Module) -> dict[str, nn.Parameter]:

@@ -179,7 +179,7 @@ def student_pass(
     )  # fmt: skip
     direction = torch.zeros_like(leaf)
     for name, term in terms.items():
-        with record_function(f"student's {name}"):
+        with record_function(f"student's {name}"), roles.constant(roles.assistant):
             loss = term().mean()
             (slope,) = torch.autograd.grad(loss, leaf)
         direction += slope
@@ -299,8 +299,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     # ---- the loop --------------------------------------------------------------------------------------------------------
     def batches(k: int) -> list[Batch]:
         """This process's micro-batches of global batch k."""
-        whole = source(k, dtype)
-        parts = [whole.part(rank, world, m, config.accumulate).to(device) for m in range(config.accumulate)]
+        rows = [source.rows(rank, world, m, config.accumulate) for m in range(config.accumulate)]
+        parts = [source(k, dtype, part).to(device) for part in rows]
         return [Batch(part, *texts(part.prompts)) for part in parts]
 
     def syncing(module: nn.Module, m: int) -> Any:
@@ -358,7 +358,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             tripped, seconds = None, time.perf_counter() - began
             values |= {
                 "seconds": seconds,
-                "pictures_per_second": config.batch_size * (per_step if step >= warmup else 1) / seconds,
+                "images_per_second": config.batch_size / seconds,  # of a whole step, as `align bench` has it
             }
             if device.type == "cuda":
                 values["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30

@@ -369,7 +369,7 @@ const KINDS = [
   ["Reward over divergence", (name) => name === "reward_ratio"],
   ["Held-out", (name) => name.startsWith("held_out/")],
   ["Gradient norms", (name) => name.endsWith("_gradient")],
-  ["Speed", (name) => ["seconds", "pictures_per_second"].includes(name)],
+  ["Speed", (name) => ["seconds", "images_per_second"].includes(name)],
   ["Other", () => true],
 ];
 
