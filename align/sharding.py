@@ -26,7 +26,8 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
     for child in network.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # By default the rest stays gathered after a pass without gradients, as it was, whatever is done to the weights after.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
 

@@ -334,6 +334,9 @@ def test_two_sharded_processes_equal_one_resumed_or_not(tiny: Path, tmp_path: Pa
     one = trained(tmp_path / "one")
     assert all(each.dtype == torch.float64 for each in one.values())
     assert largest_difference(one, trained(tmp_path / "two")) < 1e-9
+    # In the step after the averages were looked at too.
+    losses = [[line["assistant"] for line in log(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     files = [tmp_path / name / "checkpoint" / LORA for name in ("one", "two")]
     assert {file.is_file() for file in files} == {"lora" in storage}
     if "lora" in storage:
