@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -86,7 +86,8 @@ class Tracker(TorchDispatchMode):
             if name == "aten::_to_copy" and isinstance(args[0], Tensor) and self.part(args[0]).startswith(WEIGHTS):
                 part = CASTS
             for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor):
+                # What wraps other tensors, as a sharded one does its part, has a storage in name only.
+                if isinstance(tensor, Tensor) and not is_traceable_wrapper_subclass(tensor):
                     self._add(tensor, part)
         return out
 
@@ -169,6 +170,7 @@ class Estimate:
     """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
 
     flops: what a step's matrix products, convolutions and attention cost one process, those that are carried out twice included.
+    state: what is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded.
     """
 
     roles: dict[str, Role]
@@ -177,6 +179,7 @@ class Estimate:
     phase: str
     reserve: float
     flops: float
+    state: int
 
     @property
     def total(self) -> float:
@@ -287,6 +290,11 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
             if held.scorers:
                 watcher.scores(roles.student)
             watcher.draw(0, roles, Path(), keep=False)
+        saved = _state(trainable, average, optimizers) if sharded else []
+        if sharded:  # of what is saved and exported, one whole tensor at a time
+            with record_function("saving"):
+                largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(roles.student)])
+                tracker.hold("a whole tensor", [_room(largest)])
     passes = {"assistant's update": config.accumulate * config.assistant.updates}
     flops = sum(
         count * passes.get(phase, config.accumulate)
@@ -296,7 +304,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     return Estimate(
         roles=_roles(config, roles, trainable, same=same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
         phase=tracker.phase, reserve=RESERVE if cuda else 0.0,
-        flops=float(flops),
+        flops=float(flops), state=_bytes(saved),
     )  # fmt: skip
 
 
@@ -344,6 +352,14 @@ def _primed(options: Optimizer, parameters: dict[str, nn.Parameter]) -> torch.op
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return optimizer
+
+
+def _state(
+    trainable: dict[str, dict[str, nn.Parameter]], average: Average, optimizers: dict[str, torch.optim.Optimizer]
+) -> list[Tensor]:
+    """The tensors of a state on disk."""
+    states = [average.state_dict(), *(optimizer.state_dict() for optimizer in optimizers.values())]
+    return [leaf for leaf in tree_leaves([trainable, states]) if isinstance(leaf, Tensor)]
 
 
 def _shares(config: TrainConfig, processes: int) -> dict[str, float]:
@@ -477,6 +493,9 @@ def show(found: Estimate, *, processes: int) -> None:
         table.add_row(part, f"{size / GIB:.2f}")
     table.add_section()
     table.add_row("in all", f"{found.total / GIB:.2f}")
+    if found.state:
+        table.add_section()
+        table.add_row("beside it, to save: the first process's CPU memory", f"{found.state / GIB:.2f}")
     console.print(table)
     peaks = ", ".join(f"{phase} {(size + found.reserve) / GIB:.2f}" for phase, size in found.phases.items() if phase)
     console.print(f"most in each phase, in GiB: {peaks}")

@@ -9,7 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from align.config import LoraConfig
-from align.sharding import full, like, whole
+from align.sharding import gathered, like
 
 
 class Average:
@@ -181,34 +181,39 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
 def merged(role: nn.Module) -> dict[str, Tensor]:
     """The role's network as one state dict of whole tensors, an adapter added into the weights it adapts.
 
-    Every process must call it where the network is sharded.
+    Every process must call it where the network is sharded; it is the first's alone, and empty for the others.
     """
     if not isinstance(role, Adapted):
-        return {name: full(value.detach()) for name, value in role.state_dict().items()}
-    from peft.tuners.lora import LoraLayer
-
-    state = {name: full(value.detach()) for name, value in role.base.state_dict().items() if ".lora_" not in name}
-    state = {name.replace(".base_layer.", "."): value for name, value in state.items()}
-    with whole(role.base):
-        for name, layer in role.base.named_modules():
-            if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
-                state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(role.adapter).detach()
+        return cast(dict[str, Tensor], gathered(role.state_dict()))
+    own = {name: value for name, value in role.base.state_dict().items() if ".lora_" not in name}
+    state = {name.replace(".base_layer.", "."): value for name, value in gathered(own).items()}
+    for name, down, up in _factors(role):
+        weight = state[f"{name}.weight"].cpu()  # a sum on the device would be a second network there
+        state[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).cpu().view_as(weight)
     return state
 
 
 def adapter(role: nn.Module) -> dict[str, Tensor]:
     """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, float32; none where it has no LoRA.
 
-    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network is sharded.
+    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network is sharded;
+    it is the first's alone, and empty for the others.
     """
+    tensors: dict[str, Tensor] = {}
+    for name, down, up in _factors(role) if isinstance(role, Adapted) else ():
+        tensors |= {f"{name}.lora_A.weight": down.float(), f"{name}.lora_B.weight": up.float()}
+    return tensors
+
+
+def _factors(role: Adapted) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each adapted layer's name and the two tensors of its LoRA, whole and scaled, for the first process."""
     from peft.tuners.lora import LoraLayer
 
-    tensors: dict[str, Tensor] = {}
-    for name, layer in role.base.named_modules() if isinstance(role, Adapted) else ():
+    for name, layer in role.base.named_modules():
         if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
-            down, up = (full(part[role.adapter].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
-            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": layer.scaling[role.adapter] * up}
-    return tensors
+            # peft multiplies what lies in the layer, and where that is sharded all of the network would have to be gathered for it.
+            for down, up in gathered([[part[role.adapter].weight.detach() for part in (layer.lora_A, layer.lora_B)]]):
+                yield name, down, layer.scaling[role.adapter] * up
 
 
 def _enable_checkpointing(role: nn.Module) -> None:

@@ -3,14 +3,14 @@
 States on disk are whole tensors, so that they can be resumed by any number of processes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
@@ -26,8 +26,7 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
     for child in network.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    # By default the rest stays gathered after a forward pass without gradients, and so what it was when the averaged weights are in
-    # its place: the next step would be computed with those.
+    # By default the rest stays gathered after a pass without gradients, as it was, whatever is done to the weights after.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
@@ -39,46 +38,53 @@ def sync(role: nn.Module, on: bool) -> None:
             module.set_requires_gradient_sync(on, recurse=False)
 
 
-@contextmanager
-def whole(network: nn.Module) -> Iterator[None]:
-    """Within: each process holds all of the network's parameters. Every process must enter it."""
-    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.unshard()
-    yield
-    for part in parts:
-        part.reshard()
-
-
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, sharded as `parameter` is."""
+    """A copy of a whole tensor where `parameter` is, and sharded as it is: this process's part alone goes to the device."""
     if not isinstance(parameter, DTensor):
-        return tensor.to(parameter)
-    whole = tensor.to(parameter.device, parameter.dtype)
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return tensor.to(parameter.device, copy=True)
+    mesh = parameter.device_mesh
+    rows = -(-len(tensor) // mesh.size())  # `fully_shard` cuts the first dimension as torch.chunk does
+    part = tensor[mesh.get_local_rank() * rows :][:rows].to(parameter.device, copy=True)
+    return DTensor.from_local(part, mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride())
 
 
-def full_tree(tree: Any) -> Any:
-    """`full` of every tensor in nested dicts and lists, in one order on all processes."""
+def first() -> bool:
+    """Whether this is the process that writes files."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def gathered(tree: Any) -> Any:
+    """Nested dicts and lists with every tensor whole, for the first process; the others get empty ones, or None for a tensor.
+
+    Every process must call it. Sharded tensors are gathered one by one, each on the device first and then on the first process's CPU.
+    """
+    # torch.distributed.checkpoint.state_dict steps an optimiser that has no states yet: then saving would change what is trained.
     if isinstance(tree, Tensor):
-        return full(tree)
+        whole = full(tree)
+        return (whole.cpu() if isinstance(tree, DTensor) else whole) if first() else None
     if isinstance(tree, Mapping):
-        return {key: full_tree(value) for key, value in tree.items()}
-    return [full_tree(value) for value in tree] if isinstance(tree, list) else tree
+        found = {key: gathered(value) for key, value in tree.items()}
+        return found if first() else {}
+    if isinstance(tree, list):
+        listed = [gathered(value) for value in tree]
+        return listed if first() else []
+    return tree
 
 
 def load_optimizer(optimizer: Any, saved: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> None:
-    """Give an optimiser of `parameters`, in their order, a state of whole tensors."""
+    """Give an optimiser of `parameters`, in their order, a copy of a state of whole tensors."""
+
+    def copied(value: Any, parameter: Tensor) -> Any:
+        own = isinstance(value, Tensor) and value.shape == parameter.shape
+        return like(value, parameter) if own else copy.deepcopy(value)
+
     states = {
-        i: {
-            key: like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
-            for key, value in saved["state"][i].items()
-        }
+        i: {key: copied(value, parameter) for key, value in saved["state"][i].items()}
         for i, parameter in enumerate(parameters)
         if i in saved["state"]
     }

@@ -101,8 +101,11 @@ def steps(folder: Path) -> list[int]:
     return sorted((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
 
 
-def load(folder: Path, step: int, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read `folder/step-N` back after checking every file against its hash. Raises StateError when it is torn."""
+def load(folder: Path, step: int, *, mapped: bool = False) -> dict[str, Any]:
+    """Read `folder/step-N` back, onto the CPU, after checking every file against its hash. Raises StateError when it is torn.
+
+    mapped: tensors stay in their files until they are used. Copy them, and keep none: the files are deleted in time.
+    """
     target = folder / f"step-{step}"
     try:
         digests = json.loads((target / MANIFEST).read_text())["sha256"]
@@ -111,14 +114,14 @@ def load(folder: Path, step: int, *, map_location: Any = "cpu") -> dict[str, Any
         raise StateError(f"{target} is not a whole state ({error}); delete it or resume from an older one") from error
     if torn:
         raise StateError(f"{target / torn[0]} does not match its hash; delete {target} or resume from an older one")
-    return {name[:-3]: torch.load(target / name, map_location=map_location, weights_only=True) for name in digests}
+    return {name[:-3]: torch.load(target / name, map_location="cpu", weights_only=True, mmap=mapped) for name in digests}
 
 
-def load_newest(folder: Path, *, map_location: Any = "cpu") -> tuple[int, dict[str, Any]] | None:
-    """The newest whole state of `folder` and its step, with a warning for every torn one skipped; None without any."""
+def load_newest(folder: Path, *, mapped: bool = False) -> tuple[int, dict[str, Any]] | None:
+    """The newest whole state of `folder` and its step, as `load` reads it, with a warning for every torn one skipped; None without any."""
     for step in steps(folder):
         try:
-            return step, load(folder, step, map_location=map_location)
+            return step, load(folder, step, mapped=mapped)
         except StateError as error:
             warnings.warn(f"skipping a torn state: {error}", stacklevel=2)
     return None

@@ -273,7 +273,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
 
     # ---- resuming --------------------------------------------------------------------------------------------------------
     start, total, warmup = 0, config.assistant.warmup + config.steps, config.assistant.warmup
-    if resume and (found := state.load_newest(output / "state")):
+    if resume and (found := state.load_newest(output / "state", mapped=True)):
         start, saved = found
         with torch.no_grad():
             for name, parameters in trainable.items():
@@ -284,6 +284,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
             sharding.load_optimizer(optimizer, saved["optimizers"][name], trainable[name].values())
         watcher.baseline = saved["baseline"]
         state.set_rng_state(saved["rng"][rank] if rank < len(saved["rng"]) else saved["rng"][0])
+        del found, saved  # their files
     if main:
         trim_log(output / "log.jsonl", start)
 
@@ -291,7 +292,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
         rng = state.gather(state.rng_state(), world)
         parts = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in trainable.items()}
         extra = {"average": average.state_dict(), "optimizers": {name: o.state_dict() for name, o in optimizers.items()}}
-        whole = sharding.full_tree(parts | extra)
+        whole = sharding.gathered(parts | extra)
         if main:
             state.save(output / "state", step, whole | {"rng": rng, "baseline": watcher.baseline})
         accelerator.wait_for_everyone()

@@ -17,6 +17,7 @@ from torch import nn
 from align import cli, memory, runs
 from align import config as configs
 from align.config import TrainConfig
+from evaluate import pipelines
 
 MIB = 2**20
 
@@ -256,6 +257,25 @@ def test_sdxl_is_counted_and_weighed_without_its_weights(tmp_path: Path) -> None
     assert found.roles["student"] == (2_567_463_684 + adapter, adapter, "adapter of rank 16 over the reference")
     assert found.parts["weights: reference's base"] == pytest.approx(2 * 2_567_463_684, rel=0.01)
     assert found.parts["optimiser states"] == pytest.approx(2 * 2 * 4 * adapter, rel=0.01)
+
+
+def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of_a_cpu(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = memory.estimate(config(tiny, held_out={}, parallel="fsdp2"), processes=2)
+    # Student, assistant, the average, and two moments of each of the first two.
+    assert found.state == pytest.approx((3 + 2 * 2) * 4 * found.roles["student"].trainable, rel=0.02)
+    passing = {memory.ACTIVATIONS, memory.GRADIENTS, memory.CASTS}
+    resident = sum(size for part, size in found.parts.items() if part not in passing)
+    largest = max(p.numel() * p.itemsize for p in pipelines.load(str(tiny)).unet.parameters())
+    assert resident + largest <= found.phases["saving"] < resident + found.state / 4
+    memory.show(found, processes=2)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "the first process's CPU memory" in shown
+    assert ", saving " in shown
+    alone = memory.estimate(config(tiny, held_out={}))
+    assert alone.state == 0
+    assert "saving" not in alone.phases
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------------
