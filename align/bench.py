@@ -91,7 +91,12 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     for row in rows:
         figures = ("does not fit", "", "", "")
         if row["step_s"]:
-            figures = (f"{row['step_s']:.3f}", f"{row['images_per_second']:.2f}", f"{row['peak_mib']:.0f}", f"{row['share']:.0%}")
+            figures = (
+                f"{row['step_s']:.3f}",
+                f"{row['images_per_second']:.2f}",
+                f"{row['peak_mib']:.0f}",
+                f"{row['share']:.0%}",
+            )
         table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
     console.print(table)
     measured = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows if row["step_s"]}

@@ -24,9 +24,7 @@ def tensors(draw: Draw) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(("world", "chunks"), [(1, 1), (1, 4), (2, 3), (3, 1), (4, 3)])
 def test_parts_are_the_whole_batch_to_the_bit(world: int, chunks: int) -> None:
     made, k = source(), 5
-    parts = [
-        tensors(made(k, rows=made.rows(rank, world, chunk, chunks))) for chunk in range(chunks) for rank in range(world)
-    ]
+    parts = [tensors(made(k, rows=made.rows(rank, world, chunk, chunks))) for chunk in range(chunks) for rank in range(world)]
     for whole, pieces in zip(tensors(made(k)), zip(*parts, strict=True), strict=True):
         assert torch.cat(pieces).equal(whole)
 
