@@ -90,8 +90,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+#: Pages whose commands take minutes.
+LONG = {"exact-gradients"}
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(b.language == "sh" for b in blocks(page))], ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+        for page in PAGES
+        if any(block.language == "sh" for block in blocks(page))
+    ],
 )
 def test_every_command_runs(page: Path, checkout: Path, offline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkout"

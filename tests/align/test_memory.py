@@ -230,6 +230,7 @@ SDXL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sdxl_is_counted_and_weighed_without_its_weights(tmp_path: Path) -> None:
     import tiny_families
 
