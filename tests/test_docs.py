@@ -91,7 +91,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 #: Pages whose commands take minutes.
-LONG = {"exact-gradients"}
+LONG = {"add-a-divergence", "exact-gradients"}
 
 
 @pytest.mark.parametrize(

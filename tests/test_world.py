@@ -27,7 +27,7 @@ def test_they_are_small() -> None:
     assert {"shapes/teacher", "shapes/base", "shapes/aligned", "shapes/clip", "shapes/preference"} <= set(embedded.names())
 
 
-@pytest.mark.parametrize("model", ["teacher", "base", "aligned"])
+@pytest.mark.parametrize("model", [pytest.param("teacher", marks=pytest.mark.slow), "base", "aligned"])
 def test_a_model_is_as_good_as_its_card_says(card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str) -> None:
     for family in FAMILIES:
         captions = sample_captions(N, split="test", seed=21, family=family)

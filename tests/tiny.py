@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def tiny_components(seed: int, *, prediction: str = "v_prediction") -> dict[str, Any]:
+def tiny_components(seed: int, *, prediction: str = "v_prediction", channels: int = 8) -> dict[str, Any]:
     """A StableDiffusionPipeline's parts, of a few thousand random parameters."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -35,7 +35,7 @@ def tiny_components(seed: int, *, prediction: str = "v_prediction") -> dict[str,
         "text_encoder": CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **text)).eval(),
         "tokenizer": tokenizer,
         "unet": UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[8], layers_per_block=1, attention_head_dim=2,
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[channels], layers_per_block=1, attention_head_dim=2,
             down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], norm_num_groups=4, cross_attention_dim=16,
         ).eval(),
         "scheduler": EulerDiscreteScheduler(

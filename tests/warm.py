@@ -102,7 +102,12 @@ def serve(address: str) -> dict[str, Any]:
             if listener in ready:
                 line, _ = listener.accept()
                 size, streams, _, _ = socket.recv_fds(line, 4, 3)
-                request = json.loads(line.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+                asked = line.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+                if not asked or len(asked) < int.from_bytes(size, "big"):  # killed while it asked
+                    for held in (*streams, line.detach()):
+                        os.close(held)
+                    continue
+                request = json.loads(asked)
                 process = os.fork()
                 if not process:
                     signal.set_wakeup_fd(-1)
@@ -116,8 +121,9 @@ def serve(address: str) -> dict[str, Any]:
                     return request
                 for stream in streams:
                     os.close(stream)
-                line.sendall(process.to_bytes(4, "big"))
                 children[process] = line
+                with contextlib.suppress(OSError):  # killed meanwhile, which is seen next
+                    line.sendall(process.to_bytes(4, "big"))
 
 
 def _report(children: dict[int, socket.socket]) -> None:

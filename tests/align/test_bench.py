@@ -106,6 +106,7 @@ def test_the_rate_of_a_matrix_product_is_its_operations_over_its_time(monkeypatc
     assert module.matrix_rate("cpu", "bf16", size=64) == 2 * 64**3 / 0.5
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_written(
     tiny: Path, tmp_path: Path, quick_programs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,15 @@ def start(folder: Path, output: Path, *, resume: bool) -> subprocess.Popen[str]:
 def small(tiny: Path, tmp_path: Path) -> Path:
     content = {key: value for key, value in SMALL_RUN.items() if key != "stage"}
     held_out = {"scorers": {}, "prompts": "shapes:test"}
-    changes = {"reference": str(tiny), "method": "sim", "steps": 60, "save_every": 3, "sample_every": 20, "held_out": held_out}
+    changes = {
+        "reference": str(tiny),
+        "method": "sim",
+        "steps": 60,
+        "batch_size": 2,
+        "save_every": 3,
+        "sample_every": 20,
+        "held_out": held_out,
+    }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content | changes))
     return tmp_path
 
