@@ -46,6 +46,7 @@ def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, 
     assert all(teacher[family]["colour"] >= 0.95 for family in ("one", "pair"))
 
 
+@pytest.mark.slow
 def test_the_aligned_generator_has_more_reward_than_the_base() -> None:
     captions = sample_captions(1024, split="test", seed=22)
     before, after = (pictures_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))

@@ -141,8 +141,8 @@ def small(folder: Path) -> Path:
     )  # fmt: skip
 
 
-#: Between them they have full copies and adapters, both precisions, micro-batches, checkpointing and the sequential form.
-QUICK = {"full, exact, accumulated", "lora, bf16, sequential, checkpointing"}
+#: One of each precision; the others are among the slow tests.
+QUICK = {"full, exact, accumulated", "full, bf16"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES])
