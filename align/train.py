@@ -1,6 +1,7 @@
 """Stage 3: train a one-step generator. One loop for Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*."""
 
 import copy
+import importlib
 import json
 import math
 import statistics
@@ -457,7 +458,7 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     library: Any = torch
     if options.name.endswith("8bit"):
         try:
-            import bitsandbytes as library
+            library = importlib.import_module("bitsandbytes")
         except ImportError:
             plain = options.name.removesuffix("8bit")
             raise UserError(
