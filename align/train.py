@@ -467,7 +467,7 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
     rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
     if library is torch:
-        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none.
+        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none, and is faster on a CPU too.
         rest["fused"] = True
     made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
     return made

@@ -75,7 +75,7 @@ def serve(address: str) -> dict[str, Any]:
         importlib.import_module(name)
     for library, names in LAZY.items():
         for name in names:
-            getattr(sys.modules[library] if library in sys.modules else importlib.import_module(library), name)
+            getattr(importlib.import_module(library), name)
     gc.collect()
     gc.freeze()  # so that a fork's collections leave these pages shared
     children: dict[int, socket.socket] = {}
