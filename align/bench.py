@@ -1,8 +1,10 @@
 """What a training step costs: time, images a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
 
-Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own.
+Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own, and by turns, so that what
+else a machine does falls on both.
 """
 
+import importlib
 import json
 import shlex
 import statistics
@@ -33,17 +35,23 @@ MODES = [
 ]
 PLAIN = [("plain", "full", gradient) for gradient in ("exact", "detached")]
 LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
+#: Imported before memory is counted.
+LIBRARIES = (
+    "accelerate", "align.memory", "align.plain", "align.train", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
+)  # fmt: skip
+FIGURES = ("step_s", "images_per_second", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
 PROMPTS = "\n".join(f"picture {number} of a circle" for number in range(64))  # padded, so any do
 
 
 def bench(
-    config: TrainConfig, preset: str, *, sets: Sequence[str], steps: int, random_weights: bool, plain: bool,
-    output: Path | None, leaderboards: Path | None,
+    config: TrainConfig, preset: str, *, sets: Sequence[str], steps: int, rounds: int, random_weights: bool, plain: bool,
+    roles: Sequence[str], gradients: Sequence[str], output: Path | None, leaderboards: Path | None,
 ) -> None:  # fmt: skip
     """Measure each combination, print a table, and write JSON, and rows of `training.csv`.
 
-    random_weights: drawn in place of the preset's, of which then only configs and tokenizers are needed. plain: `align.plain` too.
+    rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of the preset's, of
+    which then only configs and tokenizers are needed. plain: `align.plain` too. roles, gradients: what alone is measured, all if empty.
     """
     if config.method not in ("sim", "di*"):
         raise UserError(
@@ -51,26 +59,44 @@ def bench(
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     words = ["align", "bench", preset, *(word for each in sets for word in ("--set", each)), "--steps", str(steps)]
+    words += [word for name, each in (("--roles", roles), ("--gradient", gradients)) for one in each for word in (name, one)]
+    words += ["--rounds", str(rounds)] if rounds > 1 else []
     words += [*(["--random-weights"] if random_weights else []), *(["--plain"] if plain else [])]
     rate = matrix_rate(device, config.precision)
     common: dict[str, Any] = {
         "preset": preset, "weights": "random" if random_weights else "its own", "batch_size": config.batch_size,
         "accumulate": config.accumulate, "precision": config.precision, "assistant_updates": config.assistant.updates,
-        "hardware": environment.hardware(device), "matrix_tflops": rate / 1e12, "timed_steps": steps,
+        "hardware": environment.hardware(device), "matrix_tflops": rate / 1e12, "timed_steps": steps, "rounds": rounds,
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": hub.redact(shlex.join(words)),
     }  # fmt: skip
+    modes = [
+        mode for mode in MODES + (PLAIN if plain else [])
+        if (not roles or mode[1] in roles) and (not gradients or mode[2] in gradients)
+    ]  # fmt: skip
+    if not modes:
+        raise UserError(
+            "bench: nothing is left to measure; --roles are full and lora, --gradient is exact, exact_sequential or detached"
+        )
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for number in range(rounds):
+        for mode in modes[:: -1 if number % 2 else 1]:
+            implementation, storage, gradient = mode
+            console.print(
+                f"{implementation}, {storage}, {gradient}" + (f", {number + 1} of {rounds}" if rounds > 1 else "") + " ..."
+            )
+            content = config.model_dump(mode="json") | {"steps": steps + UNTIMED, "report": 0, "parallel": "ddp"}
+            content["lora"] = content["lora"] or LORA if storage == "lora" else None
+            content["divergence"]["gradient"] = gradient
+            content["assistant"]["warmup"] = 0
+            content |= {"save_every": 10**6, "sample_every": 0, "held_out": {"scorers": {}}, "trackers": []}
+            found[mode].append(_measure(content, random_weights=random_weights, plain=implementation == "plain"))
     rows: list[dict[str, Any]] = []
-    for implementation, storage, gradient in MODES + (PLAIN if plain else []):
-        console.print(f"{implementation}, {storage}, {gradient} ...")
-        content = config.model_dump(mode="json") | {"steps": steps + UNTIMED, "report": 0, "parallel": "ddp"}
-        content["lora"] = content["lora"] or LORA if storage == "lora" else None
-        content["divergence"]["gradient"] = gradient
-        content["assistant"]["warmup"] = 0
-        content |= {"save_every": 10**6, "sample_every": 10**6, "held_out": {"scorers": {}}, "trackers": []}
-        measured = _measure(content, random_weights=random_weights, plain=implementation == "plain")
-        share = measured["tflops"] / measured["step_s"] / common["matrix_tflops"] if measured["step_s"] else None
+    for mode, each in found.items():
+        fits = all(one["step_s"] for one in each)
+        measured = {name: statistics.median(one[name] for one in each) if fits else None for name in FIGURES}
+        share = measured["tflops"] / measured["step_s"] / common["matrix_tflops"] if fits else None
         rows.append(
-            {"implementation": implementation, "roles": storage, "gradient": gradient} | measured | {"share": share} | common
+            dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | measured | {"share": share} | common
         )
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
     text = json.dumps({"rows": rows}, indent=1)
@@ -86,15 +112,18 @@ def bench(
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     """Print the rows, on stderr."""
     table = Table(title=title, caption=f"share: of {rows[0]['matrix_tflops']:.3g} Tflop/s, which one matrix product reaches")
-    for column in ("", "roles", "gradient", "s / step", "images / s", "peak MiB", "share"):
-        table.add_column(column, justify="left" if column in ("", "roles", "gradient") else "right")
+    for column in ("", "roles", "gradient", "s / step", "images / s", "peak MiB", "above imports", "share"):
+        table.add_column(
+            column, justify="left" if column in ("", "roles", "gradient") else "right", no_wrap=column == "s / step"
+        )
     for row in rows:
-        figures = ("does not fit", "", "", "")
+        figures = ("does not fit", "", "", "", "")
         if row["step_s"]:
             figures = (
                 f"{row['step_s']:.3f}",
                 f"{row['images_per_second']:.2f}",
                 f"{row['peak_mib']:.0f}",
+                f"{row['held_mib']:.0f}",
                 f"{row['share']:.0%}",
             )
         table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
@@ -103,8 +132,8 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     for (implementation, *mode), row in measured.items():
         own = measured.get(("trainer", *mode))
         if implementation == "plain" and own:
-            speed, memory = own["images_per_second"] / row["images_per_second"], own["peak_mib"] / row["peak_mib"]
-            console.print(f"{mode[-1]}: {speed:.2f} times the plain implementation's images, {memory:.0%} of its memory")
+            time, memory = own["step_s"] / row["step_s"], own["held_mib"] / row["held_mib"]
+            console.print(f"{mode[-1]}: {time:.3f} of the plain implementation's time, {memory:.3f} of its memory")
 
 
 def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
@@ -137,14 +166,18 @@ def _measure(content: dict[str, Any], *, random_weights: bool, plain: bool) -> d
 
 def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
     config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
-    figures: dict[str, float | None] = dict.fromkeys(("step_s", "images_per_second", "peak_mib", "tflops"))
+    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    imported = timing.peak_mib(device)
     with hub.weights_left_out() if random_weights else nullcontext():
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
             seconds = statistics.median(times)
             rate = config.batch_size / seconds
-            figures = {"step_s": seconds, "images_per_second": rate, "peak_mib": peak, "tflops": flops / 1e12}
+            figures = {"step_s": seconds, "images_per_second": rate, "peak_mib": peak, "held_mib": peak - imported}
+            figures["tflops"] = flops / 1e12
         except torch.OutOfMemoryError:
             pass
     print(json.dumps(figures))

@@ -141,6 +141,9 @@ def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
     sets: Sets = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are told.")] = 1,
+    roles: Annotated[Optional[list[str]], typer.Option("--roles", help="full or lora alone.")] = None,
+    gradients: Annotated[Optional[list[str]], typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only configs and tokenizers are needed.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching.")] = False,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written.")] = None,
@@ -152,8 +155,8 @@ def bench(
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, sets=sets or ())
     run(
-        resolved, preset, sets=sets or (), steps=steps, random_weights=random_weights, plain=plain,
-        output=output, leaderboards=leaderboards,
+        resolved, preset, sets=sets or (), steps=steps, rounds=rounds, random_weights=random_weights, plain=plain,
+        roles=roles or (), gradients=gradients or (), output=output, leaderboards=leaderboards,
     )  # fmt: skip
 
 

@@ -210,7 +210,7 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = False
     held_out: HeldOut = HeldOut()
     save_every: PositiveInt = 100
-    sample_every: PositiveInt = 50
+    sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")
     report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
     trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
 

@@ -41,7 +41,11 @@ class Monitor:
         dtype: torch.dtype,
     ):
         self.config, self.model, self.rewards, self.decoder = config, model, rewards, decoder
+        self.scorers = held_out
+        self.baseline: dict[str, float] = {}
         held = config.held_out
+        if not held.scorers and not config.sample_every:
+            return  # nothing is watched
         prompts = read_prompts(held.prompts or config.prompts)
         n = held.pictures if held.scorers else GRID
         generator = torch.Generator().manual_seed(seeded(config.seed, 3))
@@ -53,8 +57,6 @@ class Monitor:
         self.noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
         encoded = model.family.encode(pipeline, self.prompts)
         self.given = {key: value.to(device, dtype) for key, value in encoded.items()}
-        self.scorers = held_out
-        self.baseline: dict[str, float] = {}
 
     @torch.no_grad()
     def evaluate(self, student: nn.Module) -> tuple[str | None, dict[str, float]]:

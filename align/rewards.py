@@ -35,6 +35,10 @@ def load_tiny(source: str) -> Any:
     return vae
 
 
+#: Latents whose reward's activations are kept at once; one where they are to be saved.
+AT_A_TIME = 16
+
+
 class Decoder:
     """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
 
@@ -78,6 +82,23 @@ class Rewards:
     def __call__(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum `[B]` for latents x0, and each scorer's own scores `[B]` without a graph."""
         return self.of(self.decoder(x0), prompts)
+
+    def some_at_a_time(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with the gradient at x0 already taken for a few latents after the other, so that only their activations are kept.
+
+        The weighted sum can be differentiated once.
+        """
+        size = 1 if self.decoder.checkpointing else AT_A_TIME
+        values, slopes, scores = [], [], []
+        for first in range(0, len(x0), size):
+            part = x0[first : first + size].detach().requires_grad_()
+            value, each = self(part, prompts[first : first + size])
+            slopes += torch.autograd.grad(value.sum(), part)
+            values.append(value.detach())
+            scores.append(each)
+        linear = (x0 - x0.detach()) * torch.cat(slopes)  # zero, and its gradient is the slopes
+        total = torch.cat(values) + linear.flatten(1).sum(1)
+        return total, {name: torch.cat([each[name] for each in scores]) for name in self.scorers}
 
     def of(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The same for pictures `[B, 3, H, W]` in [0, 1]."""

@@ -168,8 +168,8 @@ def student_pass(
     leaf = x0.detach().requires_grad_()
     figures: dict[str, Tensor] = {}
 
-    def reward(pictures: Tensor) -> Tensor:
-        weighted, each = rewards(pictures, batch.prompts)
+    def reward(latents: Tensor) -> Tensor:
+        weighted, each = rewards.some_at_a_time(latents, batch.prompts)
         figures.update({f"reward/{name}": score.mean() for name, score in each.items()})
         return weighted
 
@@ -326,7 +326,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     ):
         if start == 0:
             watcher.evaluate(roles.student)  # the guard's baseline
-            if main or sharded:
+            if config.sample_every and (main or sharded):
                 watcher.draw(0, roles, output / "samples", keep=main)
         for step in range(start, total):
             began = time.perf_counter()
@@ -368,7 +368,8 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
                 with average.applied():
                     tripped, seen = watcher.evaluate(roles.student)
                 values |= seen
-            if (main or sharded) and ((step + 1) % config.sample_every == 0 or step + 1 == total):
+            due = config.sample_every and ((step + 1) % config.sample_every == 0 or step + 1 == total)
+            if due and (main or sharded):
                 with average.applied():
                     watcher.draw(step + 1, roles, output / "samples", keep=main)
             watch(step + 1, ("reward", "reward_ratio", "divergence", "assistant"), **values)

@@ -18,6 +18,7 @@ from align.plain import Plain
 from align.train import train
 from evaluate import hub, weights
 from evaluate.tables import read_csv
+from prompts.errors import UserError
 
 EXACT = {"precision": "fp64", "ema": 0.0, "steps": 3, "student": {"name": "sgd", "learning_rate": 1e-3}}
 REWARDED = {"method": "di*", "rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}
@@ -114,22 +115,51 @@ def test_what_is_measured_is_written(
     monkeypatch.setattr(module, "PLAIN", [("plain", "full", "exact")])
     monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e9)
     config = make(tiny, method="sim", batch_size=2, precision="bf16")
-    module.bench(config, "small", sets=["seed=1"], steps=1, random_weights=True, plain=True, output=None, leaderboards=tmp_path)
+    module.bench(
+        config, "small", sets=["seed=1"], steps=1, rounds=2, random_weights=True, plain=True, roles=["full"],
+        gradients=[], output=None, leaderboards=tmp_path,
+    )  # fmt: skip
     rows = read_csv(tmp_path / "training.csv")
     assert [(row["implementation"], row["roles"], row["gradient"]) for row in rows] == [
         ("trainer", "full", "exact"),
         ("plain", "full", "exact"),
     ]
     for row in rows:
-        assert row["command"] == "align bench small --set seed=1 --steps 1 --random-weights --plain"
+        assert row["command"] == "align bench small --set seed=1 --steps 1 --roles full --rounds 2 --random-weights --plain"
         assert row["weights"] == "random" and row["hardware"]
         assert float(row["images_per_second"]) == pytest.approx(2 / float(row["step_s"]))
-        assert float(row["peak_mib"]) > 100
+        assert float(row["peak_mib"]) > max(100, float(row["held_mib"])) and float(row["held_mib"]) > 1
         share = float(row["tflops"]) / float(row["step_s"]) / float(row["matrix_tflops"])
         assert float(row["share"]) == pytest.approx(share) and share > 0
     trainer, plain = (float(row["tflops"]) for row in rows)
     assert plain == pytest.approx(trainer, rel=0.05)
-    assert "times the plain implementation's images" in " ".join(capsys.readouterr().err.split())
+    assert "of the plain implementation's time" in " ".join(capsys.readouterr().err.split())
+
+
+def test_implementations_take_turns_and_medians_are_told(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([1.0, 7.0, 9.0, 2.0, 3.0, 8.0])
+    order = []
+
+    def measured(content: dict[str, Any], *, random_weights: bool, plain: bool) -> dict[str, Any]:
+        order.append("plain" if plain else "trainer")
+        assert content["sample_every"] == 0 and content["divergence"]["gradient"] == "exact" and content["lora"] is None
+        return {"step_s": next(seconds), "images_per_second": 1.0, "peak_mib": 2.0, "held_mib": 1.0, "tflops": 1.0}
+
+    monkeypatch.setattr(module, "_measure", measured)
+    monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e12)
+    config, path = make(tiny, method="sim"), tmp_path / "bench.json"
+    common: dict[str, Any] = {"sets": [], "steps": 1, "random_weights": False, "leaderboards": None}
+    module.bench(config, "small", rounds=3, plain=True, roles=["full"], gradients=["exact"], output=path, **common)
+    assert order == ["trainer", "plain", "plain", "trainer", "trainer", "plain"]
+    assert {row["implementation"]: row["step_s"] for row in json.loads(path.read_text())["rows"]} == {
+        "trainer": 2.0,
+        "plain": 8.0,
+    }
+    assert "0.250 of the plain implementation's time, 1.000 of its memory" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="nothing is left to measure"):
+        module.bench(config, "small", rounds=1, plain=False, roles=["none"], gradients=[], output=path, **common)
 
 
 def test_what_does_not_fit_is_said(

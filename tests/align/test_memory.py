@@ -306,7 +306,7 @@ def dry_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_a_dry_run_shows_roles_and_memory_beside_the_config(dry_run: Any) -> None:
     code, out, err = dry_run("--gpu-memory", 24, "--processes", 2)
-    assert code == 0
+    assert code == 0, err
     assert configs.validate(TrainConfig, yaml.safe_load(out), "printed")
     for word in (
         "student",

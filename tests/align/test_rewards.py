@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from align import rewards as rewards_module
 from align.config import Reward
 from align.rewards import Decoder, Rewards
 from evaluate import pipelines
@@ -59,6 +60,28 @@ def test_several_rewards_are_summed_with_their_scales(tiny: Path, clip_folder: P
     given = [Reward(scorer="shapes/clip", scale=2.0), Reward(scorer="shapes/preference", scale=-0.5, weights=str(clip_folder))]
     total, each = Rewards(given, Decoder(pipelines.load(str(tiny)).vae), device="cpu")(x0, PROMPTS)
     torch.testing.assert_close(total.detach(), 2.0 * each["shapes/clip"] - 0.5 * each["shapes/preference"])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_the_same_taken_for_a_few_latents_at_a_time(
+    tiny: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    monkeypatch.setattr(rewards_module, "AT_A_TIME", 2)
+    x0 = torch.randn(5, 4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    prompts = [f"{number} red circles" for number in range(5)]
+    decoder = Decoder(pipelines.load(str(tiny), dtype=torch.float64).vae, checkpointing=checkpointing)
+    rewards = Rewards([Reward(scorer="shapes/clip", scale=2.0)], decoder, device="cpu", dtype=torch.float64)
+    whole = rewards(x0, prompts)
+    sizes: list[int] = []
+    rewards.scorers["shapes/clip"].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    parts = rewards.some_at_a_time(x0, prompts)
+    assert sizes == ([1] * 5 if checkpointing else [2, 2, 1])
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    (expected,), (found,) = (torch.autograd.grad((weights * each[0]).sum(), x0) for each in (whole, parts))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(parts[0].float(), whole[0].float())
+    torch.testing.assert_close(parts[1], whole[1])
+    assert expected.flatten(1).norm(dim=1).gt(0).all()
 
 
 def test_a_scorer_without_a_gradient_is_no_reward(tiny: Path) -> None:

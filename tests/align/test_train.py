@@ -14,7 +14,7 @@ import torch
 from tiny import SMALL_RUN, save_tiny
 
 from align import config as configs
-from align import state
+from align import memory, state
 from align import train as module
 from align.config import TrainConfig
 from align.roles import Roles, merged
@@ -82,6 +82,14 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
         assert "reward/shapes/clip" in lines[-1]
     pictures = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= pictures
+
+
+def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) -> None:
+    config = make(tiny, method="sim", steps=1, sample_every=0, held_out={})
+    (tmp_path / "run").mkdir()
+    assert train(config, tmp_path / "run", show=False)
+    assert (tmp_path / "run" / "checkpoint").exists() and not (tmp_path / "run" / "samples").exists()
+    assert not any("samples" in phase for phase in memory.estimate(config, cuda=False).phases)
 
 
 @pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
