@@ -39,7 +39,7 @@ LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
 LIBRARIES = (
     "accelerate", "align.memory", "align.plain", "align.train", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
 )  # fmt: skip
-FIGURES = ("step_s", "images_per_second", "peak_mib", "held_mib", "tflops")
+FIGURES = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
 PROMPTS = "\n".join(f"picture {number} of a circle" for number in range(64))  # padded, so any do
 
@@ -94,10 +94,11 @@ def bench(
     for mode, each in found.items():
         fits = all(one["step_s"] for one in each)
         measured = {name: statistics.median(one[name] for one in each) if fits else None for name in FIGURES}
-        share = measured["tflops"] / measured["step_s"] / common["matrix_tflops"] if fits else None
-        rows.append(
-            dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | measured | {"share": share} | common
-        )
+        rates: dict[str, float | None] = {"images_per_second": None, "share": None}
+        if fits:
+            rates["images_per_second"] = config.batch_size / measured["step_s"]
+            rates["share"] = measured["tflops"] / measured["step_s"] / common["matrix_tflops"]
+        rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | measured | rates | common)
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
     text = json.dumps({"rows": rows}, indent=1)
     if output:
@@ -175,8 +176,7 @@ def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
             seconds = statistics.median(times)
-            rate = config.batch_size / seconds
-            figures = {"step_s": seconds, "images_per_second": rate, "peak_mib": peak, "held_mib": peak - imported}
+            figures = {"step_s": seconds, "peak_mib": peak, "held_mib": peak - imported}
             figures["tflops"] = flops / 1e12
         except torch.OutOfMemoryError:
             pass

@@ -145,7 +145,7 @@ def test_implementations_take_turns_and_medians_are_told(
     def measured(content: dict[str, Any], *, random_weights: bool, plain: bool) -> dict[str, Any]:
         order.append("plain" if plain else "trainer")
         assert content["sample_every"] == 0 and content["divergence"]["gradient"] == "exact" and content["lora"] is None
-        return {"step_s": next(seconds), "images_per_second": 1.0, "peak_mib": 2.0, "held_mib": 1.0, "tflops": 1.0}
+        return {"step_s": next(seconds), "peak_mib": 2.0, "held_mib": 1.0, "tflops": 1.0}
 
     monkeypatch.setattr(module, "_measure", measured)
     monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e12)
