@@ -91,7 +91,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 #: Pages whose commands take minutes.
-LONG = {"add-a-divergence", "exact-gradients"}
+LONG = {"add-a-divergence", "add-a-model", "add-a-reward", "align-your-model", "exact-gradients"}
 
 
 @pytest.mark.parametrize(
