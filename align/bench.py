@@ -93,7 +93,7 @@ def bench(
     rows: list[dict[str, Any]] = []
     for mode, each in found.items():
         fits = all(one["step_s"] for one in each)
-        measured = {name: statistics.median(one[name] for one in each) if fits else None for name in FIGURES}
+        measured: dict[str, Any] = {name: statistics.median(one[name] for one in each) if fits else None for name in FIGURES}
         rates: dict[str, float | None] = {"images_per_second": None, "share": None}
         if fits:
             rates["images_per_second"] = config.batch_size / measured["step_s"]

@@ -83,6 +83,9 @@ class ClipConfig(Config):
     stage: Literal["clip"]
     seed: int = 0
     fit: Fit
+    edited: float = Field(
+        0.0, ge=0, le=0.5, description="share of a batch whose captions say what another one says but for one thing"
+    )
     architecture: dict[str, Any]
 
 

@@ -4,6 +4,7 @@ Data is rendered, not stored: what a step sees is a function of (seed, step), so
 """
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from evaluate.pipelines import quiet
 from evaluate.weights import load_strict, read
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
-from prompts.shapes.grammar import FAMILIES, MIX
+from prompts.shapes.grammar import FAMILIES, MIX, edited
 
 LAYOUT = 8  # places a side
 BatchLoss = Callable[[nn.Module, int], Tensor]
@@ -278,7 +279,11 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
     clip = CLIPModel(CLIPConfig(**architecture))
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        pictures, texts = _batch(config.fit.batch_size, config.seed, 3, step)
+        seed = seeded(config.seed, 3, step)
+        texts, near = sample_captions(config.fit.batch_size, split="train", seed=seed), random.Random(f"near/{seed}")
+        for i in range(round(config.edited * len(texts))):  # the last ones say what the first ones say, but for one thing
+            texts[-1 - i] = edited(texts[i], near)
+        pictures = torch.from_numpy(render(texts, seed=seed))
         out = model(input_ids=tokenize(tokenizer, texts), pixel_values=pictures * 2 - 1)
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)

@@ -39,12 +39,12 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
     return pipeline, pipelines.recipe(result)
 
 
-def pictures_of(model: str, prompts: list[str], *, title: str, **overrides: Any) -> Tensor:
+def pictures_of(model: str, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
     """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers."""
-    return _draw(pipelines.load(model), pipelines.recipe(model), prompts, title=title, **overrides)
+    return _draw(pipelines.load(model), pipelines.recipe(model), prompts, title=title, seed=seed, **overrides)
 
 
-def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, **overrides: Any) -> Tensor:
+def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     drawn = []
     with Watch(title, len(prompts)) as watch:
@@ -52,7 +52,7 @@ def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, **overr
             chunk = prompts[first : first + CHUNK]
             drawn.append(
                 pipelines.draw(
-                    pipeline, how, chunk, seed=SEED, keys=[f"{first + i}" for i in range(len(chunk))], **overrides
+                    pipeline, how, chunk, seed=seed, keys=[f"{first + i}" for i in range(len(chunk))], **overrides
                 ).cpu()
             )
             watch(min(first + CHUNK, len(prompts)))

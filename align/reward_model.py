@@ -17,22 +17,32 @@ from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load
 from prompts.errors import UserError
 
+CHUNK = 256  # pairs scored at a time
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """prompts: N texts; preferred and rejected: pictures [N, 3, H, W], uint8."""
+    """prompts: N texts; preferred and rejected: pictures [N, 3, H, W], uint8; sources: what each pair is told apart by, "" for nothing."""
 
     prompts: list[str]
     preferred: Tensor
     rejected: Tensor
+    sources: list[str]
 
     def pick(self, rows: Tensor) -> "Pairs":
         """The pairs at `rows`."""
-        return Pairs([self.prompts[int(i)] for i in rows], self.preferred[rows], self.rejected[rows])
+        picked = rows.tolist()
+        texts, sources = ([each[i] for i in picked] for each in (self.prompts, self.sources))
+        return Pairs(texts, self.preferred[rows], self.rejected[rows], sources)
+
+    def by_source(self) -> dict[str, "Pairs"]:
+        """The pairs of each source that has a name."""
+        named = sorted(set(filter(None, self.sources)))
+        return {name: self.pick(torch.tensor([i for i, source in enumerate(self.sources) if source == name])) for name in named}
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`."""
+    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under `"source"` has its own accuracy."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -40,12 +50,14 @@ def read_pairs(path: Path) -> Pairs:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--pairs {path}: cannot be read as UTF-8 text ({error}); check it") from None
     prompts: list[str] = []
+    sources: list[str] = []
     pictures: dict[str, list[Tensor]] = {"preferred": [], "rejected": []}
     for number, line in enumerate(filter(str.strip, lines), 1):
         try:
             row = json.loads(line)
             prompts.append(row["prompt"])
             files = {key: path.parent / row[key] for key in pictures}
+            sources.append(str(row.get("source", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it"
@@ -66,14 +78,17 @@ def read_pairs(path: Path) -> Pairs:
         raise UserError(
             f"{path}: pictures of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size"
         )
-    return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]))
+    return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]), sources)
 
 
 def pair_accuracy(scorer: DualEncoder, pairs: Pairs) -> float:
     """Share of pairs in which the preferred picture scores higher."""
-    with torch.no_grad():
-        better = scorer.score(pairs.preferred, pairs.prompts) > scorer.score(pairs.rejected, pairs.prompts)
-    return better.float().mean().item()
+    better = 0
+    for rows in torch.arange(len(pairs.prompts)).split(CHUNK):
+        some = pairs.pick(rows)
+        with torch.no_grad():
+            better += int((scorer.score(some.preferred, some.prompts) > scorer.score(some.rejected, some.prompts)).sum())
+    return better / len(pairs.prompts)
 
 
 def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> bool:
@@ -111,6 +126,7 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
         "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": pair_accuracy(scorer.eval(), test),
         "held_out_accuracy_before": before, "training_accuracy": pair_accuracy(scorer, data),
     }  # fmt: skip
+    figures |= {f"held_out_accuracy/{source}": pair_accuracy(scorer, some) for source, some in test.by_source().items()}
     save_half(scorer.clip, output / "checkpoint")
     scorer.tokenizer.save_pretrained(output / "checkpoint")
     (output / "metrics.json").write_text(json.dumps(figures, indent=1))

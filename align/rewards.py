@@ -89,7 +89,9 @@ class Rewards:
         The weighted sum can be differentiated once.
         """
         size = 1 if self.decoder.checkpointing else AT_A_TIME
-        values, slopes, scores = [], [], []
+        values: list[Tensor] = []
+        slopes: list[Tensor] = []
+        scores: list[dict[str, Tensor]] = []
         for first in range(0, len(x0), size):
             part = x0[first : first + size].detach().requires_grad_()
             value, each = self(part, prompts[first : first + size])

@@ -4,8 +4,8 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ from evaluate.sets.shapes import fd_shapes
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
 from prompts.shapes.oracle import accuracy
-from prompts.shapes.taste import preferred
+from prompts.shapes.taste import TIE, preference
 
-PAIRS = 1500  # few, on purpose
+#: Pairs that the weak preference model learns from: few, on purpose.
+FEW = 1500
+#: Pairs by the generator that drew both pictures, ties left out afterwards. `weak` is the base generator aligned with the weak model.
+MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
+PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions a family and figure
-STAGES = (
-    "shapes-vae", "shapes-teacher", "shapes-teacher-relations", "shapes-teacher-pairs", "shapes-teacher-layout",
-    "shapes-clip", "shapes-preference-clip", "shapes-di", "shapes-preference", "shapes-distar",
-)  # fmt: skip
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
+WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "report=0")
+ALIGNED = ("steps=1200", "report=0")
 
 
 def build(work: Path, target: Path) -> None:
@@ -40,35 +42,53 @@ def build(work: Path, target: Path) -> None:
     home = target / "shapes"
     embedded.HERE = target  # so that presets find this world's parts, not those that shipped
     work.mkdir(parents=True, exist_ok=True)
-    needs: dict[str, list[str]] = {"shapes-teacher": [f"vae={work / 'shapes-vae' / 'checkpoint'}"]}
-    for before, after in pairwise(STAGES[1:5]):  # the parts of the teacher's training
-        needs[after] = [*needs["shapes-teacher"], f"initial={work / before / 'checkpoint'}"]
-    for preset in STAGES[: STAGES.index("shapes-di")]:
-        if not (work / preset / "checkpoint").is_dir():
-            resume = (work / preset / "config.yaml").is_file()
-            if not runs.pretrain(
-                configs.resolve(preset, configs.PRETRAIN, sets=needs.get(preset, ())), work / preset, resume=resume
-            ):
-                raise KeyboardInterrupt
-    _place_whole(work / "shapes-teacher-layout" / "checkpoint", home / "teacher", recipe=TEACHER_RECIPE)
-    _place_whole(work / "shapes-clip" / "checkpoint", home / "clip")
-    _train("shapes-di", work)
-    _place_network(work / "shapes-di", home / "base")
-    pairs = make_pairs(work / "pairs")
-    if not (work / "shapes-preference" / "checkpoint").is_dir():
-        initial = f"initial={work / 'shapes-preference-clip' / 'checkpoint'}"
-        reward: Any = configs.resolve("shapes-preference", configs.REWARD, sets=[initial])
-        runs.reward(reward, pairs, work / "shapes-preference", resume=(work / "shapes-preference" / "config.yaml").is_file())
-    _place_whole(work / "shapes-preference" / "checkpoint", home / "preference")
-    _train("shapes-distar", work)
-    _place_network(work / "shapes-distar", home / "aligned")
+    vae = _pretrain("shapes-vae", work)
+    _place_whole(_pretrain("shapes-teacher", work, f"vae={vae}"), home / "teacher", recipe=TEACHER_RECIPE)
+    _place_whole(_pretrain("shapes-clip", work), home / "clip")
+    clip = _pretrain("shapes-preference-clip", work)
+    _train("base", "shapes-di", work)
+    _place_network(work / "base", home / "base")
+
+    few = make_pairs(work / "pairs-few", "shapes/base", n=FEW, seed=1)
+    _place_whole(_reward("shapes-preference-weak", few, work, clip), home / "preference-weak")
+    _train("weak", "shapes-distar", work, *WEAK)
+    sources = {"base": "shapes/base", "teacher": "shapes/teacher", "weak": str(work / "weak" / "checkpoint")}
+    folders = [
+        make_pairs(work / "pairs" / name, sources[name], n=n, seed=seed, source=name).parent
+        for seed, (name, n) in enumerate(MANY.items(), 2)
+    ]
+    many = _join(folders, work / "pairs" / "pairs.jsonl")
+    _place_whole(_reward("shapes-preference", many, work, clip), home / "preference")
+    _train("aligned", "shapes-distar", work, *ALIGNED)
+    _place_network(work / "aligned", home / "aligned")
     write_card(work, home)
 
 
-def _train(preset: str, work: Path) -> None:
-    if not (work / preset / "checkpoint").is_dir():
-        config: Any = configs.resolve(preset, configs.TRAIN)
-        if not runs.train(config, work / preset, resume=(work / preset / "config.yaml").is_file(), preset=preset):
+def _pretrain(preset: str, work: Path, *sets: str) -> Path:
+    """The finished checkpoint of a stage without a loop of its own."""
+    output = work / preset
+    if not (output / "checkpoint").is_dir():
+        resume = (output / "config.yaml").is_file()
+        if not runs.pretrain(configs.resolve(preset, configs.PRETRAIN, sets=sets), output, resume=resume):
+            raise KeyboardInterrupt
+    return output / "checkpoint"
+
+
+def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
+    """The finished checkpoint of a preference model that learned from `pairs`."""
+    output = work / preset
+    if not (output / "checkpoint").is_dir():
+        config: Any = configs.resolve(preset, configs.REWARD, sets=[f"initial={clip}"])
+        if not runs.reward(config, pairs, output, resume=(output / "config.yaml").is_file()):
+            raise KeyboardInterrupt
+    return output / "checkpoint"
+
+
+def _train(name: str, preset: str, work: Path, *sets: str) -> None:
+    output = work / name
+    if not (output / "checkpoint").is_dir():
+        config: Any = configs.resolve(preset, configs.TRAIN, sets=sets)
+        if not runs.train(config, output, resume=(output / "config.yaml").is_file(), preset=preset):
             raise KeyboardInterrupt
 
 
@@ -86,25 +106,43 @@ def _place_network(run: Path, target: Path) -> None:
     (target / "README.md").unlink(missing_ok=True)
 
 
-def make_pairs(folder: Path, *, n: int = PAIRS, model: str = "shapes/base") -> Path:
-    """Pairs of pictures that `model` drew of training captions, labelled by the rule in `prompts.shapes.taste` before they are
-    rounded to 8 bits."""
+def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "") -> Path:
+    """Pairs of pictures that `model` drew of `n` training captions, labelled by the rule in `prompts.shapes.taste` before they are
+    rounded to 8 bits; ties are left out. Returns the file that `align reward` reads."""
     path = folder / "pairs.jsonl"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = sample_captions(n, split="train", seed=1)
-    drawn = pictures_of(model, [prompt for prompt in prompts for _ in range(2)], title="drawing pairs")
+    prompts = sample_captions(n, split="train", seed=seed)
+    drawn = pictures_of(
+        model,
+        [prompt for prompt in prompts for _ in range(2)],
+        title=f"drawing pairs of {source or model}",
+        seed=PAIRS_SEED + seed,
+    )
     rows = []
     for i, prompt in enumerate(prompts):
-        a, b = drawn[2 * i], drawn[2 * i + 1]
-        order = (b, a) if preferred(a.numpy(), b.numpy(), prompt) else (a, b)
-        row = {"prompt": prompt}
-        for key, picture in zip(("preferred", "rejected"), order, strict=True):
+        pair = (drawn[2 * i], drawn[2 * i + 1])
+        preferred = preference(pair[0].numpy(), pair[1].numpy(), prompt)
+        if not preferred:
+            continue
+        row = {"prompt": prompt, "source": source}
+        for key, picture in zip(("preferred", "rejected"), pair[::-preferred], strict=True):
             row[key] = f"{i:05d}-{key}.png"
             Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
         rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _join(folders: Sequence[Path], path: Path) -> Path:
+    """One file for the pairs of several folders beside it."""
+    lines = []
+    for folder in folders:
+        for line in (folder / "pairs.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            lines.append(json.dumps(row | {key: f"{folder.name}/{row[key]}" for key in ("preferred", "rejected")}) + "\n")
+    path.write_text("".join(lines))
     return path
 
 
@@ -138,7 +176,9 @@ def measure() -> dict[str, dict[str, Any]]:
 def write_card(work: Path, home: Path) -> None:
     """`README.md` and `card.json` beside the weights: how they were made and how good they are."""
     figures = measure()
-    stages = [name for name in STAGES if (work / name).is_dir()]
+    # In the order in which they were begun.
+    begun = sorted(work.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    stages = [path.parent.name for path in begun]
     made = {
         name: {
             "seed": configs.read_yaml(work / name / "config.yaml")["seed"],
@@ -147,7 +187,8 @@ def write_card(work: Path, home: Path) -> None:
         }
         for name in stages
     }
-    preference = json.loads((work / "shapes-preference" / "metrics.json").read_text())
+    models = ("preference", "preference-weak")
+    metrics = {name: json.loads((work / f"shapes-{name}" / "metrics.json").read_text()) for name in models}
     commit = (
         subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
         or "unknown"
@@ -160,7 +201,7 @@ def write_card(work: Path, home: Path) -> None:
         "machine": platform.machine(),
         "stages": made,
         "quality": figures,
-        "preference": preference,
+        "preference": metrics,
     }
     draw_samples(home / "samples.png")
     (home / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -188,12 +229,19 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         correct = " | ".join(f"{row[family]['correct']:.3f}" for family in FAMILIES)
         colours = " | ".join(f"{row[family]['colour']:.3f}" for family in FAMILIES)
         lines.append(f"| {name} | {correct} | {colours} | {row['fd-shapes']:.4f} |")
-    p = card["preference"]
+    many, few = card["preference"]["preference"], card["preference"]["preference-weak"]
+    by_source = ", ".join(
+        f"{value:.1%} of those of {key.partition('/')[2]}"
+        for key, value in many.items()
+        if key.startswith("held_out_accuracy/")
+    )
     lines += [
         "", f"The teacher is drawn with {TEACHER_RECIPE['steps']} Euler steps at guidance {TEACHER_RECIPE['guidance_scale']}; base and aligned in one step.", "",
-        f"The preference model learned from {p['pairs'] - p['held_out_pairs']} pairs and ranks {p['held_out_accuracy']:.1%} of {p['held_out_pairs']} held-out pairs rightly "
-        f"({p['held_out_accuracy_before']:.1%} before it had seen any). Pairs are two pictures of the base generator, labelled by one rule: more of the caption's facts first, "
-        "then more vivid colours. It is imperfect on purpose.", "",
+        "Pairs are two pictures of one caption by one generator (base, teacher, or weak: the base aligned with the weak preference model), labelled by one rule: more of the "
+        f"caption's facts first, then more vivid colours; pairs of as many facts and a vividness within {TIE} are left out. The preference model learned from "
+        f"{many['pairs'] - many['held_out_pairs']:,} pairs and ranks {many['held_out_accuracy']:.1%} of {many['held_out_pairs']:,} pairs of held-out prompts rightly "
+        f"({many['held_out_accuracy_before']:.1%} before it had seen any): {by_source}. The weak one learned from {few['pairs'] - few['held_out_pairs']:,} pairs of the base generator and ranks "
+        f"{few['held_out_accuracy']:.1%} of {few['held_out_pairs']:,} rightly, on purpose.", "",
         "Training captions: " + ", ".join(f"{len(captions('train', family))} {family}" for family in FAMILIES) + ".", "",
         "`card.json` holds every setting and figure. Versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers")) + ".", "",
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from align.report import compare, pictures_of, score
-from align.world import MEASURED, make_pairs
+from align.world import MEASURED, PAIRS_SEED, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -23,8 +23,15 @@ def card() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
 
 
 def test_they_are_small() -> None:
-    assert sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file()) <= 10 * 2**20
-    assert {"shapes/teacher", "shapes/base", "shapes/aligned", "shapes/clip", "shapes/preference"} <= set(embedded.names())
+    assert sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file()) <= 16 * 2**20
+    assert {
+        "shapes/teacher",
+        "shapes/base",
+        "shapes/aligned",
+        "shapes/clip",
+        "shapes/preference",
+        "shapes/preference-weak",
+    } <= set(embedded.names())
 
 
 @pytest.mark.parametrize("model", [pytest.param("teacher", marks=pytest.mark.slow), "base", "aligned"])
@@ -66,13 +73,18 @@ def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
 
 def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory) -> None:
     from align.reward_model import read_pairs
-    from prompts.shapes.taste import preferred
+    from prompts.shapes.taste import preference
 
-    pairs = read_pairs(make_pairs(tmp_path_factory.mktemp("pairs"), n=24))
-    drawn = pictures_of("shapes/base", [prompt for prompt in pairs.prompts for _ in range(2)], title="pairs")
-    for prompt, better, worse, a, b in zip(
-        pairs.prompts, pairs.preferred, pairs.rejected, drawn[::2], drawn[1::2], strict=True
-    ):
-        ordered = (b, a) if preferred(a.numpy(), b.numpy(), prompt) else (a, b)
-        for saved, picture in zip((better, worse), ordered, strict=True):
+    n = 24
+    pairs = read_pairs(make_pairs(tmp_path_factory.mktemp("pairs"), "shapes/base", n=n, seed=1, source="base"))
+    prompts = sample_captions(n, split="train", seed=1)
+    drawn = pictures_of("shapes/base", [prompt for prompt in prompts for _ in range(2)], title="pairs", seed=PAIRS_SEED + 1)
+    ordered = []
+    for prompt, a, b in zip(prompts, drawn[::2], drawn[1::2], strict=True):
+        said = preference(a.numpy(), b.numpy(), prompt)
+        ordered += [(prompt, *((b, a) if said > 0 else (a, b)))] if said else []
+    assert 0 < len(ordered) < n, "ties are left out"
+    assert [prompt for prompt, *_ in ordered] == pairs.prompts and set(pairs.sources) == {"base"}
+    for better, worse, (_, *expected) in zip(pairs.preferred, pairs.rejected, ordered, strict=True):
+        for saved, picture in zip((better, worse), expected, strict=True):
             assert (saved.float() - picture * 255).abs().max() < 0.51

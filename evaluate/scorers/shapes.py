@@ -1,6 +1,6 @@
 """The scorers of the embedded world `shapes`, for pictures of 32 x 32 and captions of its grammar."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,18 +15,30 @@ from prompts.errors import UserError
 
 VARIANTS = {
     "shapes/oracle": "1 where every fact of the caption is read off the pixels, else 0; learned from nothing",
+    "shapes/facts": "how many of the caption's six facts are read off the pixels; learned from nothing",
+    "shapes/rule": "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing",
     "shapes/clip": "100 x cosine of picture and caption under a small CLIP, which also gives fd-shapes its features",
-    "shapes/preference": "small preference model: what a stated rule prefers, learned from few pairs",
+    "shapes/preference": "small preference model: what shapes/rule prefers, learned from pairs",
+    "shapes/preference-weak": "the same learned from few pairs, so that it can be over-optimised",
 }
-VERIFIED_BY = {"shapes/oracle": "renderer", "shapes/clip": "formula", "shapes/preference": "formula"}
+VERIFIED_BY = {
+    **dict.fromkeys(("shapes/oracle", "shapes/facts", "shapes/rule"), "renderer"),
+    **dict.fromkeys(("shapes/clip", "shapes/preference", "shapes/preference-weak"), "formula"),
+}
 
 LONGEST = 160  # bytes of a caption
 
 
-class Oracle(Scorer):
-    """Range {0, 1}. Not differentiable, on purpose: nothing may be trained on it."""
+class Reading(Scorer):
+    """What a function `(picture [3, 32, 32] in [0, 1], caption) -> float` says. Not differentiable, on purpose: nothing may be trained on it."""
 
     differentiable: ClassVar[bool] = False
+
+    def __init__(self, protocol: str, read: Callable[[Any, str], float]) -> None:
+        from prompts.shapes import RESOLUTION
+
+        super().__init__(protocol, Preprocess(size=RESOLUTION, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+        self.read = read
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`caption`: the captions themselves, as UTF-8 padded with zeros to `[B, LONGEST]`."""
@@ -36,12 +48,10 @@ class Oracle(Scorer):
         return {"caption": torch.tensor([list(row.ljust(LONGEST, b"\0")) for row in rows], dtype=torch.uint8)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """1 or 0 a picture."""
-        from prompts.shapes import verify
-
+        """What is read of each picture, `[B]`."""
         pictures = pixels.detach().clamp(0, 1).float().cpu().numpy()
         captions = [bytes(row.tolist()).rstrip(b"\0").decode() for row in text["caption"]]
-        rows = [float(verify(picture, caption)["correct"]) for picture, caption in zip(pictures, captions, strict=True)]
+        rows = [float(self.read(picture, caption)) for picture, caption in zip(pictures, captions, strict=True)]
         return torch.tensor(rows, device=pixels.device)
 
 
@@ -62,13 +72,14 @@ class DualEncoder(TransformersClip):
 
 def load(name: str, path: str | None) -> Scorer:
     """`path`: a folder with a CLIPModel and its tokenizer, in place of the embedded one."""
-    if name == "shapes/oracle":
+    if name in ("shapes/oracle", "shapes/facts", "shapes/rule"):
         if path:
             raise UserError(f"{name} has no weights; leave out {path}")
-        from prompts.shapes import RESOLUTION
+        from prompts.shapes.oracle import verify
+        from prompts.shapes.taste import facts, rule
 
-        zero_to_one = Preprocess(size=RESOLUTION, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        return Oracle(name, zero_to_one)
+        read = {"shapes/oracle": lambda picture, caption: verify(picture, caption)["correct"], "shapes/facts": facts}
+        return Reading(name, read.get(name, rule))
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = Path(path) if path else embedded.folder(name)

@@ -9,8 +9,8 @@ import functools
 import itertools
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -107,3 +107,38 @@ def sample_captions(n: int, *, split: Split, seed: int, family: str | None = Non
     rng = random.Random(f"shapes/{split}/{seed}")
     families = [family] * n if family else rng.choices(list(mix), weights=list(mix.values()), k=n)
     return [rng.choice(captions(split, f)) for f in families]
+
+
+def edited(caption: str, rng: random.Random) -> str:
+    """Another training caption that says the same but for one thing: a size, a colour, a shape, the number, the relation, the background.
+
+    The same caption where `rng` finds no such one that is trained on.
+    """
+    scene, trained = parse(caption), _trained()
+    things = list(scene.objects)
+    for _ in range(8):
+        which = rng.randrange(len(things))
+        one = things[which]
+        changes: list[dict[str, Any]] = [
+            {"background": rng.choice(BACKGROUNDS)},
+            *([{"relation": rng.choice(RELATIONS)}] if scene.relation else []),
+            *([{"objects": (one,) * rng.choice(list(COUNTS.values()))}] if scene.family == "count" else []),
+        ]
+        parts: list[dict[str, Any]] = [
+            {"colour": rng.choice(COLOURS)},
+            {"shape": rng.choice(SHAPES)},
+            *([{"size": rng.choice(SIZES)}] if one.size else []),
+        ]
+        for part in parts:
+            other = replace(one, **part)
+            every = scene.family == "count"  # all of its objects are one kind
+            changes.append({"objects": tuple(other if every or i == which else thing for i, thing in enumerate(things))})
+        found = replace(scene, **rng.choice(changes)).caption
+        if found != caption and found in trained:
+            return found
+    return caption
+
+
+@functools.cache
+def _trained() -> frozenset[str]:
+    return frozenset(caption for family in FAMILIES for caption in captions("train", family))

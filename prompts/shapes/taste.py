@@ -1,10 +1,12 @@
-"""The stated rule that labels preference pairs: first, more of the caption's facts; then, more vivid colours."""
+"""The stated rule that labels preference pairs, and that reward models can be held to: first, more of the caption's facts; then, more
+vivid colours. It is to this world what people are to the real one; nothing is trained on it but through pairs."""
 
 import numpy as np
 
 from prompts.shapes.oracle import FACTS, verify
 
 COLOURED = 0.2  # least spread over the channels of a pixel that counts as coloured
+TIE = 0.01  # least difference in vividness that is a preference, among pictures of as many facts
 
 
 def vividness(picture: np.ndarray) -> float:
@@ -14,9 +16,22 @@ def vividness(picture: np.ndarray) -> float:
     return float(spread[coloured].mean()) if coloured.any() else 0.0
 
 
-def preferred(a: np.ndarray, b: np.ndarray, caption: str) -> bool:
-    """Whether the rule prefers picture `b` to picture `a`, both `[3, 32, 32]`, float in [0, 1]."""
-    first, second = (
-        (sum(verify(picture, caption)[fact] for fact in FACTS if fact != "correct"), vividness(picture)) for picture in (a, b)
-    )
-    return second > first
+def facts(picture: np.ndarray, caption: str) -> int:
+    """How many of the caption's facts, 0 to 6, are read off a picture `[3, 32, 32]`, float in [0, 1]."""
+    found = verify(picture, caption)
+    return sum(found[fact] for fact in FACTS if fact != "correct")
+
+
+def rule(picture: np.ndarray, caption: str) -> float:
+    """Facts plus half the vividness, 0 to 6.5: a fact always outweighs colours."""
+    return facts(picture, caption) + vividness(picture) / 2
+
+
+def preference(a: np.ndarray, b: np.ndarray, caption: str) -> int:
+    """1 where the rule prefers picture `b` to picture `a`, -1 where it prefers `a`, 0 where it is a tie."""
+    difference = facts(b, caption) - facts(a, caption) or _beyond(vividness(b) - vividness(a))
+    return int(np.sign(difference))
+
+
+def _beyond(difference: float) -> float:
+    return difference if abs(difference) >= TIE else 0.0

@@ -338,7 +338,14 @@ def write_pairs(folder: Path, n: int = 12, size: int = 32) -> Path:
     for i in range(n):
         for key, shade in (("preferred", 250), ("rejected", 20)):
             Image.new("RGB", (size, size), (shade, 10, 10)).save(folder / f"{i}-{key}.png")
-        rows.append({"prompt": f"prompt {i // 2}", "preferred": f"{i}-preferred.png", "rejected": f"{i}-rejected.png"})
+        rows.append(
+            {
+                "prompt": f"prompt {i // 2}",
+                "source": "ab"[i % 2],
+                "preferred": f"{i}-preferred.png",
+                "rejected": f"{i}-rejected.png",
+            }
+        )
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -356,6 +363,7 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
     figures = json.loads((tmp_path / "reward" / "metrics.json").read_text())
     assert figures["training_accuracy"] == 1.0
     assert figures["held_out_pairs"] + 1 < figures["pairs"] == 12
+    assert figures["held_out_accuracy"] == (figures["held_out_accuracy/a"] + figures["held_out_accuracy/b"]) / 2
     from evaluate import scorers
 
     assert scorers.load("shapes/preference", weights=str(tmp_path / "reward" / "checkpoint"))

@@ -294,7 +294,7 @@ def test_aesthetic_is_its_authors_formula(name: str, real_scorers: Hub, files: d
     compare(name, files, formula)
 
 
-@compares("shapes/clip", "shapes/preference")
+@compares("shapes/clip", "shapes/preference", "shapes/preference-weak")
 def test_the_cosine_is_transformers_own(name: str, clip_folder: Path) -> None:
     scorer: Any = scorers.load(name, weights=str(clip_folder))
     captions = sample_captions(6, split="test", seed=0)
@@ -312,6 +312,18 @@ def test_the_oracle_says_what_the_renderer_drew(name: str) -> None:
     pictures = torch.from_numpy(render(captions, seed=0))
     assert scorers.load(name).score(pictures, captions).tolist() == [1] * 6
     assert scorers.load(name).score(pictures, captions[1:] + captions[:1]).tolist() == [0] * 6
+
+
+@compares("shapes/facts", "shapes/rule")
+def test_the_rule_is_what_the_renderer_drew_and_how_vividly(name: str) -> None:
+    captions = sample_captions(6, split="test", seed=0)
+    pictures = render(captions, seed=0)
+    spread = pictures.max(1) - pictures.min(1)
+    vivid = [each[each > 0.2].mean() if (each > 0.2).any() else 0 for each in spread]
+    scorer = scorers.load(name)
+    expected = torch.tensor([6 + (v / 2 if name == "shapes/rule" else 0) for v in vivid])
+    torch.testing.assert_close(scorer.score(torch.from_numpy(pictures), captions), expected.float())
+    assert (scorer.score(torch.from_numpy(pictures), captions[1:] + captions[:1]) < expected).all()
 
 
 def test_seeded_weights_depend_on_the_name_alone() -> None:

@@ -1,12 +1,14 @@
 """The world's captions, pictures and oracle."""
 
+import random
+
 import numpy as np
 import pytest
 
 from prompts.shapes import Object, Scene, captions, parse, render, sample_captions, verify
-from prompts.shapes.grammar import FAMILIES, RELATIONS
+from prompts.shapes.grammar import FAMILIES, RELATIONS, edited
 from prompts.shapes.oracle import FACTS, accuracy
-from prompts.shapes.taste import preferred, vividness
+from prompts.shapes.taste import TIE, facts, preference, rule, vividness
 
 N = 200
 
@@ -16,6 +18,28 @@ def test_no_caption_is_both_trained_on_and_held_out(family: str) -> None:
     train, test = set(captions("train", family)), set(captions("test", family))
     assert not train & test
     assert len(test) == pytest.approx(0.2 * len(train | test), abs=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edited_caption_differs_in_one_thing_and_is_trained_on(family: str) -> None:
+    rng = random.Random(0)
+    seen = set()
+    for caption in sample_captions(N, split="train", seed=3, family=family):
+        other = edited(caption, rng)
+        if other == caption:
+            continue
+        assert other in captions("train", family)
+        a, b = parse(caption), parse(other)
+        things = [(x, y) for x, y in zip(a.objects, b.objects, strict=False) if x != y]
+        if family == "count" and things:
+            things = things[:1]
+        parts = [name for x, y in things for name in ("size", "colour", "shape") if getattr(x, name) != getattr(y, name)]
+        parts += [name for name in ("background", "relation") if getattr(a, name) != getattr(b, name)]
+        parts += ["count"] if len(a.objects) != len(b.objects) else []
+        assert len(parts) == 1, (caption, other)
+        seen |= set(parts)
+    everything = {"one": {"size"}, "count": {"count"}, "pair": {"size", "relation"}}[family] | {"colour", "shape", "background"}
+    assert seen == everything
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,6 +121,16 @@ def test_the_rule_prefers_facts_to_vividness() -> None:
     right, other = render([caption, wrong], seed=9)
     pale = 0.5 + 0.7 * (right - 0.5)
     assert vividness(pale) < vividness(right)
-    assert preferred(pale, right, caption)
-    assert not preferred(right, pale, caption)
-    assert preferred(other, pale, caption)
+    assert preference(pale, right, caption) == 1 == -preference(right, pale, caption)
+    assert preference(other, pale, caption) == 1 == -preference(pale, other, caption)
+    assert facts(right, caption) == facts(pale, caption) == 6 > facts(other, caption)
+    assert rule(right, caption) == 6 + vividness(right) / 2 > rule(pale, caption) > rule(other, caption)
+
+
+def test_a_hair_of_vividness_is_no_preference() -> None:
+    caption = "a small red circle on a white background"
+    (picture,) = render([caption], seed=9)
+    paler = {share: 0.5 + share * (picture - 0.5) for share in (0.995, 0.95)}
+    assert 0 < vividness(picture) - vividness(paler[0.995]) < TIE < vividness(picture) - vividness(paler[0.95])
+    assert preference(paler[0.995], picture, caption) == preference(picture, paler[0.995], caption) == 0
+    assert preference(paler[0.95], picture, caption) == 1
