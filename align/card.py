@@ -14,6 +14,7 @@ from align.config import TrainConfig
 from align.start import hub_id
 from evaluate import environment, hub
 from evaluate.pipelines import Recipe
+from evaluate.stats import percent
 
 #: What is described: a whole pipeline, a LoRA, or a network alone with a recipe.
 Kind = Literal["pipeline", "lora", "network"]
@@ -276,7 +277,7 @@ def _scores(run: Mapping[str, Any], comparison: Mapping[str, Any] | None, rows: 
             "| metric | start | this model | difference | wins |", "|---|---|---|---|---|",
             *[
                 f"| {plain(row['metric'])}{' (reward)' if row['metric'] in run['protocols'].values() else ''} | {row['start']:.4f} | {row['result']:.4f} "
-                f"| {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] | {row['win_rate']:.0%} |"
+                f"| {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] | {percent(row['win_rate'], row['win_low'], row['win_high'])} |"
                 for row in comparison["rows"]
             ],
         ]  # fmt: skip

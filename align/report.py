@@ -17,7 +17,7 @@ from evaluate import pipelines, scorers
 from evaluate.console import Watch, console
 from evaluate.pipelines import Recipe
 from evaluate.sets.shapes import fd_shapes
-from evaluate.stats import paired_difference
+from evaluate.stats import paired_difference, percent
 
 SEED = 10_000  # noise that no training and no watching has seen
 CHUNK = 64
@@ -103,7 +103,13 @@ def report(config: TrainConfig, output: Path) -> None:
     for row in rows:
         interval = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
         note = " (reward)" if row["metric"] in rewards else ""
-        table.add_row(row["metric"] + note, f"{row['start']:.4f}", f"{row['result']:.4f}", interval, f"{row['win_rate']:.0%}")
+        table.add_row(
+            row["metric"] + note,
+            f"{row['start']:.4f}",
+            f"{row['result']:.4f}",
+            interval,
+            percent(row["win_rate"], row["win_low"], row["win_high"]),
+        )
     figures: dict[str, Any] = {"step": read_run(output)["step"], "n": len(prompts), "seed": SEED, "start": start, "rows": rows}
     if config.prompts.startswith("shapes:"):
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)

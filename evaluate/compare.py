@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluate.files import replace
 from evaluate.records import Records
-from evaluate.stats import paired_difference
+from evaluate.stats import paired_difference, percent
 from evaluate.tables import write_csv
 from prompts.errors import UserError
 
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     """One metric, of all prompts (group "") or of one group: means of A and B over n prompts, and the paired difference B - A.
 
     low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts. win_rate: share
-    of prompts on which B is higher, ties counted half.
+    of prompts on which B is higher, ties counted half, with its 95 % interval from win_low to win_high.
     """
 
     metric: str
@@ -31,6 +31,8 @@ class Row(NamedTuple):
     low: float
     high: float
     win_rate: float
+    win_low: float
+    win_high: float
 
 
 def mismatch(a: Records, b: Records) -> str | None:
@@ -84,7 +86,7 @@ def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> Row:
     n = len(a)
     if n < 2:
         means = (float(a[0]), float(b[0])) if n else (math.nan, math.nan)
-        return Row(metric, group, n, *means, means[1] - means[0], math.nan, math.nan, math.nan)
+        return Row(metric, group, n, *means, means[1] - means[0], *[math.nan] * 5)
     return Row(metric, group, n, float(a.mean()), float(b.mean()), *paired_difference(a, b))
 
 
@@ -131,7 +133,15 @@ def show(a: Records, b: Records, rows: Sequence[Row]) -> None:
     for row in rows:
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         group = [escape(row.group) or "all"] if grouped else []
-        table.add_row(row.metric, *group, f"{row.n:,}", f"{row.a:.4f}", f"{row.b:.4f}", interval, f"{row.win_rate:.0%}")
+        table.add_row(
+            row.metric,
+            *group,
+            f"{row.n:,}",
+            f"{row.a:.4f}",
+            f"{row.b:.4f}",
+            interval,
+            percent(row.win_rate, row.win_low, row.win_high),
+        )
     console = printer()
     console.print(table)
     for name, records in (("A", a), ("B", b)):

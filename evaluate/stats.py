@@ -8,23 +8,38 @@ from scipy import stats
 
 
 class Paired(NamedTuple):
-    """Mean of `b - a`, its confidence interval, and the share of pairs in which b is higher (ties count half)."""
+    """Mean of `b - a` with its confidence interval, and the share of pairs in which b is higher (ties count half) with its own."""
 
     mean: float
     low: float
     high: float
     win_rate: float
+    win_low: float
+    win_high: float
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Paired:
-    """Student's t interval of the mean difference of paired scores `a`, `b`: `[N]` each, N >= 2."""
+    """Student's t interval of the mean difference of paired scores `a`, `b`: `[N]` each, N >= 2; Wilson's (1927) of the win rate,
+    which ties make too wide and never too narrow."""
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"paired scores need two equal lengths of at least 2, got {len(a)} and {len(b)}")
     difference = np.asarray(b, float) - np.asarray(a, float)
     mean, error = difference.mean(), stats.sem(difference)
     half = stats.t.ppf((1 + level) / 2, len(difference) - 1) * error
     win = float(((difference > 0) + 0.5 * (difference == 0)).mean())
-    return Paired(float(mean), float(mean - half), float(mean + half), win)
+    return Paired(float(mean), float(mean - half), float(mean + half), win, *wilson(win, len(difference), level=level))
+
+
+def percent(share: float, low: float, high: float) -> str:
+    """A share and its interval, as people read them: `84% [82, 86]`."""
+    return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def wilson(share: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of n."""
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2 / n
+    centre, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return max(0.0, float((centre - half) / (1 + z2))), min(1.0, float((centre + half) / (1 + z2)))
 
 
 class Mean(NamedTuple):

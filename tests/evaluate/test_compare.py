@@ -10,6 +10,7 @@ from recording import make
 from scipy import stats
 
 from evaluate.compare import Row, compare, show, write
+from evaluate.stats import wilson
 from evaluate.tables import read_csv
 from prompts.errors import UserError
 
@@ -21,7 +22,7 @@ def test_differences_by_hand() -> None:
     (row,) = compare(make({"m": A}), make({"m": B}))
     t = stats.ttest_rel(B, A)
     interval = t.confidence_interval(0.95)
-    expected = Row("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4)
+    expected = Row("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4))
     assert row[:3] == expected[:3]
     assert row[3:] == pytest.approx(expected[3:])
 
@@ -46,7 +47,7 @@ def test_by_category_and_with_scores_missing() -> None:
     assert [(row.group, row.n) for row in rows] == [("", 3), ("Animals", 1), ("World Knowledge", 2)]
     animals, world = rows[1:]
     assert animals.difference == 0
-    assert np.isnan([animals.low, animals.high, animals.win_rate]).all()
+    assert np.isnan([animals.low, animals.high, animals.win_rate, animals.win_low, animals.win_high]).all()
     assert world.difference == 1.5
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from evaluate.sets.frechet import Moments, frechet_distance
-from evaluate.stats import paired_difference
+from evaluate.stats import paired_difference, wilson
 
 
 def test_moments_merge_to_those_of_the_whole() -> None:
@@ -53,6 +54,18 @@ def test_the_paired_interval_covers_as_often_as_it_says() -> None:
 
 def test_wins_count_ties_by_half() -> None:
     assert paired_difference(np.array([0.0, 0, 0, 0]), np.array([1.0, 1, 0, -1])).win_rate == 0.625
+
+
+def test_the_interval_of_the_win_rate_covers_it_as_often_as_it_says() -> None:
+    """Also near one, where an interval from the standard error is often a single point."""
+    rng = np.random.default_rng(4)
+    for share, n in ((0.5, 40), (0.95, 40), (0.75, 200)):
+        rows = [paired_difference(np.zeros(n), rng.choice([1.0, -1.0], p=[share, 1 - share], size=n)) for _ in range(3000)]
+        covered = np.mean([row.win_low <= share <= row.win_high for row in rows])
+        assert 0.93 <= covered <= 0.985, (share, n, covered)
+    # As scipy.stats.binomtest(15, 20).proportion_ci(method="wilson") says.
+    assert wilson(0.75, 20) == pytest.approx(tuple(binomtest(15, 20).proportion_ci(method="wilson")), rel=1e-12)
+    assert wilson(1.0, 10)[1] == pytest.approx(1) and wilson(0.0, 10)[0] == pytest.approx(0)
 
 
 def test_too_few_scores_are_refused() -> None:
