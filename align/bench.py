@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,24 +81,20 @@ def bench(
     for number in range(rounds):
         for mode in modes[:: -1 if number % 2 else 1]:
             implementation, storage, gradient = mode
-            console.print(
-                f"{implementation}, {storage}, {gradient}" + (f", {number + 1} of {rounds}" if rounds > 1 else "") + " ..."
-            )
-            content = config.model_dump(mode="json") | {"steps": steps + UNTIMED, "report": 0, "parallel": "ddp"}
-            content["lora"] = content["lora"] or LORA if storage == "lora" else None
-            content["divergence"]["gradient"] = gradient
-            content["assistant"]["warmup"] = 0
-            content |= {"save_every": 10**6, "sample_every": 0, "held_out": {"scorers": {}}, "trackers": []}
-            found[mode].append(_measure(content, random_weights=random_weights, plain=implementation == "plain"))
+            console.print(", ".join((*mode, *([f"{number + 1} of {rounds}"] if rounds > 1 else []))) + " ...")
+            content = _content(config, storage, gradient, steps + UNTIMED)
+            # Operations are the same in every round, and counting them may take minutes.
+            options = {"random_weights": random_weights, "plain": implementation == "plain", "count": number == 0}
+            found[mode].append(_measure(content, **options))
     rows: list[dict[str, Any]] = []
     for mode, each in found.items():
         fits = all(one["step_s"] for one in each)
-        measured: dict[str, Any] = {name: statistics.median(one[name] for one in each) if fits else None for name in FIGURES}
-        rates: dict[str, float | None] = {"images_per_second": None, "share": None}
+        row: dict[str, Any] = dict.fromkeys((*FIGURES, "images_per_second", "share"))
         if fits:
-            rates["images_per_second"] = config.batch_size / measured["step_s"]
-            rates["share"] = measured["tflops"] / measured["step_s"] / common["matrix_tflops"]
-        rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | measured | rates | common)
+            row |= {name: statistics.median(one[name] for one in each if one[name] is not None) for name in FIGURES}
+            row["images_per_second"] = config.batch_size / row["step_s"]
+            row["share"] = row["tflops"] / row["step_s"] / common["matrix_tflops"]
+        rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common)
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
     text = json.dumps({"rows": rows}, indent=1)
     if output:
@@ -108,6 +104,15 @@ def bench(
     if leaderboards:
         for row in rows:
             timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
+
+
+def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
+    """The config of a run that does nothing but `steps` steps."""
+    content = config.model_dump(mode="json") | {"steps": steps, "report": 0, "parallel": "ddp"}
+    content["lora"] = content["lora"] or LORA if storage == "lora" else None
+    content["divergence"]["gradient"] = gradient
+    content["assistant"]["warmup"] = 0
+    return content | {"save_every": 10**6, "sample_every": 0, "held_out": {"scorers": {}}, "trackers": []}
 
 
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -144,16 +149,16 @@ def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
     return float(2 * size**3 / timing.time_call(lambda: a @ b, device=device).least)
 
 
-def _measure(content: dict[str, Any], *, random_weights: bool, plain: bool) -> dict[str, Any]:
-    """One combination in a fresh process. Figures are None where it does not fit into the memory."""
+def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
+    """One combination in a fresh process. Figures are None where it does not fit into the memory. options: of `_run`."""
     with tempfile.TemporaryDirectory() as folder:
-        if random_weights:
+        if options["random_weights"]:
             (Path(folder) / "prompts.txt").write_text(PROMPTS)
             content = content | {"prompts": f"{folder}/prompts.txt"}
             content["text_cache"] = f"{folder}/texts" if content["text_encoding"] == "ahead" else None
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(content))
-        words = [sys.executable, "-m", "align.bench", str(path), *["random"] * random_weights, *["plain"] * plain]
+        words = [sys.executable, "-m", "align.bench", str(path), json.dumps(options)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -165,7 +170,8 @@ def _measure(content: dict[str, Any], *, random_weights: bool, plain: bool) -> d
 # ---- in the process of its own -------------------------------------------------------------------------------------------
 
 
-def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
+def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -> None:
+    """Print the figures of one combination. count: its operations too."""
     config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
     figures: dict[str, float | None] = dict.fromkeys(FIGURES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,26 +181,28 @@ def _run(path: Path, *, random_weights: bool, plain: bool) -> None:
     with hub.weights_left_out() if random_weights else nullcontext():
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
-            seconds = statistics.median(times)
-            figures = {"step_s": seconds, "peak_mib": peak, "held_mib": peak - imported}
-            figures["tflops"] = flops / 1e12
+            figures = {
+                "step_s": statistics.median(times), "peak_mib": peak, "held_mib": peak - imported,
+                "tflops": flops() / 1e12 if count else None,
+            }  # fmt: skip
         except torch.OutOfMemoryError:
             pass
     print(json.dumps(figures))
 
 
-def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, float]:
-    """Seconds of each step, MiB at most, and a step's matrix operations, by the estimate that carries one out without numbers."""
+def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:
+    """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which carries one out without
+    numbers."""
     from align import memory
     from align.train import train
 
     train(config, folder, show=False)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     peak = timing.peak_mib(device)
-    return [line["seconds"] for line in lines[UNTIMED:]], peak, memory.estimate(config, cuda=False).flops
+    return [line["seconds"] for line in lines[UNTIMED:]], peak, lambda: memory.estimate(config, cuda=False).flops
 
 
-def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, float]:
+def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, Callable[[], float]]:
     """The same of the plain implementation, whose operations are counted in one more step."""
     from align.plain import Plain
 
@@ -207,10 +215,14 @@ def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], floa
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     peak = timing.peak_mib(device)
-    with FlopCounterMode(display=False) as counter:
-        run.step(config.steps)
-    return seconds[UNTIMED:], peak, counter.get_total_flops()
+
+    def flops() -> float:
+        with FlopCounterMode(display=False) as counter:
+            run.step(config.steps)
+        return counter.get_total_flops()
+
+    return seconds[UNTIMED:], peak, flops
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]), random_weights="random" in sys.argv[2:], plain="plain" in sys.argv[2:])
+    _run(Path(sys.argv[1]), **json.loads(sys.argv[2]))

@@ -188,7 +188,7 @@ def world(
         Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")
     ] = Path("world"),
 ) -> None:
-    """Make the embedded world `shapes` again, from its seeds: about three hours on two cores."""
+    """Make the embedded world `shapes` again, from its seeds: hours on two cores."""
     from align.world import build
 
     build(work, output)

@@ -34,7 +34,6 @@ class Fit(Config):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup: int = Field(100, ge=0, description="steps")
-    decay: PositiveInt | None = Field(None, description="steps over which the cosine falls to zero; by default all")
     weight_decay: NonNegative = 0.0
     clip: PositiveFloat = 1.0
     ema: Fraction = 0.999
@@ -65,7 +64,6 @@ class TeacherConfig(Config):
     seed: int = 0
     fit: Fit
     vae: str = Field(description="folder of the autoencoder")
-    initial: str | None = Field(None, description="folder of an earlier teacher to go on from, in place of random weights")
     images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
     mix: Mapping[str, NonNegative] = Field(dict(MIX), description="how often each family of captions is drawn")
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")

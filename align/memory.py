@@ -229,9 +229,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     # Those that pass no gradient read numbers, on the CPU.
     networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
     watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
-    if (
-        config.gradient_checkpointing and config.sample_every and not held.scorers
-    ):  # drawn one at a time, so that a few are as good as all
+    if config.gradient_checkpointing and not held.scorers:  # drawn one at a time, so that a few are as good as all
         watcher.z, watcher.noise = watcher.z[:4].clone(), watcher.noise[:4].clone()
         watcher.given = {key: value[:4].clone() for key, value in watcher.given.items()}
     texts = Live(model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
@@ -255,8 +253,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     with as_on_cuda() if cuda else nullcontext(), tracker:
         average = Average(trainable["student"], config.ema)
         tracker.hold("average", average.values.values())
-        if held.scorers or config.sample_every:
-            tracker.hold("watched pictures", [watcher.z, watcher.noise, *watcher.given.values()])
+        tracker.hold("watched pictures", [watcher.z, watcher.noise, *watcher.given.values()])
         optimizers = {name: _primed(getattr(config, name), parameters) for name, parameters in trainable.items()}
         for optimizer in optimizers.values():
             tracker.hold("optimiser states", (t for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)))
@@ -292,8 +289,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         with average.applied():
             if held.scorers:
                 watcher.scores(roles.student)
-            if config.sample_every:
-                watcher.draw(0, roles, Path(), keep=False)
+            watcher.draw(0, roles, Path(), keep=False)
         saved = _state(trainable, average, optimizers) if sharded else []
         if sharded:  # of what is saved and exported, one whole tensor at a time
             with record_function("saving"):

@@ -43,6 +43,8 @@ class Monitor:
         self.config, self.model, self.rewards, self.decoder = config, model, rewards, decoder
         self.scorers = held_out
         self.baseline: dict[str, float] = {}
+        self.z = self.noise = torch.empty(0)
+        self.given: dict[str, Tensor] = {}
         held = config.held_out
         if not held.scorers and not config.sample_every:
             return  # nothing is watched
@@ -102,7 +104,11 @@ class Monitor:
     @record_function("drawing samples")
     def draw(self, step: int, roles: "Roles", folder: Path, *, keep: bool = True) -> None:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per picture a row of noisy x, the
-        assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them."""
+        assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them.
+
+        Nothing where `sample_every` is 0."""
+        if not self.config.sample_every:
+            return
         n = min(GRID, len(self.z))
         x0 = self._latents(roles.student, n)
         samples = self.decoder(x0)

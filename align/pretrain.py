@@ -23,7 +23,6 @@ from align.objectives import WEIGHTS, assistant_loss
 from align.roles import Average
 from evaluate.console import Watch, console
 from evaluate.pipelines import quiet
-from evaluate.weights import load_strict, read
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES, MIX, edited
@@ -42,7 +41,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (config.warmup + 1), total_iters=config.warmup)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, (config.decay or config.steps) - config.warmup))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, config.steps - config.warmup))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [config.warmup])
     parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
 
@@ -85,10 +84,12 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     return model.eval()
 
 
-def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX) -> tuple[Tensor, list[str]]:
-    """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]."""
+def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0) -> tuple[Tensor, list[str]]:
+    """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]. near: share of captions that are others, edited."""
     seed = seeded(*key)
-    drawn = sample_captions(n, split="train", seed=seed, mix=mix)
+    drawn, rng = sample_captions(n, split="train", seed=seed, mix=mix), random.Random(f"near/{seed}")
+    for i in range(round(near * n)):
+        drawn[-1 - i] = edited(drawn[i], rng)
     return torch.from_numpy(render(drawn, seed=seed)), drawn
 
 
@@ -205,14 +206,6 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **config.text_encoder))
     unet = UNet2DConditionModel(cross_attention_dim=config.text_encoder["hidden_size"], **config.unet)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    if config.initial:
-        for name, part in model.items():
-            tensors = {
-                key: value
-                for path in sorted((Path(config.initial) / name).glob("*.safetensors"))
-                for key, value in read(path).items()
-            }
-            load_strict(part, tensors, Path(config.initial) / name)
     if config.layout:
         model["layout"] = Layout(config.text_encoder["hidden_size"], config.unet["in_channels"], LAYOUT)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
@@ -279,11 +272,7 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
     clip = CLIPModel(CLIPConfig(**architecture))
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        seed = seeded(config.seed, 3, step)
-        texts, near = sample_captions(config.fit.batch_size, split="train", seed=seed), random.Random(f"near/{seed}")
-        for i in range(round(config.edited * len(texts))):  # the last ones say what the first ones say, but for one thing
-            texts[-1 - i] = edited(texts[i], near)
-        pictures = torch.from_numpy(render(texts, seed=seed))
+        pictures, texts = _batch(config.fit.batch_size, config.seed, 3, step, near=config.edited)
         out = model(input_ids=tokenize(tokenizer, texts), pixel_values=pictures * 2 - 1)
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)

@@ -35,11 +35,6 @@ class Pairs:
         texts, sources = ([each[i] for i in picked] for each in (self.prompts, self.sources))
         return Pairs(texts, self.preferred[rows], self.rejected[rows], sources)
 
-    def by_source(self) -> dict[str, "Pairs"]:
-        """The pairs of each source that has a name."""
-        named = sorted(set(filter(None, self.sources)))
-        return {name: self.pick(torch.tensor([i for i, source in enumerate(self.sources) if source == name])) for name in named}
-
 
 def read_pairs(path: Path) -> Pairs:
     """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under `"source"` has its own accuracy."""
@@ -81,14 +76,11 @@ def read_pairs(path: Path) -> Pairs:
     return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]), sources)
 
 
-def pair_accuracy(scorer: DualEncoder, pairs: Pairs) -> float:
-    """Share of pairs in which the preferred picture scores higher."""
-    better = 0
-    for rows in torch.arange(len(pairs.prompts)).split(CHUNK):
-        some = pairs.pick(rows)
-        with torch.no_grad():
-            better += int((scorer.score(some.preferred, some.prompts) > scorer.score(some.rejected, some.prompts)).sum())
-    return better / len(pairs.prompts)
+@torch.no_grad()
+def ranked(scorer: DualEncoder, pairs: Pairs) -> Tensor:
+    """Of each pair, 1 where the preferred picture scores higher, else 0: `[N]`, float64."""
+    some = (pairs.pick(rows) for rows in torch.arange(len(pairs.prompts)).split(CHUNK))
+    return torch.cat([scorer.score(p.preferred, p.prompts) > scorer.score(p.rejected, p.prompts) for p in some]).double()
 
 
 def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> bool:
@@ -111,7 +103,7 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
         raise UserError("--pairs: all pairs share one prompt, so none is left to train on; add pairs of other prompts")
     test, data = pairs.pick(torch.nonzero(mask)[:, 0]), pairs.pick(torch.nonzero(~mask)[:, 0])
     torch.manual_seed(config.seed)
-    before = pair_accuracy(scorer, test)
+    before = ranked(scorer, test).mean().item()
 
     def loss(model: nn.Module, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seeded(config.seed, 4, step))
@@ -122,11 +114,14 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     scorer.train().requires_grad_(True)
     if fit("preference model", scorer.clip, loss, config.fit, output, resume=resume) is None:
         return False
+    right = ranked(scorer.eval(), test)
     figures = {
-        "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": pair_accuracy(scorer.eval(), test),
-        "held_out_accuracy_before": before, "training_accuracy": pair_accuracy(scorer, data),
+        "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": right.mean().item(),
+        "held_out_accuracy_before": before, "training_accuracy": ranked(scorer, data).mean().item(),
     }  # fmt: skip
-    figures |= {f"held_out_accuracy/{source}": pair_accuracy(scorer, some) for source, some in test.by_source().items()}
+    for source in sorted(set(filter(None, test.sources))):
+        of_it = torch.tensor([each == source for each in test.sources])
+        figures[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
     save_half(scorer.clip, output / "checkpoint")
     scorer.tokenizer.save_pretrained(output / "checkpoint")
     (output / "metrics.json").write_text(json.dumps(figures, indent=1))

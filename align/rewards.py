@@ -35,10 +35,6 @@ def load_tiny(source: str) -> Any:
     return vae
 
 
-#: Latents whose reward's activations are kept at once; one where they are to be saved.
-AT_A_TIME = 16
-
-
 class Decoder:
     """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
 
@@ -60,6 +56,10 @@ class Decoder:
     def _decode(self, scaled: Tensor) -> Tensor:
         decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
         return decoded
+
+
+#: Latents whose reward's activations are kept at once; one where memory is to be saved.
+AT_A_TIME = 16
 
 
 class Rewards:

@@ -326,7 +326,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool = False, show: bool
     ):
         if start == 0:
             watcher.evaluate(roles.student)  # the guard's baseline
-            if config.sample_every and (main or sharded):
+            if main or sharded:
                 watcher.draw(0, roles, output / "samples", keep=main)
         for step in range(start, total):
             began = time.perf_counter()

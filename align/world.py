@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ def build(work: Path, target: Path) -> None:
 
     few = make_pairs(work / "pairs-few", "shapes/base", n=FEW, seed=1)
     _place_whole(_reward("shapes-preference-weak", few, work, clip), home / "preference-weak")
-    _train("weak", "shapes-distar", work, *WEAK)
-    sources = {"base": "shapes/base", "teacher": "shapes/teacher", "weak": str(work / "weak" / "checkpoint")}
+    weak = _train("weak", "shapes-distar", work, *WEAK)
+    sources = {"base": "shapes/base", "teacher": "shapes/teacher", "weak": str(weak)}
     folders = [
         make_pairs(work / "pairs" / name, sources[name], n=n, seed=seed, source=name).parent
         for seed, (name, n) in enumerate(MANY.items(), 2)
@@ -64,32 +64,26 @@ def build(work: Path, target: Path) -> None:
     write_card(work, home)
 
 
-def _pretrain(preset: str, work: Path, *sets: str) -> Path:
-    """The finished checkpoint of a stage without a loop of its own."""
-    output = work / preset
-    if not (output / "checkpoint").is_dir():
-        resume = (output / "config.yaml").is_file()
-        if not runs.pretrain(configs.resolve(preset, configs.PRETRAIN, sets=sets), output, resume=resume):
-            raise KeyboardInterrupt
+def _finished(output: Path, run: Callable[[bool], bool]) -> Path:
+    """A stage's checkpoint in `output`. What is not there yet is made by `run(resume)`, which says whether it ran to its end."""
+    if not (output / "checkpoint").is_dir() and not run((output / "config.yaml").is_file()):
+        raise KeyboardInterrupt
     return output / "checkpoint"
+
+
+def _pretrain(preset: str, work: Path, *sets: str) -> Path:
+    config = configs.resolve(preset, configs.PRETRAIN, sets=sets)
+    return _finished(work / preset, lambda resume: runs.pretrain(config, work / preset, resume=resume))
 
 
 def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
-    """The finished checkpoint of a preference model that learned from `pairs`."""
-    output = work / preset
-    if not (output / "checkpoint").is_dir():
-        config: Any = configs.resolve(preset, configs.REWARD, sets=[f"initial={clip}"])
-        if not runs.reward(config, pairs, output, resume=(output / "config.yaml").is_file()):
-            raise KeyboardInterrupt
-    return output / "checkpoint"
+    config: Any = configs.resolve(preset, configs.REWARD, sets=[f"initial={clip}"])
+    return _finished(work / preset, lambda resume: runs.reward(config, pairs, work / preset, resume=resume))
 
 
-def _train(name: str, preset: str, work: Path, *sets: str) -> None:
-    output = work / name
-    if not (output / "checkpoint").is_dir():
-        config: Any = configs.resolve(preset, configs.TRAIN, sets=sets)
-        if not runs.train(config, output, resume=(output / "config.yaml").is_file(), preset=preset):
-            raise KeyboardInterrupt
+def _train(name: str, preset: str, work: Path, *sets: str) -> Path:
+    config: Any = configs.resolve(preset, configs.TRAIN, sets=sets)
+    return _finished(work / name, lambda resume: runs.train(config, work / name, resume=resume, preset=preset))
 
 
 def _place_whole(source: Path, target: Path, *, recipe: dict[str, Any] | None = None) -> None:

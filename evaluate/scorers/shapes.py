@@ -21,10 +21,8 @@ VARIANTS = {
     "shapes/preference": "small preference model: what shapes/rule prefers, learned from pairs",
     "shapes/preference-weak": "the same learned from few pairs, so that it can be over-optimised",
 }
-VERIFIED_BY = {
-    **dict.fromkeys(("shapes/oracle", "shapes/facts", "shapes/rule"), "renderer"),
-    **dict.fromkeys(("shapes/clip", "shapes/preference", "shapes/preference-weak"), "formula"),
-}
+READ = ("shapes/oracle", "shapes/facts", "shapes/rule")
+VERIFIED_BY = {name: "renderer" if name in READ else "formula" for name in VARIANTS}
 
 LONGEST = 160  # bytes of a caption
 
@@ -72,14 +70,14 @@ class DualEncoder(TransformersClip):
 
 def load(name: str, path: str | None) -> Scorer:
     """`path`: a folder with a CLIPModel and its tokenizer, in place of the embedded one."""
-    if name in ("shapes/oracle", "shapes/facts", "shapes/rule"):
+    if name in READ:
         if path:
             raise UserError(f"{name} has no weights; leave out {path}")
         from prompts.shapes.oracle import verify
         from prompts.shapes.taste import facts, rule
 
-        read = {"shapes/oracle": lambda picture, caption: verify(picture, caption)["correct"], "shapes/facts": facts}
-        return Reading(name, read.get(name, rule))
+        readings = (lambda picture, caption: verify(picture, caption)["correct"], facts, rule)
+        return Reading(name, dict(zip(READ, readings, strict=True))[name])
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = Path(path) if path else embedded.folder(name)

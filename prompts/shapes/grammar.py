@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -114,28 +114,27 @@ def edited(caption: str, rng: random.Random) -> str:
 
     The same caption where `rng` finds no such one that is trained on.
     """
-    scene, trained = parse(caption), _trained()
-    things = list(scene.objects)
+    scene = parse(caption)
+    things, counted = scene.objects, scene.family == "count"
+    parts = {"colour": COLOURS, "shape": SHAPES} | ({} if counted else {"size": SIZES})
+    what = ["background", *parts, *(["relation"] if scene.relation else []), *(["count"] if counted else [])]
     for _ in range(8):
-        which = rng.randrange(len(things))
-        one = things[which]
-        changes: list[dict[str, Any]] = [
-            {"background": rng.choice(BACKGROUNDS)},
-            *([{"relation": rng.choice(RELATIONS)}] if scene.relation else []),
-            *([{"objects": (one,) * rng.choice(list(COUNTS.values()))}] if scene.family == "count" else []),
-        ]
-        parts: list[dict[str, Any]] = [
-            {"colour": rng.choice(COLOURS)},
-            {"shape": rng.choice(SHAPES)},
-            *([{"size": rng.choice(SIZES)}] if one.size else []),
-        ]
-        for part in parts:
-            other = replace(one, **part)
-            every = scene.family == "count"  # all of its objects are one kind
-            changes.append({"objects": tuple(other if every or i == which else thing for i, thing in enumerate(things))})
-        found = replace(scene, **rng.choice(changes)).caption
-        if found != caption and found in trained:
-            return found
+        match rng.choice(what):
+            case "background":
+                other = replace(scene, background=rng.choice(BACKGROUNDS))
+            case "relation":
+                other = replace(scene, relation=rng.choice(RELATIONS))
+            case "count":
+                other = replace(scene, objects=things[:1] * rng.choice(list(COUNTS.values())))
+            case part:
+                which, value = rng.randrange(len(things)), rng.choice(parts[part])
+                # Objects that are counted are all of one kind.
+                changed = (
+                    replace(thing, **{part: value}) if counted or i == which else thing for i, thing in enumerate(things)
+                )
+                other = replace(scene, objects=tuple(changed))
+        if other.caption != caption and other.caption in _trained():
+            return other.caption
     return caption
 
 

@@ -142,10 +142,11 @@ def test_implementations_take_turns_and_medians_are_told(
     seconds = iter([1.0, 7.0, 9.0, 2.0, 3.0, 8.0])
     order = []
 
-    def measured(content: dict[str, Any], *, random_weights: bool, plain: bool) -> dict[str, Any]:
+    def measured(content: dict[str, Any], *, random_weights: bool, plain: bool, count: bool) -> dict[str, Any]:
         order.append("plain" if plain else "trainer")
+        assert count == (len(order) <= 2), "operations are counted once"
         assert content["sample_every"] == 0 and content["divergence"]["gradient"] == "exact" and content["lora"] is None
-        return {"step_s": next(seconds), "peak_mib": 2.0, "held_mib": 1.0, "tflops": 1.0}
+        return {"step_s": next(seconds), "peak_mib": 2.0, "held_mib": 1.0, "tflops": 1.0 if count else None}
 
     monkeypatch.setattr(module, "_measure", measured)
     monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e12)
