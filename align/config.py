@@ -213,6 +213,7 @@ class TrainConfig(Config):
     save_every: PositiveInt = 100
     sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")
     report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
+    report_prompts: str | None = Field(None, description="where these captions are; by default those of `held_out`")
     trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
 
     @model_validator(mode="after")
@@ -233,7 +234,7 @@ class TrainConfig(Config):
         if self.text_encoding == "live" and self.text_cache:
             raise ValueError(f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead")
         if self.held_out.scorers and not self.held_out.prompts:
-            raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:test")
+            raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:validation")
         for role in ("student", "assistant"):
             name = getattr(self, role).name
             if name.endswith("8bit") and (self.parallel == "fsdp2" or self.precision == "fp64"):

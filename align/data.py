@@ -71,10 +71,10 @@ class Prompts:
 def read_prompts(source: str) -> Prompts:
     """The prompts `source` names, blank ones left out. Raises UserError with the remedy.
 
-    source: `shapes:train`, `shapes:test`; a UTF-8 text file with one prompt a line; `FILE:COLUMN` of a .parquet, .csv, .tsv,
+    source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt a line; `FILE:COLUMN` of a .parquet, .csv, .tsv,
     .json or .jsonl file; or `OWNER/NAME:COLUMN`, of the split `train` of a dataset of the hub, `@REVISION` behind it to pin one.
     """
-    if source in ("shapes:train", "shapes:test"):
+    if source in ("shapes:train", "shapes:validation", "shapes:test"):
         return _shapes(source.removeprefix("shapes:"))
     table, hub_id = TABLE.fullmatch(source), dataset_id(source)
     path = Path(table[1] if table else source)

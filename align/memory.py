@@ -194,7 +194,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
             f"batch_size = {config.batch_size} is not a multiple of {processes} processes x accumulate {config.accumulate}; change one"
         )
     # Prompts are padded, so any do.
-    held = config.held_out.model_copy(update={"prompts": "shapes:test"})
+    held = config.held_out.model_copy(update={"prompts": "shapes:validation"})
     config = config.model_copy(update={"prompts": "shapes:train", "held_out": held})
     dtype, narrow = precisions(config)
     sharded = config.parallel == "fsdp2" and processes > 1

@@ -81,7 +81,7 @@ def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, 
 def report(config: TrainConfig, output: Path) -> None:
     """Print the comparison, and write `comparison.json` and `comparison.png`."""
     source: dict[str, None] = {}
-    for prompt in read_prompts(config.held_out.prompts or config.prompts):
+    for prompt in read_prompts(config.report_prompts or config.held_out.prompts or config.prompts):
         source[prompt] = None
         if len(source) == config.report:
             break

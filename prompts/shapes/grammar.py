@@ -1,4 +1,5 @@
-"""Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out.
+"""Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out, and these in two
+halves: `validation` to tune and to watch by, `test` for tables alone.
 
 one    "a small red circle on a white background"
 count  "two blue squares on a grey background"
@@ -6,11 +7,12 @@ pair   "a small red circle left of a large blue square on a black background"
 """
 
 import functools
+import hashlib
 import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -24,7 +26,7 @@ HELD_OUT = 0.2
 #: How often each family is drawn by `sample_captions`.
 MIX = {"one": 0.3, "count": 0.2, "pair": 0.5}
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +95,17 @@ def parse(caption: str) -> Scene:
 
 @functools.cache
 def captions(split: Split, family: str) -> tuple[str, ...]:
-    """All captions of one family and split, in an order fixed for good."""
-    if split not in ("train", "test") or family not in FAMILIES:
-        raise ValueError(f"no captions for split {split!r}, family {family!r}; splits: train, test; families: {FAMILIES}")
+    """All captions of one family and split, in an order fixed for good. The halves of what is held out are told apart by hash."""
+    if split not in get_args(Split) or family not in FAMILIES:
+        raise ValueError(f"no captions for split {split!r}, family {family!r}; splits: {get_args(Split)}; families: {FAMILIES}")
     members = [caption for caption, scene in _scenes().items() if scene.family == family]
     random.Random(f"shapes/{family}").shuffle(members)
     held_out = round(HELD_OUT * len(members))
-    return tuple(members[:held_out] if split == "test" else members[held_out:])
+    if split == "train":
+        return tuple(members[held_out:])
+    hashed = sorted(members[:held_out], key=lambda caption: hashlib.sha256(caption.encode()).digest())
+    half = held_out // 2
+    return tuple(hashed[:half] if split == "validation" else hashed[half:])
 
 
 def sample_captions(n: int, *, split: Split, seed: int, family: str | None = None, mix: Mapping[str, float] = MIX) -> list[str]:

@@ -7,7 +7,7 @@ up to the networks' weights, and a tolerance is a bound on an error, not on luck
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -90,13 +90,13 @@ def normal_grid(dimensions: int, order: int) -> tuple[Tensor, Tensor]:
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0, noise, sigma) -> [B]
 
 
-def expected_gradient(loss: Loss, student: Student, *, order: int) -> Slope:
-    """The gradient of the expected loss, summed over SIGMAS, as `backward()` leaves it on the student's parameters."""
+def expected_gradient(loss: Loss, student: Student, *, order: int, sigmas: Sequence[float] = SIGMAS) -> Slope:
+    """The gradient of the expected loss, summed over sigmas, as `backward()` leaves it on the student's parameters."""
     points, probability = normal_grid(2 * len(student.mean), order)
-    z, noise = points.repeat(len(SIGMAS), 1).chunk(2, dim=1)
-    sigma = tensor(SIGMAS).repeat_interleave(len(points))
+    z, noise = points.repeat(len(sigmas), 1).chunk(2, dim=1)
+    sigma = tensor(sigmas).repeat_interleave(len(points))
     student = Student(student.mean.clone().requires_grad_(), student.factor.clone().requires_grad_())
-    (probability.repeat(len(SIGMAS)) * loss(student(z), noise, sigma)).sum().backward()
+    (probability.repeat(len(sigmas)) * loss(student(z), noise, sigma)).sum().backward()
     assert student.mean.grad is not None
     assert student.factor.grad is not None
     return Slope(student.mean.grad, student.factor.grad)
@@ -313,6 +313,57 @@ def test_detached_is_a_weighted_ikl_step(distance: str) -> None:
     )
     ikl = partial(ikl_loss, assistant=assistant, reference=reference, weight=factor)
     assert max(errors(expected_gradient(detached, STUDENT, order=4), expected_gradient(ikl, STUDENT, order=4))) < 1e-12
+
+
+# A terminal reward
+
+
+VARIANCE, SLOPE, ALPHA = 1.7, 0.6, 0.8  # of the reference N(0, VARIANCE), and of the reward SLOPE * x0 at scale ALPHA
+
+
+def terminal_optimum(objective: str, sigmas: Sequence[float], power: int) -> float:
+    """The mean at which the divergence's pull, linear in the mean, balances ALPHA * SLOPE, with w = sigma^-power averaged over sigmas.
+
+    There the student's variance is the reference's. DI++: `E[u] = sigma^2 m / (VARIANCE + sigma^2)`; DI* with l2: the derivative in m
+    of `u^2` at frozen x is `2 u` times `sigma^2 / (VARIANCE + sigma^2)`.
+    """
+    ratios = [level**2 / (VARIANCE + level**2) for level in sigmas]
+    pulls = [
+        level**-power * (ratio if objective == "di++" else 2 * ratio**2) for level, ratio in zip(sigmas, ratios, strict=True)
+    ]
+    return ALPHA * SLOPE * len(sigmas) / sum(pulls)
+
+
+@pytest.mark.parametrize("power", [0, 2])
+@pytest.mark.parametrize("sigmas", [(1.0,), (0.3, 1.0, 3.0), (1.0, 3.0)], ids=str)
+@pytest.mark.parametrize("objective", ["di++", "di*"])
+def test_the_optimum_with_a_terminal_reward_depends_on_noise_levels_and_weight(
+    objective: str, sigmas: tuple[float, ...], power: int
+) -> None:
+    """It is not the reference tilted by the reward, `N(ALPHA SLOPE VARIANCE, VARIANCE)`, which RLHF aims at."""
+    mean = terminal_optimum(objective, sigmas, power)
+    optimum, tilted = (Student(tensor([m]), tensor([[math.sqrt(VARIANCE)]])) for m in (mean, ALPHA * SLOPE * VARIANCE))
+    reference = Gaussian(tensor([0.0]), tensor([[VARIANCE]]))
+    found = {}
+    for name, student in (("optimum", optimum), ("tilted", tilted)):
+        networks = {"assistant": student.density.denoiser, "reference": reference.denoiser}
+        distance = {} if objective == "di++" else {"distance": "l2"}
+        divergence: Any = partial(ikl_loss if objective == "di++" else score_divergence_loss, **networks, **distance)
+
+        def loss(x0: Tensor, noise: Tensor, sigma: Tensor, divergence: Any = divergence) -> Tensor:
+            return divergence(x0, noise, sigma, weight=sigma**-power) - ALPHA * SLOPE * x0[:, 0]
+
+        found[name] = expected_gradient(loss, student, order=2, sigmas=sigmas)
+    assert abs(found["optimum"].mean) < 1e-12
+    assert abs(found["optimum"].factor) < 1e-12
+    assert abs(found["tilted"].mean) > 0.01
+
+
+def test_the_optima_of_a_terminal_reward_are_far_apart() -> None:
+    """The figures of `terminal_optimum` that `docs/which-method.md` quotes."""
+    sets = ((1.0,), (0.3, 1.0, 3.0), (1.0, 3.0))
+    kl = [[terminal_optimum("di++", sigmas, power) for sigmas in sets] for power in (2, 0)]
+    assert kl == [[pytest.approx(x, abs=5e-3) for x in row] for row in ((1.30, 1.41, 2.07), (1.30, 1.14, 0.79))]
 
 
 # Guidance
