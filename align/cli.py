@@ -169,8 +169,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Train every cell of an ablation with several seeds, and write its table and curves; go on where it was left."""
     from align import config as configs
-    from align import sweep as sweeps
-    from align.sweep_table import write
+    from align.ablation import sweep as sweeps
+    from align.ablation.table import write
 
     resolved: Any = configs.resolve(preset, configs.SWEEP, config=config, sets=sets or ())
     folder = output or Path("runs") / preset

@@ -257,10 +257,11 @@ class RewardConfig(Config):
 
 
 class EqualReward(Config):
-    """The claim that at equal reward, read off the curves, `better` is ahead of `than` in every other metric."""
+    """The claim that at equal reward, read off the curves, `better` is ahead of `than`. Both are curves, or one is a cell or a baseline."""
 
     better: str
     than: str
+    metrics: tuple[str, ...] = Field((), description="where it is ahead; by default in every metric but the reward")
 
 
 class LessStable(Config):
@@ -268,6 +269,7 @@ class LessStable(Config):
 
     worse: tuple[str, ...] = Field(min_length=1)
     than: tuple[str, ...] = Field(min_length=1)
+    metrics: tuple[str, ...] = Field((), description="that vary more; by default all")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LessStable":
@@ -276,15 +278,35 @@ class LessStable(Config):
         return self
 
 
+#: Before a scorer's name: the share of pictures that it prefers to those of `Measure.over`.
+WIN = "win/"
+
+
 class Measure(Config):
     """What is measured of every finished run, on the same captions and the same noise."""
 
     prompts: str
     captions: PositiveInt
     pictures: PositiveInt = Field(2, description="of each caption")
+    over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
     metrics: dict[str, Literal["higher", "lower"]] = Field(
-        min_length=1, description="scorer or set metric -> which is better; the first is the reward"
+        min_length=1, description="scorer, win/SCORER or set metric -> which is better; the first is the reward, a scorer"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Measure":
+        if any(name.startswith(WIN) for name in self.metrics) and not self.over:
+            raise ValueError(f"{WIN}SCORER is a share of wins over a model; name it with measure.over")
+        return self
+
+
+class Baseline(Config):
+    """What the runs of a sweep are held against without training: a model as it is, or the best of several of its pictures."""
+
+    model: str
+    best_of: PositiveInt = Field(1, description="pictures a caption, of which the one that the reward likes best is measured")
+    steps: PositiveInt | None = Field(None, description="in place of the model's own")
+    guidance_scale: PositiveFloat | None = Field(None, description="in place of the model's own")
 
 
 class SweepConfig(Config):
@@ -295,24 +317,45 @@ class SweepConfig(Config):
     common: dict[str, Any] = Field({}, description="laid over the preset in every cell")
     cells: dict[str, dict[str, Any]] = Field(description="name -> what is laid over the centre")
     seeds: PositiveInt
+    seeds_of: dict[str, PositiveInt] = Field({}, description="cell -> its seeds, where they are fewer")
+    baselines: dict[str, Baseline] = Field({}, description="name -> what is measured without training")
     measure: Measure
-    curves: dict[str, tuple[str, ...]] = Field({}, description="name -> cells that differ in the reward's scale alone")
-    equal_reward: EqualReward | None = None
-    less_stable: LessStable | None = None
+    curves: dict[str, tuple[str, ...]] = Field(
+        {}, description="name -> cells that differ in the reward's scale alone, or baselines"
+    )
+    equal_reward: tuple[EqualReward, ...] = ()
+    less_stable: tuple[LessStable, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
-        for name in self.cells:
+        for name in (*self.cells, *self.baselines):
             if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
                 raise ValueError(f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}")
-        known = [CENTRE, *self.cells]
-        pairs = (*self.less_stable.worse, *self.less_stable.than) if self.less_stable else ()
-        for name in (*(name for curve in self.curves.values() for name in curve), *pairs):
-            if name not in known:
-                raise ValueError(f"no cell {name!r}; {_nearest(name, known)}")
-        for name in (self.equal_reward.better, self.equal_reward.than) if self.equal_reward else ():
-            if name not in self.curves:
-                raise ValueError(f"equal_reward: no curve {name!r}; {_nearest(name, list(self.curves))}")
+        trained = [CENTRE, *self.cells]
+        known = [*trained, *self.baselines]
+        stable = [cell for claim in self.less_stable for cell in (*claim.worse, *claim.than)]
+        for name, there in [
+            *((name, known) for curve in self.curves.values() for name in curve),
+            *((name, trained) for name in (*self.seeds_of, *stable)),
+            *((name, [*self.curves, *known]) for claim in self.equal_reward for name in (claim.better, claim.than)),
+            *(
+                (name, list(self.measure.metrics))
+                for claim in (*self.equal_reward, *self.less_stable)
+                for name in claim.metrics
+            ),
+        ]:
+            if name not in there:
+                raise ValueError(
+                    f"no {'metric' if there == list(self.measure.metrics) else 'cell or curve'} {name!r}; {_nearest(name, there)}"
+                )
+        for claim in self.equal_reward:
+            sides = [self.curves.get(name, (name,)) for name in (claim.better, claim.than)]
+            if max(map(len, sides)) == 1:
+                raise ValueError(f"equal_reward: {claim.better} and {claim.than} are single cells; one side must be a curve")
+            if all(name in self.baselines for side in sides for name in side):
+                raise ValueError(
+                    f"equal_reward: {claim.better} and {claim.than} are baselines, which have no seeds; one must be trained"
+                )
         return self
 
 

@@ -15,15 +15,15 @@ import yaml
 from tiny import SMALL_RUN
 
 from align import config as configs
-from align import sweep, sweep_table
+from align.ablation import claims, sweep, table
+from align.ablation.plot import INK
 from align.config import SWEEP, SweepConfig
-from align.runs import open_folder
 from evaluate.tables import read_csv
 from prompts.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
-HELD = {"scorers": {}, "prompts": "shapes:test"}
+HELD = {"scorers": {}, "prompts": "shapes:validation"}
 SWEEPS = [name for name, content in configs.presets().items() if content["stage"] == "sweep"]
 
 
@@ -51,8 +51,7 @@ def prepare(config: SweepConfig, output: Path) -> list[sweep.Run]:
     """The runs of a sweep with the folders that a worker is given."""
     runs = sweep.plan(config, output)
     for run in runs:
-        open_folder(run.config, run.folder, resume=False)
-        (run.folder / "measure.yaml").write_text(yaml.safe_dump(config.measure.model_dump(mode="json")))
+        sweep.open_run(run, config.measure)
     return runs
 
 
@@ -64,10 +63,11 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
     config = configs.resolve(preset, SWEEP)
     assert isinstance(config, SweepConfig)
     cells = sweep.cells(config)
-    assert len(cells) == len(config.cells) + 1 <= 16
+    assert len(cells) == len(config.cells) + 1
+    assert len(sweep.plan(config, Path("nowhere"))) <= 300
     assert len({cell.model_dump_json() for cell in cells.values()}) == len(cells)
     for cell in cells.values():
-        assert (cell.steps, cell.batch_size) == (cells["centre"].steps, cells["centre"].batch_size)
+        assert cell.batch_size == cells["centre"].batch_size
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,34 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
         ({"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}}, ["'shapes/orakel'"]),
         ({"cells": {"../up": {}}}, ["'../up' cannot name a cell"]),
         ({"cells": {"centre": {}}}, ["'centre' cannot name a cell"]),
-        ({"curves": {"x": ["centre", "othr"]}}, ["no cell 'othr'", "did you mean 'other'?"]),
-        ({"less_stable": {"worse": ["centre", "other"], "than": ["other"]}}, ["pairs 2 cells with 1"]),
-        ({"equal_reward": {"better": "x", "than": "y"}, "curves": {"x": ["centre", "other"]}}, ["no curve 'y'"]),
+        ({"curves": {"x": ["centre", "othr"]}}, ["no cell or curve 'othr'", "did you mean 'other'?"]),
+        ({"less_stable": [{"worse": ["centre", "other"], "than": ["other"]}]}, ["pairs 2 cells with 1"]),
+        ({"equal_reward": [{"better": "x", "than": "y"}], "curves": {"x": ["centre", "other"]}}, ["no cell or curve 'y'"]),
+        ({"equal_reward": [{"better": "centre", "than": "other"}]}, ["single cells; one side must be a curve"]),
+        (
+            {
+                "equal_reward": [{"better": "x", "than": "b"}],
+                "curves": {"x": ["b", "b"]},
+                "baselines": {"b": {"model": "shapes/base"}},
+            },
+            ["x and b are baselines"],
+        ),
+        ({"seeds_of": {"othr": 1}}, ["no cell or curve 'othr'", "did you mean 'other'?"]),
+        (
+            {"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"win/shapes/rule": "higher"}}},
+            ["name it with measure.over"],
+        ),
+        (
+            {
+                "measure": {
+                    "prompts": "shapes:test",
+                    "captions": 6,
+                    "metrics": {"win/fd-shapes": "higher"},
+                    "over": "shapes/base",
+                }
+            },
+            ["no metric 'win/fd-shapes'"],
+        ),
     ],
 )
 def test_an_error_in_the_last_cell_is_told_before_anything_runs(
@@ -109,13 +134,12 @@ def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny:
 
 def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path, tmp_path: Path) -> None:
     config = make(tiny)
-    (tmp_path / "sweep.yaml").write_text(
-        yaml.safe_dump({**content(tiny), "curves": {}, "equal_reward": None, "less_stable": None})
-    )
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content(tiny)))
     output = tmp_path / "two"
     code = f"""
 from pathlib import Path
-from align import config as configs, sweep
+from align import config as configs
+from align.ablation import sweep
 config = configs.validate(configs.SweepConfig, configs.read_yaml(Path({str(tmp_path / "sweep.yaml")!r})), "test")
 raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) else 130)
 """
@@ -184,9 +208,9 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Pat
     assert result(stopped.folder)["stopped"] == other["stopped"]
 
     found = sweep.results(config, tmp_path)
-    assert sweep_table.stopped(found, ["wild", "guarded"]) == (2, 2)
-    assert sweep_table.stopped(found, ["centre"]) == (0, 0)
-    sweep_table.write(config, found, "small", tmp_path / "table")
+    assert claims.stopped(found, ["wild", "guarded"]) == (2, 2)
+    assert claims.stopped(found, ["centre"]) == (0, 0)
+    table.write(config, found, "small", tmp_path / "table")
     rows = {row["cell"]: row for row in read_csv(tmp_path / "table" / "runs.csv")}
     assert rows["wild"]["shapes/clip"] == ""
     assert rows["guarded"]["stopped_at"] == "2"
@@ -198,6 +222,35 @@ def test_a_run_that_fails_is_told_with_its_log(tiny: Path, tmp_path: Path) -> No
         sweep.sweep(config, tmp_path / "out", processes=1)
 
 
+def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path) -> None:
+    metrics = dict.fromkeys(("shapes/clip", "win/shapes/clip", "diversity/shapes-clip"), "higher")
+    measure = {"prompts": "shapes:test", "captions": 6, "over": str(tiny), "metrics": metrics}
+    baselines = {f"best-of-{n}": {"model": str(tiny), "best_of": n} for n in (1, 3)} | {
+        "longer": {"model": str(tiny), "steps": 2}
+    }
+    curves, claim = {"best": ["best-of-1", "best-of-3"]}, [{"better": "other", "than": "best"}]
+    config = make(tiny, measure=measure, baselines=baselines, curves=curves, equal_reward=claim, seeds=2, seeds_of={"other": 1})
+    runs = prepare(config, tmp_path)
+    assert [(run.cell, run.seed) for run in runs] == [
+        ("best-of-1", None), ("best-of-3", None), ("longer", None), ("centre", 0), ("other", 0), ("centre", 1),
+    ]  # fmt: skip
+    for run in runs[:3]:
+        assert sweep.carry_out(run.folder)
+    one, three, longer = ({name: x["value"] for name, x in result(run.folder)["metrics"].items()} for run in runs[:3])
+    assert one["win/shapes/clip"] == 0.5, "of ties all"
+    assert three["win/shapes/clip"] > 0.7
+    assert three["shapes/clip"] > one["shapes/clip"] != longer["shapes/clip"]
+    found = sweep.results(config, tmp_path)
+    assert [row["seed"] for row in found] == [None] * 3
+    assert claims.by_seed(found, "best-of-3", "shapes/clip", 2) == pytest.approx([three["shapes/clip"]] * 2)
+    table.write(config, found, "small", tmp_path / "table")
+    assert "| best-of-3 |" in (tmp_path / "table" / "README.md").read_text()
+    # What the pictures of `over` score is kept, and taken.
+    (tmp_path / "over.json").write_text(json.dumps({"shapes/clip": [-1000.0] * 12}))
+    assert sweep.carry_out(runs[0].folder)
+    assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == 1.0
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------------
 
 METRICS = {"reward": "higher", "good": "higher", "distance": "lower"}
@@ -205,7 +258,7 @@ CURVES = {"A": ["a0", "a1", "a2"], "B": ["b0", "b1", "b2"]}
 
 
 def planted(
-    *, gap: float, spread: float, halted: int = 0, seeds: int = 5, noise: float = 0.02
+    *, gap: float, spread: float, halted: int = 0, seeds: int = 5, noise: float = 0.02, world: int = 3
 ) -> tuple[SweepConfig, list[dict[str, Any]]]:
     """Curves A and B over overlapping rewards, A higher by `gap` in `good` and lower in `distance` at equal reward; cell `wild` with
     `spread` times the noise of the centre, `halted` of its runs stopped."""
@@ -215,13 +268,13 @@ def planted(
             "centre": "shapes-di",
             "seeds": seeds,
             "curves": CURVES,
-            "equal_reward": {"better": "A", "than": "B"},
+            "equal_reward": [{"better": "A", "than": "B"}],
             "cells": {name: {} for name in (*CURVES["A"], *CURVES["B"], "wild")},
-            "less_stable": {"worse": ["wild"], "than": ["centre"]},
+            "less_stable": [{"worse": ["wild"], "than": ["centre"]}],
             "measure": {"prompts": "shapes:test", "captions": 8, "metrics": METRICS},
         }
     )
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(world)
     rows = []
     for seed in range(seeds):
         for cell in ("centre", *config.cells):
@@ -233,16 +286,26 @@ def planted(
                 name: {"value": value + scale * noise * rng.standard_normal(), "n": 16} for name, value in values.items()
             }
             stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < halted else None
-            rows.append({"cell": cell, "seed": seed, "stopped": stop, "metrics": metrics, "cpu_seconds": 1.0})
+            rows.append(
+                {
+                    "cell": cell,
+                    "seed": seed,
+                    "stopped": stop,
+                    "metrics": metrics,
+                    "training_seconds": 1.0,
+                    "drawing_seconds": 1.0,
+                }
+            )
     return config, rows
 
 
 def verdicts(config: SweepConfig, rows: list[dict[str, Any]]) -> dict[str, set[str]]:
     """Verdicts by metric and claim: `good` at equal reward, `spread`, `share`."""
     found: dict[str, set[str]] = {}
-    for finding in sweep_table.findings(config, rows):
-        metric = finding.quantity.split()[0].rstrip(",")
-        key = "share" if metric == "share" else "spread" if "deviations" in finding.quantity else metric
+    for finding in claims.findings(config, rows):
+        quantity = finding.answer.quantity
+        metric = quantity.split()[0].rstrip(",")
+        key = "share" if metric == "share" else "spread" if "deviations" in quantity else metric
         found.setdefault(key, set()).add(finding.verdict)
     return found
 
@@ -265,22 +328,32 @@ def test_where_nothing_is_planted_it_is_inconclusive() -> None:
 
 def test_reading_off_a_curve_is_exact_on_straight_lines_and_beyond_their_ends() -> None:
     x, at = np.array([2.0, 0.0, 1.0]), np.array([-1.0, 0.25, 1.5, 3.0])
-    assert sweep_table.read_off(x, 3 * x + 1, at) == pytest.approx(3 * at + 1)
+    assert claims.read_off(x, 3 * x + 1, at) == pytest.approx(3 * at + 1)
     bent = np.array([4.0, 0.0, 1.0])
-    assert sweep_table.read_off(x, bent, at) == pytest.approx([-1.0, 0.25, 2.5, 7.0])
+    assert claims.read_off(x, bent, at) == pytest.approx([-1.0, 0.25, 2.5, 7.0])
 
 
 def test_the_difference_at_equal_reward_is_the_closed_form() -> None:
     """Of two noiseless parallel lines the difference is their distance wherever it is read, with no uncertainty."""
     x, u = np.tile([0.0, 1.0, 2.0], (5, 1)), np.tile([0.5, 3.0], (5, 1))
-    found = sweep_table.at_equal_reward((x, 5 - 2 * x), (u, 4 - 2 * u))
+    found = claims.at_equal_reward(claims.Curve(x, 5 - 2 * x), claims.Curve(u, 4 - 2 * u))
     assert found is not None
-    assert found[0] == pytest.approx([0.875, 1.25, 1.625])
-    for interval in found[1]:
-        assert interval == pytest.approx((1.0, 1.0, 1.0, 5))
-    assert sweep_table.at_equal_reward((x, x), (u + 9, u)) is None, "no reward is shared"
+    assert found[0] == pytest.approx((0.5, 2.0))
+    assert found[1] == pytest.approx((1.0, 1.0, 1.0, 5))
+    assert claims.at_equal_reward(claims.Curve(x, x), claims.Curve(u + 9, u)) is None, "no reward is shared"
     x[1:, 0] = np.nan
-    assert sweep_table.at_equal_reward((x, x), (u, u)) is None, "one seed has all runs"
+    assert claims.at_equal_reward(claims.Curve(x, x), claims.Curve(u, u)) is None, "one seed has all runs"
+
+
+def test_a_point_is_compared_with_a_curve_at_its_own_reward() -> None:
+    x, u = np.tile([0.0, 2.0], (5, 1)), np.linspace(0.9, 1.1, 5)[:, None]
+    line, point = claims.Curve(x, 5 - 2 * x), claims.Curve(u, 6 - 2 * u)
+    for sides, gap in (((point, line), 1.0), ((line, point), -1.0)):
+        found = claims.at_equal_reward(*sides)
+        assert found is not None
+        assert found[0] == pytest.approx((1.0, 1.0))
+        assert found[1] == pytest.approx((gap, gap, gap, 5))
+    assert claims.at_equal_reward(claims.Curve(u + 5, u), line) is None, "beyond the curve's end"
 
 
 def test_the_interval_at_equal_reward_covers_as_it_says() -> None:
@@ -290,22 +363,42 @@ def test_the_interval_at_equal_reward_covers_as_it_says() -> None:
         shared = rng.standard_normal((5, 1)) * 0.1
         x, u = (np.array([0.0, 1.0, 2.0]) + shared + 0.03 * rng.standard_normal((5, 3)) for _ in range(2))
         y, v = (1 - z + shared + 0.03 * rng.standard_normal((5, 3)) for z in (x, u))
-        found = sweep_table.at_equal_reward((x, y + 0.3), (u, v))
+        found = claims.at_equal_reward(claims.Curve(x, y + 0.3), claims.Curve(u, v))
         assert found is not None
-        inside += found[1][-1].low <= 0.3 <= found[1][-1].high
+        inside += found[1].low <= 0.3 <= found[1].high
     assert 0.92 <= inside / 300 <= 0.98
 
 
 def test_shares_and_spreads_against_published_and_simulated_figures() -> None:
     # Newcombe (1998), table II, method 10: (a) 56/70 - 48/80 and (h) 10/10 - 0/10.
-    assert sweep_table.share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339, 150), abs=1e-4)
-    assert sweep_table.share_difference(10, 10, 0, 10) == pytest.approx((1.0, 0.6075, 1.0, 20), abs=1e-4)
-    rng, inside = np.random.default_rng(1), 0
+    assert claims.share_difference(56, 70, 48, 80)[0] == pytest.approx((0.2, 0.0524, 0.3339, 150), abs=1e-4)
+    assert claims.share_difference(10, 10, 0, 10)[0] == pytest.approx((1.0, 0.6075, 1.0, 20), abs=1e-4)
+    rng, inside, chances = np.random.default_rng(1), 0, []
     for _ in range(1000):
         worse, than = ([scale * rng.standard_normal(5) + place for place in (0, 9)] for scale in (2.0, 1.0))
-        ratio = sweep_table.spread_ratio(worse, than)
+        ratio, _ = claims.spread_ratio(worse, than)
         inside += ratio.low <= 2 <= ratio.high
+        chances.append(claims.spread_ratio([part / 2 for part in worse], than)[1])
     assert 0.93 <= inside / 1000 <= 0.97
+    assert np.mean(np.array(chances) < 0.05) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_difference_that_would_have_been_found_is_found_as_often_as_is_said() -> None:
+    """And in worlds where nothing is different, some claim is made in one of twenty, whatever the number of claims."""
+    found, wrong, smallest = 0, 0, []
+    for world in range(200):
+        config, rows = planted(gap=0.0, spread=1.0, seeds=8, world=world)
+        for row in rows:  # straight curves alone are the same for both
+            row["metrics"]["distance"]["value"] = row["metrics"]["reward"]["value"] + row["metrics"]["good"]["value"] - 3
+        result = claims.findings(config, rows)
+        wrong += any(finding.verdict != claims.INCONCLUSIVE for finding in result)
+        smallest.append(result[0].detectable)
+    gap = float(np.median(smallest))
+    for world in range(200):
+        config, rows = planted(gap=gap, spread=1.0, seeds=8, world=world)
+        found += claims.findings(config, rows)[0].verdict == claims.HOLDS
+    assert wrong / 200 <= 0.09
+    assert 0.7 <= found / 200 <= 0.95
 
 
 def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> None:
@@ -313,16 +406,16 @@ def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> N
     for row in rows:  # what runs of a seed share is no part of a difference
         for value in row["metrics"].values():
             value["value"] += 100 * row["seed"]
-    cell = next(r for r in sweep_table.cell_rows(config, rows) if (r["cell"], r["metric"]) == ("a2", "good"))
+    cell = next(r for r in claims.cell_rows(config, rows) if (r["cell"], r["metric"]) == ("a2", "good"))
     assert cell["high"] - cell["low"] > 300
     assert cell["difference low"] < -0.5 < cell["difference high"] < -0.4
-    sweep_table.write(config, rows, "planted", tmp_path)
+    table.write(config, rows, "planted", tmp_path)
     written = {(r["cell"], r["metric"]): r for r in read_csv(tmp_path / "cells.csv")}
     assert float(written["a2", "good"]["difference mean"]) == pytest.approx(cell["difference mean"])
     assert len(read_csv(tmp_path / "runs.csv")) == len(rows)
     text, drawing = (tmp_path / "README.md").read_text(), (tmp_path / "curves.svg").read_text()
     assert "## Claim: at equal reward, A is better than B" in text
-    assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and sweep_table.INK not in drawing
-    sweep_table.write(config, rows, "planted", tmp_path / "again")
+    assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and INK not in drawing
+    table.write(config, rows, "planted", tmp_path / "again")
     for name in ("README.md", "cells.csv", "claims.csv", "curves.svg"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name

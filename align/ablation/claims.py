@@ -1,0 +1,260 @@
+"""What a sweep was asked, and what its runs answer.
+
+Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired. An interval is of
+95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that one of them, or none, may be wrong.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from align.config import CENTRE, EqualReward, LessStable, SweepConfig
+from evaluate.stats import holm, paired_difference
+
+LEVEL = 0.05  # of all answers together
+POWER = 0.8
+GRID = np.linspace(0.1, 0.9, 17)  # places in the range of rewards that two curves share
+HOLDS, OPPOSITE, INCONCLUSIVE = "holds", "the opposite holds", "inconclusive"
+
+Results = Sequence[Mapping[str, Any]]
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval, NaN where there is none; of n seeds or runs."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        inside = f" [{self.low:.4g}, {self.high:.4g}]" if math.isfinite(self.low) and math.isfinite(self.high) else ""
+        return f"{self.value:.4g}{inside}"
+
+
+class Answer(NamedTuple):
+    """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that it is below `null`;
+    over_seeds: whether its interval is Student's t."""
+
+    claim: str
+    quantity: str
+    at: str
+    interval: Interval
+    p: float
+    sign: int = 1
+    null: float = 0.0
+    over_seeds: bool = False
+
+
+class Finding(NamedTuple):
+    """An answer, with the p-value that all answers together leave it, and the smallest distance from `null` that would have been
+    found with probability POWER at the first of Holm's levels; NaN where that is not known."""
+
+    answer: Answer
+    p_corrected: float
+    detectable: float
+
+    @property
+    def verdict(self) -> str:
+        """One of HOLDS, OPPOSITE, INCONCLUSIVE."""
+        if not self.p_corrected < LEVEL:
+            return INCONCLUSIVE
+        return HOLDS if (self.answer.interval.value > self.answer.null) == (self.answer.sign > 0) else OPPOSITE
+
+
+def by_seed(results: Results, cell: str, metric: str, seeds: int) -> np.ndarray:
+    """A metric of a cell's runs, `[seeds]`, NaN where there is none; of a baseline, which has no seeds, the same for all."""
+    values = np.full(seeds, np.nan)
+    for row in results:
+        if row["cell"] == cell and row["metrics"]:
+            values[slice(None) if row["seed"] is None else row["seed"]] = row["metrics"][metric]["value"]
+    return values
+
+
+def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Interval:
+    """Mean over seeds, or of the differences paired by seed, with Student's t interval."""
+    there = np.isfinite(values) & (True if minus is None else np.isfinite(minus))
+    values, base = values[there], np.zeros(there.sum()) if minus is None else minus[there]
+    n = len(values)
+    if n < 2:
+        return Interval(float((values - base)[0]) if n else math.nan, math.nan, math.nan, n)
+    return Interval(*paired_difference(base, values)[:3], n)
+
+
+def findings(config: SweepConfig, results: Results) -> list[Finding]:
+    """Every answer to the sweep's claims, corrected for their number."""
+    found = [answer for claim in config.equal_reward for answer in _equal_reward(claim, config, results)]
+    found += [answer for claim in config.less_stable for answer in _less_stable(claim, config, results)]
+    known = [i for i, answer in enumerate(found) if math.isfinite(answer.p)]
+    corrected = np.full(len(found), math.nan)
+    if known:
+        corrected[known] = holm(np.array([found[i].p for i in known]))
+    level = LEVEL / max(1, len(known))
+    return [Finding(answer, float(p), _detectable(answer, level)) for answer, p in zip(found, corrected, strict=True)]
+
+
+def _detectable(answer: Answer, level: float) -> float:
+    """By the standard error that the runs showed, for a difference over seeds; a ratio's and a share's are not worked out."""
+    interval = answer.interval
+    if not answer.over_seeds or not math.isfinite(interval.high):
+        return math.nan
+    return _error(interval) * float(sum(stats.t.ppf((1 - level / 2, POWER), interval.n - 1)))
+
+
+def _error(interval: Interval) -> float:
+    return float((interval.high - interval.low) / 2 / stats.t.ppf(0.975, interval.n - 1))
+
+
+def _p_of_difference(interval: Interval) -> float:
+    if not math.isfinite(interval.high):
+        return math.nan
+    error = _error(interval)
+    return float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
+
+
+# ---- at equal reward -------------------------------------------------------------------------------------------------------
+
+
+def read_off(rewards: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end segments go on beyond their ends."""
+    order = rewards.argsort(kind="stable")
+    x, y = rewards[order], values[order]
+    segment = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
+    width = x[segment + 1] - x[segment]
+    share = np.divide(at - x[segment], width, out=np.full_like(at, 0.5), where=width > 0)
+    result: np.ndarray = y[segment] + share * (y[segment + 1] - y[segment])
+    return result
+
+
+class Curve(NamedTuple):
+    """Rewards and another metric of K cells, `[seeds, K]` each. A single cell is a point."""
+
+    rewards: np.ndarray
+    values: np.ndarray
+
+
+def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], Interval] | None:
+    """`better` - `than`, read where both have the same reward, and the rewards between which that was.
+
+    Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point is compared
+    with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one seed at a time from both at
+    once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the percentiles of a bootstrap are too narrow.
+    None where no reward is shared, or fewer than two seeds have all runs.
+    """
+    whole = np.isfinite(np.concatenate([*better, *than], 1)).all(1)
+    better, than = (Curve(*(part[whole] for part in curve)) for curve in (better, than))
+    n = int(whole.sum())
+    if n < 2:
+        return None
+    x, u = better.rewards.mean(0), than.rewards.mean(0)
+    low, high = max(x.min(), u.min()), min(x.max(), u.max())
+    point = min(len(x), len(u)) == 1
+    if not (low <= high if point else low < high):
+        return None
+
+    def difference(left_out: list[int]) -> float:
+        x, y, u, v = (np.delete(part, left_out, 0).mean(0) for part in (*better, *than))
+        if len(x) == 1:
+            return float((y - read_off(u, v, x))[0])
+        if len(u) == 1:
+            return float((read_off(x, y, u) - v)[0])
+        places = low + GRID * (high - low)
+        return float((read_off(x, y, places) - read_off(u, v, places)).mean())
+
+    value, without = difference([]), np.array([difference([seed]) for seed in range(n)])
+    half = stats.t.ppf(0.975, n - 1) * math.sqrt((n - 1) * without.var())
+    return (float(low), float(high)), Interval(value, value - half, value + half, n)
+
+
+def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> list[Answer]:
+    reward = next(iter(config.measure.metrics))
+    title = f"at equal reward, {claim.better} is better than {claim.than}"
+
+    def curve(name: str, metric: str) -> Curve:
+        cells = config.curves.get(name, (name,))
+        return Curve(*(np.stack([by_seed(results, cell, m, config.seeds) for cell in cells], 1) for m in (reward, metric)))
+
+    answers = []
+    for metric in claim.metrics or list(config.measure.metrics)[1:]:
+        direction = config.measure.metrics[metric]
+        quantity = f"{metric} ({direction} is better), {claim.better} - {claim.than}"
+        found = at_equal_reward(curve(claim.better, metric), curve(claim.than, metric))
+        if found is None:
+            nothing = Interval(math.nan, math.nan, math.nan, 0)
+            answers.append(Answer(title, quantity, "no reward is shared, or runs are missing", nothing, math.nan))
+            continue
+        (low, high), interval = found
+        at = f"{reward} = {low:.4g}" + (f" to {high:.4g}" if high > low else "")
+        sign = 1 if direction == "higher" else -1
+        answers.append(Answer(title, quantity, at, interval, _p_of_difference(interval), sign, over_seeds=True))
+    return answers
+
+
+# ---- stability -------------------------------------------------------------------------------------------------------------
+
+
+def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tuple[Interval, float]:
+    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a ratio of 1) of
+    the F distribution, for normal figures."""
+
+    def pooled(parts: Sequence[np.ndarray]) -> tuple[float, int]:
+        kept = [part[np.isfinite(part)] for part in parts]
+        freedom = sum(max(len(part) - 1, 0) for part in kept)
+        scatter = sum(float(((part - part.mean()) ** 2).sum()) for part in kept if len(part))
+        return (scatter / freedom if freedom else math.nan), freedom
+
+    (a, p), (b, q) = pooled(worse), pooled(than)
+    n = sum(int(np.isfinite(part).sum()) for part in (*worse, *than))
+    if not p or not q or not b > 0:
+        return Interval(math.nan, math.nan, math.nan, n), math.nan
+    low, high = stats.f.ppf([0.025, 0.975], p, q)
+    chance = 2 * min(stats.f.sf(a / b, p, q), stats.f.cdf(a / b, p, q))
+    return Interval(math.sqrt(a / b), math.sqrt(a / b / high), math.sqrt(a / b / low), n), float(chance)
+
+
+def share_difference(a: int, n: int, b: int, m: int) -> tuple[Interval, float]:
+    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent shares, and Fisher's exact p-value."""
+    first, second = (stats.binomtest(k, of).proportion_ci(method="wilson") for k, of in ((a, n), (b, m)))
+    p, q = a / n, b / m
+    low = p - q - math.hypot(p - first.low, second.high - q)
+    high = p - q + math.hypot(first.high - p, q - second.low)
+    return Interval(p - q, low, high, n + m), float(stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue)
+
+
+def stopped(results: Results, cells: Sequence[str]) -> tuple[int, int]:
+    """How many runs of the cells ended before their last step, and how many there are."""
+    rows = [row for row in results if row["cell"] in cells]
+    return sum(row["stopped"] is not None for row in rows), len(rows)
+
+
+def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> list[Answer]:
+    title = f"{', '.join(claim.worse)} vary more over seeds, and are stopped more often, than {', '.join(claim.than)}"
+    answers = []
+    for metric in claim.metrics or config.measure.metrics:
+        worse, than = ([by_seed(results, cell, metric, config.seeds) for cell in side] for side in (claim.worse, claim.than))
+        ratio, p = spread_ratio(worse, than)
+        answers.append(Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0))
+    (a, n), (b, m) = stopped(results, claim.worse), stopped(results, claim.than)
+    nothing = (Interval(math.nan, math.nan, math.nan, n + m), math.nan)
+    difference, p = share_difference(a, n, b, m) if n and m else nothing
+    answers.append(Answer(title, "share of runs stopped, difference", f"{a} of {n} against {b} of {m}", difference, p))
+    return answers
+
+
+def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
+    """A row a cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
+    rows = []
+    for cell in (CENTRE, *config.cells, *config.baselines):
+        halted, runs = stopped(results, [cell])
+        for metric, direction in config.measure.metrics.items():
+            values, base = (by_seed(results, name, metric, config.seeds) for name in (cell, CENTRE))
+            mean = Interval(float(values[0]), math.nan, math.nan, 1) if cell in config.baselines else mean_of(values)
+            rows.append(
+                {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": halted}
+                | dict(zip(("mean", "low", "high", "n"), mean, strict=True))
+                | {f"difference {k}": x for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)}
+            )
+    return rows

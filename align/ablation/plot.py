@@ -1,0 +1,77 @@
+"""Every metric of a sweep over its reward, as a picture for light and dark pages."""
+
+import io
+import math
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from align.ablation.claims import Results, by_seed, mean_of
+from align.config import CENTRE, SweepConfig
+
+
+def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
+    """Limit a picture to the curves' cells and half as much around them; returns the cells that are outside."""
+    x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
+    if not (np.isfinite(x).any() and np.isfinite(y).any()):
+        return []
+    limits = []
+    for values, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        low, high = np.nanmin(values), np.nanmax(values)
+        room = max((high - low) / 2, 1e-9)
+        limits.append(limit(low - room, high + room))
+    (left, right), (bottom, top) = limits
+    finite = {cell: place for cell, place in places.items() if all(map(math.isfinite, place))}
+    return [cell for cell, (a, b) in finite.items() if not (left <= a <= right and bottom <= b <= top)]
+
+
+INK = "#010203"  # stands for whatever the page's text has
+COLOURS = ("#2f81d6", "#e0701a", "#2c9c69", "#b05cc6", "#d1495b", "#1b98a6")  # 3 to 1 or more on white and on black
+STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+
+
+def curves_svg(config: SweepConfig, results: Results) -> str:
+    """Every metric over the reward: the curves, and all other cells as grey points, with intervals over seeds. In light and dark."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    reward, *others = config.measure.metrics
+    seeds = config.seeds
+    look: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": "sweep", "font.size": 9}):
+        columns = 2 if len(others) > 1 else 1
+        figure = Figure(figsize=(5.2 * columns, 4 * math.ceil(len(others) / columns)), layout="constrained")
+        drawn = {cell for curve in config.curves.values() for cell in curve}
+        groups = [(name, curve, colour) for (name, curve), colour in zip(config.curves.items(), cycle(COLOURS), strict=False)]
+        groups += [("", (cell,), "#808080") for cell in (CENTRE, *config.cells, *config.baselines) if cell not in drawn]
+        for number, metric in enumerate(others, 1):
+            axes = figure.add_subplot(math.ceil(len(others) / columns), columns, number)
+            places: dict[str, tuple[float, float]] = {}
+            for name, cells, colour in groups:
+                points = [[mean_of(by_seed(results, cell, m, seeds)) for m in (reward, metric)] for cell in cells]
+                x, y = ([point[side].value for point in points] for side in (0, 1))
+                errors = [
+                    [[np.nan_to_num(p[s].value - p[s].low), np.nan_to_num(p[s].high - p[s].value)] for p in points]
+                    for s in (0, 1)
+                ]
+                axes.errorbar(
+                    x, y, xerr=np.transpose(errors[0]), yerr=np.transpose(errors[1]), color=colour, marker="o", markersize=4,
+                    linewidth=1.6 if name else 0, elinewidth=0.8, label=name or None,
+                )  # fmt: skip
+                for cell, a, b in zip(cells, x, y, strict=True):
+                    places[cell] = (a, b)
+                    if math.isfinite(a) and math.isfinite(b):
+                        axes.annotate(cell, (a, b), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+            axes.set_xlabel(f"{reward} (the reward)")
+            axes.set_ylabel(f"{metric} ({config.measure.metrics[metric]} is better)")
+            axes.patch.set_alpha(0)
+            if outside := _look_at(axes, places, drawn):
+                axes.set_title(f"outside the picture: {', '.join(outside)}", fontsize=7)
+        if config.curves:
+            figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        figure.patch.set_alpha(0)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None, "Title": f"Every metric over {reward}"})
+    return target.getvalue().replace(INK, "currentColor").replace("<defs>", f"{STYLE}<defs>", 1)

@@ -1,0 +1,351 @@
+"""Sweeps: every cell of an ablation trained with several seeds, each run in a process of its own, and measured, baselines beside them.
+
+A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end `result.json`. A baseline
+is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration. What has a result is never run again; any
+other run goes on from its newest state. One that diverged, or that its guard stopped, has a result too, which says at which step and why.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from align import config as configs
+from align.config import CENTRE, TRAIN, WIN, Baseline, Measure, SweepConfig, TrainConfig
+from align.console import stop_on_signal
+from align.data import read_prompts
+from align.report import pictures_of
+from align.runs import open_folder
+from evaluate import scorers, sets
+from evaluate.console import Watch, console
+from evaluate.files import replace
+from prompts.errors import UserError
+
+BASELINE = "baseline.yaml"
+SEED = 20_000  # of the captions that are measured, and of the noise of best-of-n's further pictures; else noise is `align.report.SEED`'s
+CHUNK = 256  # pictures scored together
+POLL = 0.5  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One cell with one seed, or a baseline, which has none."""
+
+    cell: str
+    seed: int | None
+    config: TrainConfig | Baseline
+    folder: Path
+
+    @property
+    def steps(self) -> int:
+        """All it takes, warm-up included."""
+        return self.config.assistant.warmup + self.config.steps if isinstance(self.config, TrainConfig) else 0
+
+    @property
+    def file(self) -> Path:
+        """Where its configuration is."""
+        return self.folder / ("config.yaml" if isinstance(self.config, TrainConfig) else BASELINE)
+
+    @property
+    def done(self) -> int:
+        """Steps in its log."""
+        with suppress(OSError):
+            return min((self.folder / "log.jsonl").read_bytes().count(b"\n"), self.steps)
+        return 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / "result.json").is_file()
+
+
+def cells(config: SweepConfig) -> dict[str, TrainConfig]:
+    """Every cell's training, the centre first. UserError for the first that cannot be trained, or a metric that is not known."""
+    for metric in config.measure.metrics:
+        name = metric.removeprefix(WIN)
+        if scorers.resolve(name) != name and (name != metric or sets.resolve(name) != name):
+            there = ", ".join([*scorers.variants(), *sets.variants()])
+            raise UserError(f"measure.metrics: no metric {metric!r}; there are {there}; {WIN}SCORER takes a scorer")
+    presets = configs.presets()
+    if presets.get(config.centre, {}).get("stage") not in TRAIN:
+        raise UserError(f"centre = {config.centre}: no preset of 'align train'; 'align presets' lists them")
+    base = configs.merge(TrainConfig, presets[config.centre], config.common)
+    changes: dict[str, dict[str, Any]] = {CENTRE: {}, **config.cells}
+    return {
+        name: configs.validate(TrainConfig, configs.merge(TrainConfig, base, change), f"cell {name}")
+        for name, change in changes.items()
+    }
+
+
+def plan(config: SweepConfig, output: Path) -> list[Run]:
+    """The baselines, and all runs seed by seed, so that what is finished early has every cell.
+
+    Raises UserError where a run's folder holds another configuration: what is finished must be what would be run now.
+    """
+    trainings = cells(config)
+    runs = [Run(name, None, baseline, output / "baselines" / name) for name, baseline in config.baselines.items()]
+    runs += [
+        Run(cell, seed, training.model_copy(update={"seed": seed}), output / cell / f"seed-{seed}")
+        for seed in range(config.seeds)
+        for cell, training in trainings.items()
+        if seed < config.seeds_of.get(cell, config.seeds)
+    ]
+    for run in runs:
+        for path, new in ((run.file, run.config), (run.folder / "measure.yaml", config.measure)):
+            if not path.is_file():
+                continue
+            if changed := configs.difference(configs.read_yaml(path), new.model_dump(mode="json")):
+                raise UserError(f"{path}: {changed}; keep the old value, or choose another --output")
+    return runs
+
+
+def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
+    """Carry out every run that has no result yet. Returns whether all have one now (False: a signal stopped it).
+
+    Raises UserError, all other runs being done, where runs failed for a reason other than the training itself.
+    """
+    runs = plan(config, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with FileLock(output / ".lock", timeout=0):
+            return _carry_out(config, runs, processes)
+    except Timeout:
+        raise UserError(f"{output}: another sweep is at work there; wait for it, or choose another --output") from None
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
+
+
+def _carry_out(config: SweepConfig, runs: list[Run], processes: int) -> bool:
+    waiting = [run for run in reversed(runs) if not run.finished]
+    working: dict[Run, subprocess.Popen[bytes]] = {}
+    failed: list[Run] = []
+    told: set[Run] = set()
+    ended = sum(run.steps for run in runs if run.finished)
+    console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    with stop_on_signal() as stop, Watch("sweep", sum(run.steps for run in runs), start=ended) as watch:
+        while working or (waiting and not stop):
+            while waiting and not stop and len(working) < processes:
+                run = waiting.pop()
+                working[run] = _start(run, config.measure)
+            for run, process in list(working.items()):
+                if process.poll() is not None:
+                    process.communicate()
+                    del working[run]
+                    ended += run.steps
+                    if not run.finished and not stop:
+                        failed.append(run)
+                elif stop and run not in told:
+                    process.terminate()  # once: a second signal would end it unsaved
+                    told.add(run)
+            finished = float(sum(run.finished for run in runs))
+            watch(ended + sum(run.done for run in working), runs_finished=finished)
+            time.sleep(POLL)
+    if failed:
+        lines = (failed[0].folder / "worker.log").read_text(encoding="utf-8").strip().splitlines()
+        raise UserError(
+            f"{failed[0].folder}: the run failed ({lines[-1] if lines else 'no output'}){f', and {len(failed) - 1} more' if failed[1:] else ''}; "
+            "see worker.log there, then give the same command again"
+        )
+    return not stop
+
+
+def _start(run: Run, measure: Measure) -> subprocess.Popen[bytes]:
+    open_run(run, measure)
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with (run.folder / "worker.log").open("wb") as log:
+        # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on. The pipe tells the run that the sweep is dead.
+        return subprocess.Popen(
+            [sys.executable, "-m", "align.ablation.sweep", str(run.folder)],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | one, start_new_session=True,
+        )  # fmt: skip
+
+
+def open_run(run: Run, measure: Measure) -> None:
+    """A run's folder, with all that its process reads."""
+    if isinstance(run.config, TrainConfig):
+        open_folder(run.config, run.folder, resume=run.file.is_file())
+    else:
+        _write_yaml(run.file, run.config)
+    _write_yaml(run.folder / "measure.yaml", measure)
+
+
+def _write_yaml(path: Path, content: configs.Config) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False)
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
+    """The results of finished runs of this sweep. Raises UserError if there is none."""
+    found = [
+        json.loads((run.folder / "result.json").read_text(encoding="utf-8")) | {"cell": run.cell, "seed": run.seed}
+        for run in plan(config, output)
+        if run.finished
+    ]
+    if not found:
+        raise UserError(f"{output}: no run is finished there; leave out --table to run them")
+    return found
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------------
+
+
+def measure(model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None) -> dict[str, Any]:
+    """`metrics`: every metric of a model, its value and the pictures it is of, None where the model draws no finite pictures.
+    `drawing_seconds`: core-seconds for ten pictures.
+
+    cache: a file for what `over` scores, which is the same for every model.
+    """
+    texts = _captions(options)
+    began = time.process_time()
+    pictures = _drawn(model, texts, options, baseline or Baseline(model=model))
+    drawing = 10 * (time.process_time() - began) / len(texts)
+    if not pictures.isfinite().all():
+        return {"metrics": None, "drawing_seconds": drawing}
+    names = {name: name.removeprefix(WIN) for name in options.metrics}
+    wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
+    scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], pictures, texts)
+    found = {name: scores[name].mean().item() for name in options.metrics if name in scores}
+    if wins:
+        rivals = _rivals(options, texts, sorted(wins.values()), cache)
+        for name, scorer in wins.items():
+            gap = scores[scorer] - rivals[scorer]
+            found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
+    for name in options.metrics:
+        if name not in found:
+            metric = sets.load(name)
+            for first in range(0, len(texts), CHUNK):
+                metric.update(pictures[first : first + CHUNK], texts[first : first + CHUNK])
+            found[name] = metric.compute().value
+    metrics = {name: {"value": found[name], "n": len(texts)} for name in options.metrics}
+    return {"metrics": metrics, "drawing_seconds": drawing}
+
+
+def _captions(options: Measure) -> list[str]:
+    listed = read_prompts(options.prompts)
+    order = np.random.default_rng(SEED).permutation(len(listed))
+    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.pictures
+
+
+def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
+    """A picture a text; of `best_of`, the one that the reward likes best, each after the first from noise of its own."""
+    overrides = {
+        key: value for key, value in (("num_inference_steps", how.steps), ("guidance_scale", how.guidance_scale)) if value
+    }
+    best = pictures_of(model, texts, title="measuring", **overrides)
+    if how.best_of == 1:
+        return best
+    reward = next(iter(options.metrics))
+    highest = _scores([reward], best, texts)[reward]
+    for candidate in range(1, how.best_of):
+        other = pictures_of(
+            model, texts, title=f"measuring, {candidate + 1} of {how.best_of}", seed=SEED + candidate, **overrides
+        )
+        score = _scores([reward], other, texts)[reward]
+        better = score > highest
+        best[better], highest = other[better], torch.where(better, score, highest)
+    return best
+
+
+@torch.no_grad()
+def _scores(names: Sequence[str], pictures: Tensor, texts: list[str]) -> dict[str, Tensor]:
+    loaded = {name: scorers.load(name) for name in names}
+    parts = [
+        scorers.score_all(loaded, pictures[first : first + CHUNK], texts[first : first + CHUNK])
+        for first in range(0, len(texts), CHUNK)
+    ]
+    return {name: torch.cat([part[name].double() for part in parts]) for name in names}
+
+
+def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
+    """What the scorers say of the pictures of `options.over`, of the same captions and the same noise."""
+    if cache and cache.is_file():
+        kept = json.loads(cache.read_text(encoding="utf-8"))
+    else:
+        assert options.over is not None
+        found = _scores(names, pictures_of(options.over, texts, title=f"drawing {options.over}"), texts)
+        kept = {name: score.tolist() for name, score in found.items()}
+        if cache:
+            _write(cache, kept)
+    return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}
+
+
+def carry_out(folder: Path) -> bool:
+    """Train and measure the run that `folder` was made for, or measure the baseline. Returns whether it has a result now."""
+    options = configs.validate(Measure, configs.read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
+    cache = folder.parent.parent / "over.json"
+    if (folder / BASELINE).is_file():
+        baseline = configs.validate(Baseline, configs.read_yaml(folder / BASELINE), str(folder / BASELINE))
+        found = measure(baseline.model, options, baseline=baseline, cache=cache)
+        _write(folder / "result.json", {"stopped": None, **found, "training_seconds": 0.0})
+        return True
+    stopped, seconds = _trained(folder)
+    if stopped is None and seconds is None:
+        return False
+    found = {"metrics": None, "drawing_seconds": None}
+    if stopped is None or stopped["by"] == "guard":  # there is no checkpoint of a run that diverged
+        found = measure(str(folder / "checkpoint"), options, cache=cache)
+        if found["metrics"] is None:
+            last = (folder / "log.jsonl").read_bytes().count(b"\n")
+            stopped = {"step": last, "why": "the generator draws pictures that are not finite", "by": "divergence"}
+    _write(folder / "result.json", {"stopped": stopped, **found, "training_seconds": seconds})
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    return True
+
+
+def _trained(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
+    """Why training stopped itself, if it did, and its core-seconds, NaN where it was gone on with; None and None if a signal stopped it."""
+    from align.train import Guarded, Stopped, train
+
+    config = configs.validate(TrainConfig, configs.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    note, began = folder / "stopped.json", time.process_time()
+    whole = not (folder / "log.jsonl").is_file()
+    try:
+        # A run that stopped itself must not go on from its last state when it is killed while it is measured.
+        if not note.is_file() and not train(config, folder, resume=True, show=False):
+            return None, None
+    except Stopped as stop:
+        why = str(stop).partition(";")[0]  # the remedy that follows is for a run by itself
+        _write(note, {"step": stop.step, "why": why, "by": "guard" if isinstance(stop, Guarded) else "divergence"})
+    stopped = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return stopped, time.process_time() - began if whole else math.nan
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, so that what a killed sweep leaves behind is not at work beside its successor."""
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the pipe's other end is gone
+    os._exit(1)
+
+
+def _main(folder: Path) -> int:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        return 0 if carry_out(folder) else 130
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1])))

@@ -1,0 +1,114 @@
+"""A sweep's table, its answers and its picture: in the terminal and as files."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from align.ablation.claims import LEVEL, POWER, Interval, Results, cell_rows, findings
+from align.ablation.plot import curves_svg
+from align.config import CENTRE, SweepConfig
+from evaluate.console import printer
+from evaluate.files import replace
+from evaluate.tables import write_csv
+
+
+def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
+    halted, metrics = row["stopped"] or {}, row["metrics"] or {}
+    result = {
+        "cell": row["cell"],
+        "seed": row["seed"],
+        "training_seconds": row["training_seconds"],
+        "drawing_seconds": row["drawing_seconds"],
+    }
+    result |= {"stopped_at": halted.get("step"), "stopped_by": halted.get("by"), "why": halted.get("why")}
+    for name in config.measure.metrics:
+        found = metrics.get(name, {})
+        result |= {name: found.get("value"), f"{name} n": found.get("n")}
+    return result
+
+
+def _table(config: SweepConfig, results: Results) -> tuple[list[str], list[list[str]]]:
+    """The cells' table as text: header, rows."""
+    rows = cell_rows(config, results)
+    lines = []
+    for cell in (CENTRE, *config.cells, *config.baselines):
+        own = [row for row in rows if row["cell"] == cell]
+        line = [cell, f"{own[0]['stopped']} of {own[0]['runs']}" if cell not in config.baselines else ""]
+        for row in own:
+            interval, difference = (
+                Interval(*(row[prefix + key] for key in ("mean", "low", "high", "n"))) for prefix in ("", "difference ")
+            )
+            line.append(str(interval) + (f"; {difference}" if cell != CENTRE else ""))
+        lines.append(line)
+    return ["cell", "stopped", *config.measure.metrics], lines
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else ""
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+    return [line(header), "|" + "---|" * len(header), *map(line, rows)]
+
+
+def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
+    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md` and `curves.svg` into `folder`."""
+    found, (header, rows) = findings(config, results), _table(config, results)
+    pictures = config.measure.captions * config.measure.pictures
+    wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
+    trained = sum(row["seed"] is not None for row in results)
+    caption = (
+        f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 % interval]. "
+        f"{pictures:,} pictures of {config.measure.captions:,} captions of {config.measure.prompts} a run."
+    )
+    answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
+    claims: dict[str, list[list[str]]] = {}
+    for finding in found:
+        answer = finding.answer
+        line = [answer.quantity, answer.at, str(answer.interval), _number(finding.p_corrected), _number(finding.detectable)]
+        claims.setdefault(answer.claim, []).append([*line, finding.verdict])
+
+    console = printer()
+    for title, head, lines in [(name, header, rows), *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items())]:
+        table = Table(*map(escape, head), title=escape(title), caption=caption if title == name else None)
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+
+    text = [f"# {name}", "", caption, "", *_markdown(header, rows), "", "![curves](curves.svg)", ""]
+    for claim, lines in claims.items():
+        text += [f"## Claim: {claim}", "", *_markdown(answer_header, lines), ""]
+    text += [
+        f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95 % by itself. 'p of all' is "
+        f"corrected for the number of answers (Holm), and a claim holds, or its opposite, where it is below {LEVEL}. 'would have been found': the smallest "
+        f"difference that had a chance of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one "
+        "that diverged has no figures. Baselines are not trained, and have no interval.", "",
+    ]  # fmt: skip
+    replace(folder / "README.md", lambda draft: draft.write_text("\n".join(text), encoding="utf-8"))
+    write_csv([_run_row(config, row) for row in results], folder / "runs.csv")
+    write_csv(cell_rows(config, results), folder / "cells.csv")
+    if found:
+        write_csv(
+            [
+                {
+                    "claim": f.answer.claim,
+                    "quantity": f.answer.quantity,
+                    "at": f.answer.at,
+                    **f.answer.interval._asdict(),
+                    "p": f.answer.p,
+                }
+                | {"p corrected": f.p_corrected, "detectable": f.detectable, "verdict": f.verdict}
+                for f in found
+            ],
+            folder / "claims.csv",
+        )
+    drawing = curves_svg(config, results)
+    replace(folder / "curves.svg", lambda draft: draft.write_text(drawing, encoding="utf-8"))
+    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if found else ''}")
