@@ -53,7 +53,7 @@ from prompts.suites import Suite
 #: What is measured where nothing is named.
 METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic/v2", "pickscore", "clipscore/vit-g-14-dmd2")
 SUITE_METRICS = {
-    "shapes": ("shapes/oracle", "shapes/clip", "shapes/preference", "fd-shapes"),
+    "shapes": ("shapes/oracle", "shapes/rule", "shapes/clip", "shapes/preference", "fd-shapes"),
     "coco2014-30k": ("fid/coco2014-30k", "clipscore/vit-g-14-dmd2"),
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
