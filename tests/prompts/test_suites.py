@@ -65,11 +65,11 @@ def test_a_suite_of_files_is_pinned(path: Path) -> None:
 
 def test_the_shapes_suite_is_held_out_and_the_same_every_time() -> None:
     suite = suites.load("shapes")
-    assert len(suite.prompts) == suites.card("shapes").n == 512
-    assert len({prompt.id for prompt in suite.prompts}) == 512
+    assert len(suite.prompts) == suites.card("shapes").n == 1024
+    assert len({prompt.id for prompt in suite.prompts}) == len({prompt.text for prompt in suite.prompts}) == 1024
     assert suite.prompts[41].id == "shapes/0042"
-    trained = {caption for family in FAMILIES for caption in captions("train", family)}
-    assert not trained & {prompt.text for prompt in suite.prompts}
+    seen = {caption for family in FAMILIES for split in ("train", "validation") for caption in captions(split, family)}
+    assert not seen & {prompt.text for prompt in suite.prompts}
     assert {prompt.group["family"] for prompt in suite.prompts} == set(FAMILIES)
     assert suite.sha256 == suites.load("shapes").sha256
 
