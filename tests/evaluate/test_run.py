@@ -31,7 +31,7 @@ METRICS = ("shapes/clip", "fd-shapes")
 def suite(n: int = N) -> Suite:
     from prompts.shapes import sample_captions
 
-    texts = sample_captions(n, split="test", seed=3)
+    texts = list(dict.fromkeys(sample_captions(8 * n, split="test", seed=3)))[:n]
     prompts = tuple(Prompt(f"{i:04d}", text, {"family": text.split()[0]}) for i, text in enumerate(texts))
     return Suite("small", prompts, hashlib.sha256("".join(texts).encode()).hexdigest(), "drawn here", "Apache-2.0")
 
