@@ -41,7 +41,7 @@ def train(
     from align import config as configs
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
-    from align import runs
+    from align import commands as runs
 
     if dry_run:
         print(configs.dump(resolved), end="", flush=True)
@@ -57,8 +57,8 @@ def pretrain(
     config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
 ) -> None:  # fmt: skip
     """Train the parts of an embedded world: autoencoder, reference diffusion model, CLIP."""
+    from align import commands as runs
     from align import config as configs
-    from align import runs
 
     resolved: Any = configs.resolve(preset, configs.PRETRAIN, config=config, sets=sets or ())
     if not runs.pretrain(resolved, output or Path("runs") / preset, resume=resume):
@@ -72,8 +72,8 @@ def reward(
     config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
 ) -> None:  # fmt: skip
     """Train a preference model on pairs of pictures of one prompt (Bradley-Terry)."""
+    from align import commands as runs
     from align import config as configs
-    from align import runs
 
     resolved: Any = configs.resolve(preset, configs.REWARD, config=config, sets=sets or ())
     if not runs.reward(resolved, pairs, output or Path("runs") / preset, resume=resume):
@@ -93,7 +93,7 @@ def sample(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Draw pictures from a checkpoint, one row a prompt."""
-    from align import runs
+    from align import commands as runs
 
     runs.sample(checkpoint, prompt, output, n=n, seed=seed)
 
@@ -123,7 +123,7 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Where the repository is new, for you alone.")] = False,
 ) -> None:
     """Copy a run's checkpoint in another precision, whole, as the bare network or as its LoRA, to a folder or the hub."""
-    from align import runs
+    from align import commands as runs
 
     runs.export(run, output, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to, private=private)
 
@@ -131,7 +131,7 @@ def export(
 @app.command()
 def presets() -> None:
     """List the presets."""
-    from align import runs
+    from align import commands as runs
 
     runs.list_presets()
 
@@ -151,7 +151,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Time a step, and measure its memory, for every gradient mode and storage of roles."""
     from align import config as configs
-    from align.bench import bench as run
+    from align.bench.step import bench as run
 
     resolved: Any = configs.resolve(preset, configs.TRAIN, sets=sets or ())
     run(
@@ -189,7 +189,7 @@ def world(
     ] = Path("world"),
 ) -> None:
     """Make the embedded world `shapes` again, from its seeds: hours on two cores."""
-    from align.world import build
+    from align.world.build.build import build
 
     build(work, output)
 

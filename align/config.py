@@ -41,7 +41,7 @@ class Fit(Config):
 
 
 class Sigmas(Config):
-    """The distribution that noise levels are drawn from: a name in `align.diffusion.TIMES` and its parameters."""
+    """The distribution that noise levels are drawn from: a name in `evaluate.diffusion.TIMES` and its parameters."""
 
     name: Literal["lognormal", "uniform"] = "lognormal"
     parameters: dict[str, float] = {"mean": -2.0, "std": 2.0}

@@ -81,7 +81,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     torch.manual_seed(7)
     tokenizer = make_tokenizer()

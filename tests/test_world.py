@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from align.world.build.build import MEASURED, PAIRS_SEED, make_pairs
 
-from align.report import compare, pictures_of, score
-from align.world import MEASURED, PAIRS_SEED, make_pairs
+from align.training.compare import compare, pictures_of, score
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -72,7 +72,7 @@ def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
 
 
 def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from align.reward_model import read_pairs
+    from align.world.reward_model import read_pairs
     from prompts.shapes.taste import preference
 
     n = 24

@@ -11,7 +11,7 @@ def tiny_components(seed: int, *, prediction: str = "v_prediction", channels: in
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()

@@ -9,8 +9,8 @@ import torch
 from hub import Hub
 
 from align import config as configs
-from align import families
-from align.start import hub_id
+from align.networks.initial import hub_id
+from evaluate import families
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -35,7 +35,7 @@ def clip_text(kind: str, **options: Any) -> Any:
     """A text encoder of transformers by its class's name."""
     import transformers
 
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer()
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -49,7 +49,7 @@ def clip_tokenizer(folder: Path, pad_token: str) -> Any:
     """Written as the published ones are, `vocab.json` and `merges.txt`, and read back."""
     from transformers import CLIPTokenizer
 
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     content = json.loads(make_tokenizer().backend_tokenizer.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)

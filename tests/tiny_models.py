@@ -27,7 +27,7 @@ SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def clip_tokenizer() -> Any:
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 77

@@ -31,7 +31,7 @@ def write_clip(folder: Path, seed: str, activation: str) -> None:
     """`config.json`, `model.safetensors`, `vocab.json` and `merges.txt`, as transformers' CLIPs are published."""
     from transformers import CLIPConfig, CLIPModel
 
-    from align.pretrain import make_tokenizer
+    from align.world.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer()
     content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]

@@ -27,17 +27,17 @@ from torch import Tensor
 
 from align import config as configs
 from align.config import CENTRE, TRAIN, WIN, Baseline, Measure, SweepConfig, TrainConfig
-from align.console import stop_on_signal
-from align.data import read_prompts
-from align.report import pictures_of
-from align.runs import open_folder
+from align.data.prompts import read_prompts
+from align.run_folder import open_folder
+from align.training.compare import pictures_of
+from align.training.interrupt import stop_on_signal
 from evaluate import scorers, sets
 from evaluate.console import Watch, console
 from evaluate.files import replace
 from prompts.errors import UserError
 
 BASELINE = "baseline.yaml"
-SEED = 20_000  # of the captions that are measured, and of the noise of best-of-n's further pictures; else noise is `align.report.SEED`'s
+SEED = 20_000  # of the captions that are measured, and of the noise of best-of-n's further pictures; else noise is `align.training.compare.SEED`'s
 CHUNK = 256  # pictures scored together
 POLL = 0.5  # seconds
 
@@ -310,7 +310,8 @@ def carry_out(folder: Path) -> bool:
 
 def _trained(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
     """Why training stopped itself, if it did, and its core-seconds, NaN where it was gone on with; None and None if a signal stopped it."""
-    from align.train import Guarded, Stopped, train
+    from align.training.health import Guarded, Stopped
+    from align.training.loop import train
 
     config = configs.validate(TrainConfig, configs.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     note, began = folder / "stopped.json", time.process_time()

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from align import data
-from align.data import Draw, Source
-from align.diffusion import Schedule, lognormal
+from align.data.batches import Draw, Source
+from align.data.prompts import prompts as data
+from evaluate.diffusion import Schedule, lognormal
 
 SHAPE = (4, 3, 5)
 

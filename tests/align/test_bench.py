@@ -10,12 +10,13 @@ import torch
 import yaml
 from tiny import SMALL_RUN
 
-from align import bench as module
 from align import config as configs
-from align import memory, state
+from align.bench import step as module
+from align.bench.plain import Plain
 from align.config import TrainConfig
-from align.plain import Plain
-from align.train import train
+from align.memory import estimate as memory
+from align.training import checkpoints as state
+from align.training.loop import train
 from evaluate import hub, weights
 from evaluate.tables import read_csv
 from prompts.errors import UserError

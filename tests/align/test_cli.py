@@ -12,8 +12,10 @@ import yaml
 from PIL import Image
 from tiny import SMALL_RUN
 
-from align import cli, runs, state
+from align import cli
+from align import commands as runs
 from align import config as configs
+from align.training import checkpoints as state
 from prompts.errors import UserError
 
 Run = Callable[..., tuple[int, str]]

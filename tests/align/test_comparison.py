@@ -12,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tiny import SMALL_RUN
 
-from align import comparison, report
 from align import config as configs
-from align.comparison import COLUMNS, Scores, Section, sections
+from align.training import compare as report
+from align.training import compare_image as comparison
+from align.training.compare_image import COLUMNS, Scores, Section, sections
 
 CAPTIONS = [
     "two cyan squares on a white background",

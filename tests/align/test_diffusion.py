@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from align.diffusion import PREDICTIONS, TIMES, Schedule, denoise, expand
+from evaluate.diffusion import PREDICTIONS, TIMES, Schedule, denoise, expand
 from prompts.errors import UserError
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

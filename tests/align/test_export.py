@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from tiny import SMALL_RUN, save_tiny
 from torch import Tensor
 
-from align import card as cards
-from align import cli, families, runs
+from align import cli
+from align import commands as runs
 from align import config as configs
 from align.config import TrainConfig
-from evaluate import environment, hub, pipelines
+from align.export import card as cards
+from evaluate import environment, families, hub, pipelines
 from evaluate.tables import write_csv
 from prompts.errors import UserError
 
@@ -108,7 +109,7 @@ def started(run: Path) -> Any:
     config = configs.validate(TrainConfig, configs.read_yaml(run / "config.yaml"), "run")
     reference, start = (DiffusionPipeline.from_pretrained(run / "checkpoint") for _ in range(2))
     name = families.load(config.family).network
-    from align.start import load_into
+    from align.networks.initial import load_into
 
     load_into(getattr(start, name), str(config.initial), name)
     assert reference.scheduler.config == start.scheduler.config

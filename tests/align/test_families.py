@@ -13,12 +13,12 @@ from tiny import SMALL_RUN
 from torch import Tensor
 
 from align import config as configs
-from align import families
 from align.config import TrainConfig
-from align.diffusion import expand
-from align.export import one_step
-from align.objectives import guided
-from align.train import Model
+from align.export.pipeline import one_step
+from align.objectives.guidance import guided
+from align.training.loop import Model
+from evaluate import families
+from evaluate.diffusion import expand
 from prompts.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]

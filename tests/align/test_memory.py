@@ -14,10 +14,15 @@ import yaml
 from tiny import SMALL_RUN
 from torch import nn
 
-from align import cli, memory, runs
+from align import cli
+from align import commands as runs
 from align import config as configs
 from align.config import TrainConfig
+from align.memory import estimate as memory
+from align.memory import remedies
+from align.memory.tracker import ACTIVATIONS, CASTS, GRADIENTS, WEIGHTS, Tracker
 from evaluate import pipelines
+from prompts.errors import UserError
 
 MIB = 2**20
 
@@ -30,7 +35,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def test_a_storage_counts_once_until_it_is_freed() -> None:
-    with memory.Tracker(block=512) as tracker:
+    with Tracker(block=512) as tracker:
         a = torch.ones(1000)
         b = a.view(10, 100)[2:]
         assert tracker.total == 4096  # 4000 bytes in blocks of 512
@@ -40,19 +45,19 @@ def test_a_storage_counts_once_until_it_is_freed() -> None:
         assert tracker.total == 0
         torch.ones(10_000)
     assert tracker.most == 40_448
-    assert tracker.peak == {memory.ACTIVATIONS: 40_448}
+    assert tracker.peak == {ACTIVATIONS: 40_448}
 
 
 def test_gradients_and_casts_are_told_apart() -> None:
     layer = nn.Linear(100, 100, bias=False)
-    with memory.Tracker() as tracker:
-        tracker.hold(f"{memory.WEIGHTS}: layer", [layer.weight])
+    with Tracker() as tracker:
+        tracker.hold(f"{WEIGHTS}: layer", [layer.weight])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             layer(torch.ones(1, 100)).sum().backward()
             assert layer.weight.grad is not None
-            tracker.hold(memory.GRADIENTS, [layer.weight.grad])
-    assert tracker.peak[f"{memory.WEIGHTS}: layer"] == tracker.live[memory.GRADIENTS] == 40_000
-    assert tracker.peak[memory.CASTS] == 20_000
+            tracker.hold(GRADIENTS, [layer.weight.grad])
+    assert tracker.peak[f"{WEIGHTS}: layer"] == tracker.live[GRADIENTS] == 40_000
+    assert tracker.peak[CASTS] == 20_000
 
 
 # ---- the loop on real tensors, and the process -------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ import diffusers, peft, torch, transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pathlib import Path
 from align import config as configs, memory
-from align.train import train
+from align.training.loop import train
 torch.set_num_threads(1)
 
 def held(field):
@@ -148,9 +153,9 @@ QUICK = {"full, exact, accumulated", "full, bf16"}
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES])
 def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tracker on the loop and its true tensors, that of each phase in which any are made."""
-    from align import train as module
-    from align.roles import Roles
-    from align.train import make_roles, train
+    from align.networks.roles import Roles
+    from align.training import loop as module
+    from align.training.loop import make_roles, train
 
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
     changes = {"method": "sim", "batch_size": 2, "steps": 2, "held_out": {}, "prompts": str(tmp_path / "prompts.txt")} | CASES[
@@ -158,7 +163,7 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
     ]
     made = config(small(tmp_path / "small"), **changes)
     (tmp_path / "run").mkdir()
-    tracker = memory.Tracker()
+    tracker = Tracker()
 
     def counted(*args: Any, **kwargs: Any) -> Roles:
         roles = make_roles(*args, **kwargs)
@@ -209,7 +214,7 @@ def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_what_a_gpu_holds(tmp_path: Path, name: str) -> None:
-    from align.train import train
+    from align.training.loop import train
 
     held = {"method": "sim", "batch_size": 16, "steps": 2, "held_out": {}} | CASES[name]
     made = config(medium(tmp_path / "medium"), **held)
@@ -270,11 +275,11 @@ def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of
     found = memory.estimate(config(tiny, held_out={}, parallel="fsdp2"), processes=2)
     # Student, assistant, the average, and two moments of each of the first two.
     assert found.state == pytest.approx((3 + 2 * 2) * 4 * found.roles["student"].trainable, rel=0.02)
-    passing = {memory.ACTIVATIONS, memory.GRADIENTS, memory.CASTS}
+    passing = {ACTIVATIONS, GRADIENTS, CASTS}
     resident = sum(size for part, size in found.parts.items() if part not in passing)
     largest = max(p.numel() * p.itemsize for p in pipelines.load(str(tiny)).unet.parameters())
     assert resident + largest <= found.phases["saving"] < resident + found.state / 4
-    memory.show(found, processes=2)
+    remedies.show(found, processes=2)
     shown = " ".join(capsys.readouterr().err.split())
     assert "the first process's CPU memory" in shown
     assert ", saving " in shown
@@ -338,9 +343,9 @@ def test_what_does_not_fit_is_refused_with_a_remedy(dry_run: Any) -> None:
 @pytest.mark.slow
 def test_a_remedy_is_enough(tiny: Path) -> None:
     made = config(tiny, batch_size=32)
-    needed, least = memory.estimate(made).total, memory.estimate(memory.changed(made, [("accumulate", 32)])).total
-    with pytest.raises(memory.UserError) as refused:
-        memory.check(made, processes=1, available=(needed + least) / 2)
+    needed, least = memory.estimate(made).total, memory.estimate(remedies.changed(made, [("accumulate", 32)])).total
+    with pytest.raises(UserError) as refused:
+        remedies.check(made, processes=1, available=(needed + least) / 2)
     words = str(refused.value).split()
     sets = [after for before, after in itertools.pairwise(words) if before == "--set"]
     content = made.model_dump(mode="json")
@@ -352,7 +357,7 @@ def test_a_remedy_is_enough(tiny: Path) -> None:
 
 
 def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) -> None:
-    from align.train import train
+    from align.training.loop import train
 
     made, weights = config(tiny, held_out={}), []
     for name in ("before", "after"):
@@ -368,7 +373,7 @@ def test_a_run_is_refused_for_want_of_memory_alone(
 ) -> None:
     made = config(tiny)
     monkeypatch.setattr(memory, "remedies", lambda *_: [])
-    with pytest.raises(memory.UserError, match="GiB are needed"):
+    with pytest.raises(UserError, match="GiB are needed"):
         runs.check_memory(made, processes=1, available=0)
 
     def unknown(*_: Any, **__: Any) -> Any:

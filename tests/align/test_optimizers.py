@@ -9,9 +9,10 @@ import torch
 from tiny import SMALL_RUN, save_tiny
 
 from align import config as configs
-from align import state
 from align.config import Optimizer, TrainConfig
-from align.train import make_optimizer, train
+from align.training import checkpoints as state
+from align.training.loop import train
+from align.training.optimizers import make_optimizer
 from evaluate import weights
 from prompts.errors import UserError
 

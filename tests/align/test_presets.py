@@ -14,9 +14,9 @@ from hub import Hub
 
 from align import config as configs
 from align.config import TRAIN, TrainConfig
-from align.data import dataset_id
-from align.report import beginning
-from align.train import train
+from align.data.prompts import dataset_id
+from align.training.compare import beginning
+from align.training.loop import train
 from evaluate import pipelines, weights
 
 PAPERS = [name for name, content in configs.presets().items() if content.get("family")]

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from align import rewards as rewards_module
 from align.config import Reward
-from align.rewards import Decoder, Rewards
+from align.rewards import differentiable as rewards_module
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
 from evaluate import pipelines
 from prompts.errors import UserError
 

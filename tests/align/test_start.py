@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align import config as configs
-from align.roles import Roles
-from align.start import hub_id, load_into
+from align.networks.initial import hub_id, load_into
+from align.networks.roles import Roles
 from evaluate import lora as loras
 from prompts.errors import UserError
 

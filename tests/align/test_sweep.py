@@ -177,7 +177,7 @@ raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) el
 
 
 def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align import monitor
+    from align.training import validation as monitor
 
     guarded = {"rewards": [{"scorer": "shapes/clip", "scale": 0.1}], "method": "di++"}
     guarded["held_out"] = {

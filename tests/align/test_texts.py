@@ -17,12 +17,12 @@ import torch
 from tiny import SMALL_RUN
 
 from align import config as configs
-from align import families, texts
 from align.config import TrainConfig
-from align.data import Prompts, read_prompts
-from align.texts import Ahead, chunk, prepare, release, restore
-from align.train import train
-from evaluate import pipelines, weights
+from align.data.prompts import Prompts, read_prompts
+from align.data.prompts import text_embeddings as texts
+from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
+from align.training.loop import train
+from evaluate import families, pipelines, weights
 from prompts.errors import UserError
 
 FAMILIES = ["sd15", "sdxl", "pixart"]
@@ -139,7 +139,7 @@ def test_a_run_in_half_precision_is_the_same_to_the_bit(tiny: Path, tmp_path: Pa
         changes = {"reference": str(tiny), "prompts": str(tmp_path / "prompts.txt"), "text_cache": str(tmp_path / str(stored))}
         config = run_config("sd15", precision="bf16", steps=2, **changes)
         if stored:
-            monkeypatch.setattr("align.train.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k))
+            monkeypatch.setattr("align.training.loop.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k))
         (tmp_path / f"run-{stored}").mkdir()
         assert train(config, tmp_path / f"run-{stored}", show=False)
         results.append(weights.read(tmp_path / f"run-{stored}" / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"))
@@ -229,8 +229,9 @@ def test_where_it_is(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.M
 
 WORKER = """
 import sys, time, torch
-from align import families, texts
-from align.data import read_prompts
+from align import texts
+from evaluate import families
+from align.data.prompts import read_prompts
 from evaluate import pipelines
 
 model, prompts, folder, pause = sys.argv[1:]
@@ -340,7 +341,7 @@ def test_training_holds_no_text_encoder(tiny: Path, tmp_path: Path, monkeypatch:
     from transformers import CLIPTextModel
 
     alive, counted = [], []
-    from align import train as module
+    from align.training import loop as module
 
     plain, encode = module.student_terms, texts.encode
 

@@ -14,12 +14,15 @@ import torch
 from tiny import SMALL_RUN, save_tiny
 
 from align import config as configs
-from align import memory, state
-from align import train as module
 from align.config import TrainConfig
-from align.roles import Roles, merged
-from align.start import LORA
-from align.train import Diverged, train
+from align.memory import estimate as memory
+from align.networks.initial import LORA
+from align.networks.lora import merged
+from align.networks.roles import Roles
+from align.training import checkpoints as state
+from align.training import loop as module
+from align.training.health import Diverged
+from align.training.loop import train
 from evaluate import pipelines, weights
 from prompts.errors import UserError
 
@@ -270,7 +273,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from align import config, sharding, train
-from align.memory import Tracker
+from align.memory.tracker import Tracker
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 if sys.argv[3] == "drop" and os.environ["RANK"] == "1":

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from align.config import TrainConfig
-from align.data import read_prompts
-from align.diffusion import expand
-from align.distances import default_huber_c, distance_gradient
-from align.objectives import WEIGHTS
-from align.rewards import Decoder, Rewards
-from align.roles import Average, Roles
-from align.texts import Live, encoders
-from align.train import Batch, Model, assistant_pass, descend, load_pipeline, make_optimizer, make_source, precisions
+from align.data.prompts import read_prompts
+from align.data.text_embeddings import Live, encoders
+from align.networks.roles import Roles
+from align.objectives.distances import default_huber_c, distance_gradient
+from align.objectives.weightings import WEIGHTS
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
+from align.training.ema import Average
+from align.training.loop import Batch, Model, assistant_pass, load_pipeline, make_source, precisions
+from align.training.optimizers import descend, make_optimizer
+from evaluate.diffusion import expand
 
 
 def student_loss(config: TrainConfig, model: Model, roles: Roles, batch: Batch, rewards: Rewards) -> Tensor:

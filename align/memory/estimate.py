@@ -7,154 +7,39 @@ kernel as by flash's: queries, keys, values, output and a log-sum-exp.
 """
 
 import copy
-import functools
 import itertools
-import json
-import warnings
-import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from align import families, monitor
-from align.config import Optimizer, TrainConfig, place, validate
-from align.data import read_prompts
-from align.rewards import Decoder, Rewards
-from align.roles import Adapted, Average, Roles
-from align.texts import Live, encoders
-from align.train import Batch, Model, assistant_pass, descend, make_optimizer, make_roles, make_source, precisions, student_pass
-from evaluate import hub
-from evaluate.console import console
+from align.config import Optimizer, TrainConfig
+from align.data.prompts import read_prompts
+from align.data.text_embeddings import Live, encoders
+from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
+from align.networks.lora import Adapted
+from align.networks.roles import Roles
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
+from align.training import validation as monitor
+from align.training.ema import Average
+from align.training.loop import Batch, Model, assistant_pass, make_roles, make_source, precisions, student_pass
+from align.training.optimizers import descend, make_optimizer
+from evaluate import families, hub
 from evaluate.timing import random_pipeline
 from prompts.errors import UserError
 
 #: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
 RESERVE = 2**30
+
 GIB = 2**30
-BLOCK = 512  # bytes: what CUDA's caching allocator rounds to
-
-WEIGHTS, ACTIVATIONS, CASTS, GRADIENTS = "weights", "activations", "weights cast by autocast", "gradients"
-
-
-#: What a fake tensor meets becomes fake.
-FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-
-
-class Tracker(TorchDispatchMode):
-    """Within: counts the bytes of every storage that an operation makes, until it is freed.
-
-    block: what sizes are rounded up to. shares: of a part's bytes, the share that one process holds. live: bytes now, by part;
-    peak: bytes by part when there were most; phase: the innermost `record_function` then. flops: of matrix products, convolutions
-    and attention, by phase.
-    """
-
-    def __init__(self, *, block: int = 1, shares: dict[str, float] | None = None):
-        super().__init__()
-        self.block, self.shares = block, shares or {}
-        self.live: Counter[str] = Counter()
-        self.total, self.most = 0.0, 0.0
-        self.peak: dict[str, float] = {}
-        self.phase = ""
-        self.peaks: dict[str, float] = {}
-        self.flops: Counter[str] = Counter()
-        self._phases: list[str] = []
-        self._known: dict[int, tuple[Any, str, float]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.name()
-        if name.startswith("profiler::_record_function_enter"):
-            self._phases.append(args[0])
-        elif name.startswith("profiler::_record_function_exit"):
-            self._phases.pop()
-        else:
-            if func._overloadpacket in flop_registry:
-                self.flops[self._inside()] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-            part = ACTIVATIONS
-            if name == "aten::_to_copy" and isinstance(args[0], Tensor) and self.part(args[0]).startswith(WEIGHTS):
-                part = CASTS
-            for tensor in tree_leaves(out):
-                # What wraps other tensors, as a sharded one does its part, has a storage in name only.
-                if isinstance(tensor, Tensor) and not is_traceable_wrapper_subclass(tensor):
-                    self._add(tensor, part)
-        return out
-
-    def _inside(self) -> str:
-        return next((each for each in reversed(self._phases) if not each.startswith("Optimizer.")), "")
-
-    def part(self, tensor: Tensor) -> str:
-        """What a tensor is counted as; nothing where it is not."""
-        return self._known.get(tensor.untyped_storage()._cdata, (None, "", 0))[1]
-
-    def hold(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Count these as `part`, whether or not they have been counted as something else."""
-        for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
-            if key in self._known:
-                self._free(key, None)
-            self._add(tensor, part)
-
-    def _add(self, tensor: Tensor, part: str) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = -(-storage.nbytes() // self.block) * self.block * self.shares.get(part, 1.0)
-        self._known[key] = (weakref.ref(storage, partial(self._free, key)), part, size)
-        self.live[part] += size  # type: ignore[assignment]
-        self.total += size
-        phase = self._inside()
-        if self.total > self.peaks.get(phase, 0):
-            self.peaks[phase] = self.total
-        if self.total > self.most:
-            self.most, self.peak, self.phase = self.total, dict(self.live), phase
-
-    def _free(self, key: int, _: Any) -> None:
-        _, part, size = self._known.pop(key)
-        self.live[part] -= size  # type: ignore[assignment]
-        self.total -= size
-
-
-#: What autocast computes in float32 on CUDA and leaves as it comes on a CPU, of all that networks do (torch's reference of autocast).
-WIDE = (
-    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "norm.ScalarOpt_dim", "sum.dim_IntList", "cumsum", "pow.Tensor_Scalar",
-    "exp", "log", "rsqrt", "reciprocal", "mse_loss", "cosine_similarity",
-)  # fmt: skip
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Within: autocast on a CPU keeps in float32 what it would on CUDA. Not a mode of torch functions: backward passes leave those."""
-
-    def register(library: Any, name: str) -> None:
-        operation: Any = functools.reduce(getattr, name.split("."), torch.ops.aten)
-
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            wide = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
-            with torch.autocast("cpu", enabled=False):
-                return operation(*wide, **kwargs)
-
-        library.impl(name, kernel, "AutocastCPU")
-
-    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Warning only once for all operators"
-        )  # some have a kernel, which this replaces
-        for name in WIDE:
-            register(library, name)
-        yield
 
 
 class Role(NamedTuple):
@@ -410,92 +295,3 @@ def _roles(config: TrainConfig, roles: Roles, trainable: dict[str, dict[str, nn.
         else:
             found[name] = Role(sum(p.numel() for p in role.parameters()), mine, "full copy")
     return found
-
-
-# ---- what fits -----------------------------------------------------------------------------------------------------------
-
-
-def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
-    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what alters the result least comes first."""
-    found: list[tuple[str, Any]] = []
-    if not config.gradient_checkpointing:
-        found.append(("gradient_checkpointing", True))
-    micro = config.batch_size // processes
-    if config.accumulate < micro:
-        found.append(("accumulate", micro))
-    if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
-        found.append(("divergence.gradient", "exact_sequential"))
-    if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
-        found.append(("parallel", "fsdp2"))
-    tiny = getattr(families.load(config.family), "tiny_vae", None)
-    if config.rewards and config.reward_vae is None and tiny:
-        found.append(("reward_vae", tiny))
-    if config.lora is None:
-        found.append(("lora", {"rank": 64, "alpha": 64.0}))
-    elif config.lora.rank > 16:
-        found.append(("lora.rank", 16))
-    return found
-
-
-def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
-    """The config with `a.b` set to a value, one pair after the other."""
-    content = config.model_dump(mode="json")
-    for key, value in changes:
-        content = place(content, key.split("."), value)
-    return validate(TrainConfig, content, "memory")
-
-
-def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
-    """The estimate, if it is at most `available` bytes; else a UserError that names the changes with which it would be.
-
-    Remedies are added one after the other until it fits; if the last of them is enough by itself, it is named alone.
-    """
-    found = estimate(config, processes=processes)
-    if found.total <= available:
-        return found
-    largest = sorted(found.parts, key=lambda part: -found.parts[part])[:3]
-    why = (
-        f"memory: about {found.total / GIB:.1f} GiB are needed and {available / GIB:.1f} GiB are there "
-        f"({found.phase}: {', '.join(f'{part} {found.parts[part] / GIB:.1f}' for part in largest)} GiB)"
-    )
-    changes: list[tuple[str, Any]] = []
-    least = found.total
-    for change in remedies(config, processes):
-        total = estimate(changed(config, [*changes, change]), processes=processes).total
-        if total < least:  # what does not help here is left out
-            changes, least = [*changes, change], total
-        if least <= available:
-            alone = len(changes) > 1 and estimate(changed(config, changes[-1:]), processes=processes).total <= available
-            options = " ".join(
-                f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in (changes[-1:] if alone else changes)
-            )
-            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
-    raise UserError(
-        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f} GiB: "
-        "take a larger GPU, or more of them with parallel = fsdp2"
-    )
-
-
-def show(found: Estimate, *, processes: int) -> None:
-    """Print the roles, and the memory by part and by phase, on stderr."""
-    from rich.table import Table
-
-    table = Table("role", "parameters", "trained", "kept as", title="roles")
-    for name, role in found.roles.items():
-        table.add_row(name, f"{role.parameters / 1e6:,.1f} M", f"{role.trainable / 1e6:,.1f} M", role.kept)
-    console.print(table)
-    each = "a GPU" if processes == 1 else f"each of {processes} GPUs"
-    table = Table("part", "GiB", title=f"estimated memory of {each} at its peak: {found.phase}")
-    parts = {part: size for part, size in found.parts.items() if size} | {
-        "reserve: CUDA's context, kernels' workspaces": found.reserve
-    }
-    for part, size in sorted(parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, f"{size / GIB:.2f}")
-    table.add_section()
-    table.add_row("in all", f"{found.total / GIB:.2f}")
-    if found.state:
-        table.add_section()
-        table.add_row("beside it, to save: the first process's CPU memory", f"{found.state / GIB:.2f}")
-    console.print(table)
-    peaks = ", ".join(f"{phase} {(size + found.reserve) / GIB:.2f}" for phase, size in found.phases.items() if phase)
-    console.print(f"most in each phase, in GiB: {peaks}")

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from align.config import TrainConfig
-from align.data import Prompts
-from align.state import flush
+from align.data.prompts import Prompts
+from align.training.checkpoints import flush
 from evaluate import pipelines
 from evaluate.console import Watch
 from prompts import cache

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align import state
 from align.config import ClipConfig, Config, Fit, TeacherConfig, VaeConfig
-from align.console import stop_on_signal, trim_log
-from align.data import seeded
-from align.diffusion import TIMES, Schedule, denoise
-from align.export import replace
-from align.objectives import WEIGHTS, assistant_loss
-from align.roles import Average
+from align.data.batches import seeded
+from align.export.pipeline import replace
+from align.objectives.denoising import assistant_loss
+from align.objectives.weightings import WEIGHTS
+from align.training import checkpoints as state
+from align.training.ema import Average
+from align.training.interrupt import stop_on_signal
+from align.training.log import trim_log
 from evaluate.console import Watch, console
+from evaluate.diffusion import TIMES, Schedule, denoise
 from evaluate.pipelines import quiet
 from prompts.errors import UserError
 from prompts.shapes import captions, render, sample_captions

@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from align import commands as runs
 from align import config as configs
-from align import runs
-from align.monitor import save_grid
-from align.report import pictures_of
+from align.training.compare import pictures_of
+from align.training.validation import save_grid
 from evaluate import embedded
 from evaluate.console import console
 from evaluate.sets.shapes import fd_shapes

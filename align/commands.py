@@ -1,81 +1,18 @@
-"""What the commands do: a run folder is made, filled, and never spoiled."""
+"""What the commands of `align` do."""
 
-import json
 import math
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.table import Table
 
 from align import config as configs
 from align.config import Config, RewardConfig, TrainConfig
+from align.run_folder import opened
 from evaluate.console import console
-from evaluate.files import replace
 from prompts.errors import UserError
-
-#: What may differ when a run goes on: nothing that changes what is computed up to a step.
-FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
-#: All that is in a run folder before the first step: `align` is what a tracker keeps there.
-BEGINNING = {"config.yaml", "run.json", "samples", "align"}
-
-
-def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
-    """Make `output` a run folder for `config`, or check that it is one already when resuming. preset: what `config` was made from."""
-    path = output / "config.yaml"
-    if resume:
-        if not path.is_file():
-            raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
-        old, new = configs.read_yaml(path), config.model_dump(mode="json")
-        old, new = ({key: value for key, value in each.items() if key not in FREE} for each in (old, new))
-        if changed := configs.difference(old, new):
-            raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        text = configs.dump(config)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            draft = output / ".config.yaml.partial"
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
-        if preset:
-            told = configs.read_run(output) | {"preset": preset}
-            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
-
-
-@contextmanager
-def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
-    """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    open_folder(config, output, resume=resume, preset=preset)
-    try:
-        yield
-    except BaseException:  # Ctrl-C as well, while models are loaded
-        if not resume and _only_begun(output):
-            _empty(output)
-            for folder in made:
-                with suppress(OSError):  # another run has found a place in it meanwhile
-                    folder.rmdir()
-        raise
-
-
-def _only_begun(output: Path) -> bool:
-    """Whether a run has left nothing there but its beginning: no step in its log, no state, nothing that is not known."""
-    files = (path for path in output.rglob("*") if path.is_file() and path.stat().st_size)
-    return all(path.relative_to(output).parts[0] in BEGINNING for path in files)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None = None) -> bool:
@@ -83,9 +20,9 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
     import torch
     from accelerate import PartialState
 
-    from align.export import describe
-    from align.report import report
-    from align.train import train as loop
+    from align.export.pipeline import describe
+    from align.training.compare import report
+    from align.training.loop import train as loop
 
     process = PartialState(cpu=not torch.cuda.is_available())
     main = process.is_main_process
@@ -102,10 +39,10 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
 
 def check_memory(config: TrainConfig, *, processes: int, available: int) -> None:
     """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and go on."""
-    from align import memory
+    from align.memory import remedies
 
     try:
-        memory.check(config, processes=processes, available=available)
+        remedies.check(config, processes=processes, available=available)
     except UserError:
         raise
     except Exception as error:  # of libraries that do not know tensors without numbers: no reason to refuse a run
@@ -121,20 +58,20 @@ def dry_run(config: TrainConfig, *, processes: int | None, gpu_memory: float | N
     """
     import torch
 
-    from align import memory
+    from align.memory import estimate, remedies
 
     n = processes or int(os.environ.get("WORLD_SIZE", "1"))
     limit = math.inf
     if gpu_memory is not None:
-        limit = gpu_memory * memory.GIB
+        limit = gpu_memory * estimate.GIB
     elif torch.cuda.is_available():
         limit = torch.cuda.mem_get_info()[0]
-    memory.show(memory.check(config, processes=n, available=limit), processes=n)
+    remedies.show(remedies.check(config, processes=n, available=limit), processes=n)
 
 
 def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
     """`align pretrain`."""
-    from align.pretrain import run
+    from align.world.pretrain import run
 
     with opened(config, output, resume=resume):
         return run(config, output, resume=resume)
@@ -142,8 +79,8 @@ def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
 
 def reward(config: RewardConfig, pairs: Path, output: Path, *, resume: bool) -> bool:
     """`align reward`."""
-    from align.reward_model import read_pairs
-    from align.reward_model import train as fit
+    from align.world.reward_model import read_pairs
+    from align.world.reward_model import train as fit
 
     data = read_pairs(pairs)
     with opened(config, output, resume=resume):
@@ -154,7 +91,7 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     """`align sample`."""
     import torch
 
-    from align.monitor import save_grid
+    from align.training.validation import save_grid
     from evaluate import pipelines
 
     if output.suffix.lower() != ".png":
@@ -185,8 +122,8 @@ def export(
     """`align export`."""
     import tempfile
 
-    from align import export as exports
-    from align import push
+    from align.export import pipeline as exports
+    from align.export import push
 
     if dtype not in exports.DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(exports.DTYPES)}")

@@ -11,7 +11,7 @@ import yaml
 
 from align import config as configs
 from align.config import TrainConfig
-from align.start import hub_id
+from align.networks.initial import hub_id
 from evaluate import environment, hub
 from evaluate.pipelines import Recipe
 from evaluate.stats import percent
@@ -164,7 +164,7 @@ def card(
     """The card's Markdown.
 
     run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
-    `align.report` found. rows: of leaderboards.
+    `align.training.compare` found. rows: of leaderboards.
     """
     paper = PAPERS[config.method]
     lines = [

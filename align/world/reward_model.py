@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from align.config import RewardConfig
-from align.data import seeded
-from align.pretrain import fit, save_half
+from align.data.batches import seeded
+from align.world.pretrain import fit, save_half
 from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load
 from prompts.errors import UserError

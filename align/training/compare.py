@@ -9,11 +9,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from align import comparison, families
 from align.config import TrainConfig, read_run
-from align.data import read_prompts
-from align.start import is_pipeline, load_into
-from evaluate import pipelines, scorers
+from align.data.prompts import read_prompts
+from align.networks.initial import is_pipeline, load_into
+from align.training import compare_image as comparison
+from evaluate import families, pipelines, scorers
 from evaluate.console import Watch, console
 from evaluate.pipelines import Recipe
 from evaluate.sets.shapes import fd_shapes

@@ -1,7 +1,6 @@
 """A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA alone, with a recipe and a card."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +11,19 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align import card, families, push
 from align import config as configs
 from align.config import TrainConfig
-from align.start import LORA, hub_id, is_pipeline, weights_file
-from evaluate import layers, pipelines, weights
+from align.export import card, push
+from align.networks.initial import LORA
+from evaluate import families, layers, pipelines, weights
 from evaluate.files import replace as put
 from evaluate.pipelines import Recipe
 from evaluate.tables import read_csv
 from prompts.errors import UserError
 
 if TYPE_CHECKING:
-    from align.train import Model
+    from align.training.loop import Model
+from align.export.lora import lora_recipe
 
 #: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
 #: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
@@ -31,6 +31,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
     "sigma": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
     "unit": ("LCMScheduler", {}, 0.0),
 }
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,7 +59,7 @@ def export(
     """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and README.md; and run.json.
 
     adapter: the LoRA whose sum with the network that training started from `weights` are; empty where there is none. facts:
-    `align.card.facts`.
+    `align.export.card.facts`.
     """
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     network = getattr(pipeline, model.family.network)
@@ -93,7 +94,7 @@ def describe(config: TrainConfig, output: Path) -> None:
 
 
 def _comparison(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `align.report` found of this very checkpoint; None where it has not looked."""
+    """What `align.training.compare` found of this very checkpoint; None where it has not looked."""
     path = output / "comparison.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if found.get("step") == run["step"] else None
@@ -126,37 +127,6 @@ def replace(draft: Path, target: Path) -> None:
         target.rename(aside)
     draft.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-# ---- from a checkpoint ---------------------------------------------------------------------------------------------------
-
-
-def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, network: str, folder: Path) -> Recipe:
-    """The recipe of a LoRA in `folder` over what training started from. how: the checkpoint's own recipe.
-
-    Raises UserError where no recipe can say it.
-    """
-    sources = run["sources"]
-    whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
-    if start in (None, whole, config.reference):
-        start = sources["reference"] if sources["pipeline"] else None
-    name, options, _ = SCHEDULERS[config.generator.noise_scale]
-    fields: dict[str, Any] = {}
-    if start and is_pipeline(start) and (leaning := pipelines.recipe(start)) and (leaning.pipeline or leaning.unet):
-        whole = start
-    elif start:
-        fields["unet"] = weights_file(start, network, folder)
-    where = None if pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
-    if where:
-        base = {"pipeline": where.repository, "revision": where.revision}
-    else:
-        base = {"pipeline": whole if hub_id(whole) and not Path(whole).exists() else os.path.relpath(whole, folder.resolve())}
-    return Recipe.model_validate(
-        base
-        | fields
-        | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
-        | how.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
-    )
 
 
 def copy(

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from align.config import TrainConfig
-from align.data import read_prompts, seeded
-from align.rewards import Decoder, Rewards
+from align.data.batches import seeded
+from align.data.prompts import read_prompts
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
 from evaluate import scorers
 
 if TYPE_CHECKING:
-    from align.roles import Roles
-    from align.train import Model
+    from align.networks.roles import Roles
+    from align.training.loop import Model
 
 GRID = 16  # pictures in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn

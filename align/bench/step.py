@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from align import config as configs
 from align.config import TrainConfig
-from align.train import DTYPES
+from align.training.loop import DTYPES
 from evaluate import environment, hub, timing
 from evaluate.console import console
 from prompts.errors import UserError
@@ -37,7 +37,7 @@ PLAIN = [("plain", "full", gradient) for gradient in ("exact", "detached")]
 LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
 #: Imported before memory is counted.
 LIBRARIES = (
-    "accelerate", "align.memory", "align.plain", "align.train", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
+    "accelerate", "align.memory.estimate", "align.bench.plain", "align.training.loop", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
 )  # fmt: skip
 FIGURES = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
@@ -51,7 +51,7 @@ def bench(
     """Measure each combination, print a table, and write JSON, and rows of `training.csv`.
 
     rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of the preset's, of
-    which then only configs and tokenizers are needed. plain: `align.plain` too. roles, gradients: what alone is measured, all if empty.
+    which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles, gradients: what alone is measured, all if empty.
     """
     if config.method not in ("sim", "di*"):
         raise UserError(
@@ -158,7 +158,7 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
             content["text_cache"] = f"{folder}/texts" if content["text_encoding"] == "ahead" else None
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(content))
-        words = [sys.executable, "-m", "align.bench", str(path), json.dumps(options)]
+        words = [sys.executable, "-m", "align.bench.step", str(path), json.dumps(options)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -193,8 +193,8 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:
     """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which carries one out without
     numbers."""
-    from align import memory
-    from align.train import train
+    from align.memory import estimate as memory
+    from align.training.loop import train
 
     train(config, folder, show=False)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -204,7 +204,7 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[l
 
 def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, Callable[[], float]]:
     """The same of the plain implementation, whose operations are counted in one more step."""
-    from align.plain import Plain
+    from align.bench.plain import Plain
 
     run = Plain(config, device=device)
     seconds = []

@@ -1,13 +1,10 @@
 """Stage 3: train a one-step generator. One loop for Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*."""
 
 import copy
-import importlib
-import json
 import math
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,46 +13,40 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from align import families, monitor, sharding, state
-from align.card import facts
-from align.config import Optimizer, TrainConfig
-from align.console import stop_on_signal, trim_log
-from align.data import Draw, Source, read_prompts, seeded
-from align.diffusion import PREDICTIONS, TIMES, Schedule, denoise
-from align.export import export
-from align.objectives import WEIGHTS, Denoiser, assistant_loss, cfg_reward_loss, guided, ikl_loss, score_divergence_loss
-from align.rewards import Decoder, Rewards
-from align.roles import Average, Roles, adapter, merged
-from align.start import load_into
-from align.texts import prepare, release, restore
-from evaluate import hub, pipelines
+from align.config import TrainConfig
+from align.data.batches import Draw, Source, seeded
+from align.data.prompts import read_prompts
+from align.data.text_embeddings import prepare, release, restore
+from align.export.card import facts
+from align.export.pipeline import export
+from align.networks import sharding
+from align.networks.initial import load_into
+from align.networks.lora import adapter, merged
+from align.networks.roles import Roles
+from align.objectives.denoising import Denoiser, assistant_loss
+from align.objectives.guidance import cfg_reward_loss, guided
+from align.objectives.kl import ikl_loss
+from align.objectives.score_divergence import score_divergence_loss
+from align.objectives.weightings import WEIGHTS
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
+from align.training import checkpoints as state
+from align.training import validation as monitor
+from align.training.ema import Average
+from align.training.health import Guarded, _check
+from align.training.interrupt import stop_on_signal
+from align.training.log import trim_log
+from align.training.optimizers import descend, make_optimizer
+from evaluate import families, hub, pipelines
 from evaluate.console import Watch, console
+from evaluate.diffusion import PREDICTIONS, TIMES, Schedule, denoise
 from evaluate.timing import random_pipeline
 from prompts.errors import UserError
 
-#: A figure this many times its recent median is an explosion.
-EXPLOSION = 1e4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
 
 #: `accelerator.backward`: what adds a scalar's gradient to the parameters'.
 Backward = Callable[[Tensor], None]
-
-
-class Stopped(UserError):
-    """Training ended by itself before its last step. step: the one it ended at."""
-
-    def __init__(self, step: int, message: str):
-        super().__init__(message)
-        self.step = step
-
-
-class Diverged(Stopped):
-    """A loss became infinite, NaN, or far too large."""
-
-
-class Guarded(Stopped):
-    """The guard saw a held-out score fall while the reward rose."""
 
 
 class Model:
@@ -452,41 +443,6 @@ def _check_trackers(config: TrainConfig) -> None:
             raise UserError(f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}")
 
 
-def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser a config names."""
-    if options.name == "sgd":
-        return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    library: Any = torch
-    if options.name.endswith("8bit"):
-        try:
-            library = importlib.import_module("bitsandbytes")
-        except ImportError:
-            plain = options.name.removesuffix("8bit")
-            raise UserError(
-                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {plain}"
-            ) from None
-    kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
-    rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
-    if library is torch:
-        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none, and is faster on a CPU too.
-        rest["fused"] = True
-    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
-    return made
-
-
-def descend(
-    options: Optimizer,
-    optimizer: torch.optim.Optimizer,
-    parameters: Iterable[nn.Parameter],
-    clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
-) -> Any:
-    """One step of an optimiser, gradients clipped by `clip` before and gone after. Returns their norm."""
-    norm = clip(list(parameters), math.inf if options.clip is None else options.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
 def _add(figures: dict[str, Tensor], more: dict[str, Tensor]) -> None:
     for name, value in more.items():
         figures[name] = figures.get(name, torch.zeros_like(value)) + value
@@ -496,27 +452,3 @@ def _reduce(accelerator: Any, figures: dict[str, Tensor]) -> dict[str, float]:
     """The mean over processes of every figure, in one message."""
     stacked = torch.stack([value.double().reshape(()) for value in figures.values()])
     return dict(zip(figures, accelerator.reduce(stacked, reduction="mean").tolist(), strict=True))
-
-
-def _check(
-    values: dict[str, float], recent: dict[str, deque[float]], step: int, prompts: list[str], output: Path, *, main: bool
-) -> None:
-    """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a figure is not finite or has exploded."""
-    for name, value in values.items():
-        past = recent.setdefault(name, deque(maxlen=50))
-        # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.
-        exploded = (
-            name.endswith(("assistant", "gradient"))
-            and len(past) >= 20
-            and value > EXPLOSION * max(statistics.median(past), 1e-12)
-        )
-        if not math.isfinite(value) or exploded:
-            if main:
-                (output / "failed-batch.json").write_text(
-                    json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1)
-                )
-            raise Diverged(
-                step,
-                f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})",
-            )
-        past.append(value)

@@ -1,27 +1,11 @@
-"""What a long run leaves to be gone on with, and how it is asked to stop."""
+"""How a long run is asked to stop."""
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from evaluate.console import console
-
-
-def trim_log(path: Path, step: int) -> None:
-    """Drop the lines of `log.jsonl` after `step`, and a torn last one, before resuming from `step`."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Stop:

@@ -1,0 +1,1 @@
+"""Prompts, what is encoded of them, and every random number of training."""

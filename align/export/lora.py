@@ -1,0 +1,43 @@
+"""The recipe of a LoRA: over what it lies and how it is drawn with."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config import TrainConfig
+from align.networks.initial import LORA, hub_id, is_pipeline, weights_file
+from evaluate import pipelines
+from evaluate.pipelines import Recipe
+
+if TYPE_CHECKING:
+    pass
+from align.export.pipeline import SCHEDULERS
+
+
+def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, network: str, folder: Path) -> Recipe:
+    """The recipe of a LoRA in `folder` over what training started from. how: the checkpoint's own recipe.
+
+    Raises UserError where no recipe can say it.
+    """
+    sources = run["sources"]
+    whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
+    if start in (None, whole, config.reference):
+        start = sources["reference"] if sources["pipeline"] else None
+    name, options, _ = SCHEDULERS[config.generator.noise_scale]
+    fields: dict[str, Any] = {}
+    if start and is_pipeline(start) and (leaning := pipelines.recipe(start)) and (leaning.pipeline or leaning.unet):
+        whole = start
+    elif start:
+        fields["unet"] = weights_file(start, network, folder)
+    where = None if pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
+    if where:
+        base = {"pipeline": where.repository, "revision": where.revision}
+    else:
+        base = {"pipeline": whole if hub_id(whole) and not Path(whole).exists() else os.path.relpath(whole, folder.resolve())}
+    return Recipe.model_validate(
+        base
+        | fields
+        | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
+        | how.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
+    )

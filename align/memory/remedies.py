@@ -1,0 +1,97 @@
+"""What fits: a run's estimate held against a GPU, and changes that save memory."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from align.config import TrainConfig, place, validate
+from align.memory.estimate.estimate import GIB, Estimate, estimate
+from evaluate import families
+from evaluate.console import console
+from prompts.errors import UserError
+
+
+def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
+    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what alters the result least comes first."""
+    found: list[tuple[str, Any]] = []
+    if not config.gradient_checkpointing:
+        found.append(("gradient_checkpointing", True))
+    micro = config.batch_size // processes
+    if config.accumulate < micro:
+        found.append(("accumulate", micro))
+    if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
+        found.append(("divergence.gradient", "exact_sequential"))
+    if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
+        found.append(("parallel", "fsdp2"))
+    tiny = getattr(families.load(config.family), "tiny_vae", None)
+    if config.rewards and config.reward_vae is None and tiny:
+        found.append(("reward_vae", tiny))
+    if config.lora is None:
+        found.append(("lora", {"rank": 64, "alpha": 64.0}))
+    elif config.lora.rank > 16:
+        found.append(("lora.rank", 16))
+    return found
+
+
+def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
+    """The config with `a.b` set to a value, one pair after the other."""
+    content = config.model_dump(mode="json")
+    for key, value in changes:
+        content = place(content, key.split("."), value)
+    return validate(TrainConfig, content, "memory")
+
+
+def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
+    """The estimate, if it is at most `available` bytes; else a UserError that names the changes with which it would be.
+
+    Remedies are added one after the other until it fits; if the last of them is enough by itself, it is named alone.
+    """
+    found = estimate(config, processes=processes)
+    if found.total <= available:
+        return found
+    largest = sorted(found.parts, key=lambda part: -found.parts[part])[:3]
+    why = (
+        f"memory: about {found.total / GIB:.1f} GiB are needed and {available / GIB:.1f} GiB are there "
+        f"({found.phase}: {', '.join(f'{part} {found.parts[part] / GIB:.1f}' for part in largest)} GiB)"
+    )
+    changes: list[tuple[str, Any]] = []
+    least = found.total
+    for change in remedies(config, processes):
+        total = estimate(changed(config, [*changes, change]), processes=processes).total
+        if total < least:  # what does not help here is left out
+            changes, least = [*changes, change], total
+        if least <= available:
+            alone = len(changes) > 1 and estimate(changed(config, changes[-1:]), processes=processes).total <= available
+            options = " ".join(
+                f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in (changes[-1:] if alone else changes)
+            )
+            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
+    raise UserError(
+        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f} GiB: "
+        "take a larger GPU, or more of them with parallel = fsdp2"
+    )
+
+
+def show(found: Estimate, *, processes: int) -> None:
+    """Print the roles, and the memory by part and by phase, on stderr."""
+    from rich.table import Table
+
+    table = Table("role", "parameters", "trained", "kept as", title="roles")
+    for name, role in found.roles.items():
+        table.add_row(name, f"{role.parameters / 1e6:,.1f} M", f"{role.trainable / 1e6:,.1f} M", role.kept)
+    console.print(table)
+    each = "a GPU" if processes == 1 else f"each of {processes} GPUs"
+    table = Table("part", "GiB", title=f"estimated memory of {each} at its peak: {found.phase}")
+    parts = {part: size for part, size in found.parts.items() if size} | {
+        "reserve: CUDA's context, kernels' workspaces": found.reserve
+    }
+    for part, size in sorted(parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, f"{size / GIB:.2f}")
+    table.add_section()
+    table.add_row("in all", f"{found.total / GIB:.2f}")
+    if found.state:
+        table.add_section()
+        table.add_row("beside it, to save: the first process's CPU memory", f"{found.state / GIB:.2f}")
+    console.print(table)
+    peaks = ", ".join(f"{phase} {(size + found.reserve) / GIB:.2f}" for phase, size in found.phases.items() if phase)
+    console.print(f"most in each phase, in GiB: {peaks}")

@@ -1,0 +1,22 @@
+"""Integral KL divergence (Diff-Instruct, DI++)."""
+
+import torch
+from torch import Tensor
+
+from align.objectives.denoising import Denoiser, add_noise, dot
+from align.objectives.weightings import Weight, weight_of
+
+
+def ikl_loss(
+    x0: Tensor, noise: Tensor, sigma: Tensor, *, assistant: Denoiser, reference: Denoiser, weight: Weight = None
+) -> Tensor:
+    """Integral KL divergence of student and reference, `w(sigma) sg[u]^T x` (DI++ Theorem 3.2 and eq. 3.7-3.9, B.13).
+
+    Its value means nothing, its gradient does: that of `KL(p_sigma || q_sigma)` times `w sigma^2`. Shapes: x0 and noise
+    `[B, ...]`, sigma `[B]`; returns `[B]`.
+    """
+    x = add_noise(x0, noise, sigma)
+    with torch.no_grad():
+        target = reference(x, sigma)
+        u = assistant(x, sigma) - target
+    return weight_of(weight, sigma, x0, u, target) * dot(u, x)

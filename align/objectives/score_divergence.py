@@ -1,0 +1,83 @@
+"""Score divergence (SIM, DI*): Theorem 3.1's gradient."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from align.objectives.denoising import Denoiser, add_noise, dot
+from align.objectives.distances import DISTANCES, default_huber_c, distance_gradient, hessian_vector_product
+from align.objectives.weightings import Weight, weight_of
+from evaluate.diffusion import expand
+
+Gradient = Literal["exact", "exact_sequential", "detached"]
+
+
+def score_divergence_loss(
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    *,
+    assistant: Denoiser,
+    reference: Denoiser,
+    distance: str = "pseudo_huber",
+    huber_c: float | None = None,
+    gradient: Gradient = "exact",
+    weight: Weight = None,
+) -> Tensor:
+    """Score divergence of SIM and DI*, `-w(sigma) d'(u)^T (D_psi(x) - x0)` (DI* eq. 3.4 and Theorem 3.1).
+
+    gradient:
+        `exact`             Theorem 3.1's: through x0, and through x into both networks, inside d'(u) too.
+        `exact_sequential`  the same numbers with one network's activations alive at a time, for one more forward pass.
+        `detached`          through x0 alone. A normalised `ikl_loss` step, cheaper, and *not* Theorem 3.1's gradient.
+    distance: a name in `DISTANCES`; `l2` with w = 1 is twice SiD's loss at its alpha = 1. huber_c: in denoiser units; see
+        `default_huber_c`.
+
+    Shapes: x0 and noise `[B, ...]`, sigma `[B]`; returns `[B]`. The gradient for x0 is computed in the forward pass, so
+    it can be taken once, by `backward()`, and not differentiated again. Raises ValueError for an unknown name.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    if gradient not in ("exact", "exact_sequential", "detached"):
+        raise ValueError(f"unknown gradient {gradient!r}; choose exact, exact_sequential or detached")
+    if huber_c is None:
+        huber_c = default_huber_c(x0)
+
+    if gradient == "exact":
+        with torch.enable_grad():
+            leaf = x0.detach().requires_grad_()
+            x = add_noise(leaf, noise, sigma)
+            prediction, target = assistant(x, sigma), reference(x, sigma)
+            u = prediction - target
+            w = weight_of(weight, sigma, x0, u, target)
+            loss = -w * dot(distance_gradient(distance, u, huber_c), prediction - leaf)
+            (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        return with_gradient(loss, slope, x0)
+
+    x = add_noise(x0.detach(), noise, sigma)
+    with torch.no_grad():
+        target = reference(x, sigma)
+    # In the sequential form the assistant's graph is kept from this one pass, and freed before the reference is run again.
+    with torch.set_grad_enabled(gradient == "exact_sequential"):
+        x.requires_grad_(gradient == "exact_sequential")
+        prediction = assistant(x, sigma)
+    u, v = (prediction - target).detach(), (prediction - x0).detach()
+    w = weight_of(weight, sigma, x0, u, target)
+    d_prime = distance_gradient(distance, u, huber_c)
+    slope = expand(w, x0) * d_prime
+    if gradient == "exact_sequential":
+        # With H = d''(u): dL/dx = -w [J_psi^T (H v + d') - J_ref^T H v], and dL/dx0 = dL/dx + w d'.
+        hv = hessian_vector_product(distance, u, v, huber_c)
+        (from_assistant,) = torch.autograd.grad(prediction, x, hv + d_prime)
+        del prediction
+        with torch.enable_grad():
+            (from_reference,) = torch.autograd.grad(reference(x, sigma), x, hv)
+        slope = slope - expand(w, x0) * (from_assistant - from_reference)
+    return with_gradient(-w * dot(d_prime, v), slope, x0)
+
+
+def with_gradient(value: Tensor, slope: Tensor, x0: Tensor) -> Tensor:
+    """`[B]` with the given value, whose gradient with respect to x0 is `slope` and which leads nowhere else."""
+    through = dot(slope.detach(), x0)
+    return value.detach() + (through - through.detach())

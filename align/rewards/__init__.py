@@ -1,0 +1,1 @@
+"""Rewards: scorers seen through an autoencoder's decoder."""

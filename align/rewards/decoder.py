@@ -1,0 +1,56 @@
+"""Latents to images, through a pipeline's own autoencoder or a tiny one in its place."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from align.networks.initial import hub_id
+from evaluate import hub, weights
+from evaluate.pipelines import locate
+from prompts.errors import UserError
+
+
+def load_tiny(source: str) -> Any:
+    """The AutoencoderTiny of a folder or a hub id, with `@REVISION` where one is pinned. Every key has to match."""
+    from diffusers import AutoencoderTiny
+
+    config, file = "config.json", "diffusion_pytorch_model.safetensors"
+    where = hub_id(source)
+    folder = locate(where.repository) if where else locate(source)
+    if folder is None and where:
+        folder = hub.fetch_folder(where.repository, where.revision, allow=[config, file])
+    if folder is None or not (folder / config).is_file():
+        raise UserError(f"reward_vae = {source}: no tiny autoencoder there; name one, or leave it out")
+    options = AutoencoderTiny.load_config(folder)
+    if options.get("_class_name") != AutoencoderTiny.__name__:
+        raise UserError(
+            f"reward_vae = {source}: holds a {options.get('_class_name')}; name a tiny autoencoder, or leave it out"
+        )
+    vae = AutoencoderTiny.from_config(options)
+    weights.load_strict(vae, weights.read(folder / file), folder / file)
+    return vae
+
+
+class Decoder:
+    """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
+
+    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False, device: Any = None):
+        vae = vae if tiny is None else load_tiny(tiny)
+        self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        # One picture at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
+        parts = [self._recomputed(one) for one in scaled.split(1)] if self.checkpointing else [self._decode(scaled)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    def _recomputed(self, scaled: Tensor) -> Tensor:
+        decoded: Tensor = checkpoint(self._decode, scaled, use_reentrant=False)
+        return decoded
+
+    def _decode(self, scaled: Tensor) -> Tensor:
+        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return decoded

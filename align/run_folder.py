@@ -1,0 +1,74 @@
+"""A run folder is made, filled, and never spoiled."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from align import config as configs
+from align.config import Config
+from evaluate.files import replace
+from prompts.errors import UserError
+
+#: What may differ when a run goes on: nothing that changes what is computed up to a step.
+FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
+
+#: All that is in a run folder before the first step: `align` is what a tracker keeps there.
+BEGINNING = {"config.yaml", "run.json", "samples", "align"}
+
+
+def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
+    """Make `output` a run folder for `config`, or check that it is one already when resuming. preset: what `config` was made from."""
+    path = output / "config.yaml"
+    if resume:
+        if not path.is_file():
+            raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
+        old, new = configs.read_yaml(path), config.model_dump(mode="json")
+        old, new = ({key: value for key, value in each.items() if key not in FREE} for each in (old, new))
+        if changed := configs.difference(old, new):
+            raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        text = configs.dump(config)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            draft = output / ".config.yaml.partial"
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        if preset:
+            told = configs.read_run(output) | {"preset": preset}
+            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
+
+
+@contextmanager
+def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
+    """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    open_folder(config, output, resume=resume, preset=preset)
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well, while models are loaded
+        if not resume and _only_begun(output):
+            _empty(output)
+            for folder in made:
+                with suppress(OSError):  # another run has found a place in it meanwhile
+                    folder.rmdir()
+        raise
+
+
+def _only_begun(output: Path) -> bool:
+    """Whether a run has left nothing there but its beginning: no step in its log, no state, nothing that is not known."""
+    files = (path for path in output.rglob("*") if path.is_file() and path.stat().st_size)
+    return all(path.relative_to(output).parts[0] in BEGINNING for path in files)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,18 @@
+"""A run's `log.jsonl` and the numbers of a step."""
+
+import json
+from pathlib import Path
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the lines of `log.jsonl` after `step`, and a torn last one, before resuming from `step`."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
