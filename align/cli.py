@@ -189,7 +189,7 @@ def world(
     ] = Path("world"),
 ) -> None:
     """Make the embedded world `shapes` again, from its seeds: hours on two cores."""
-    from align.world.build.build import build
+    from align.world.build import build
 
     build(work, output)
 

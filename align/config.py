@@ -334,15 +334,12 @@ class SweepConfig(Config):
         trained = [CENTRE, *self.cells]
         known = [*trained, *self.baselines]
         stable = [cell for claim in self.less_stable for cell in (*claim.worse, *claim.than)]
+        claims: list[EqualReward | LessStable] = [*self.equal_reward, *self.less_stable]
         for name, there in [
             *((name, known) for curve in self.curves.values() for name in curve),
             *((name, trained) for name in (*self.seeds_of, *stable)),
             *((name, [*self.curves, *known]) for claim in self.equal_reward for name in (claim.better, claim.than)),
-            *(
-                (name, list(self.measure.metrics))
-                for claim in (*self.equal_reward, *self.less_stable)
-                for name in claim.metrics
-            ),
+            *((name, list(self.measure.metrics)) for claim in claims for name in claim.metrics),
         ]:
             if name not in there:
                 raise ValueError(

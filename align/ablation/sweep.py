@@ -244,9 +244,8 @@ def _captions(options: Measure) -> list[str]:
 
 def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
     """A picture a text; of `best_of`, the one that the reward likes best, each after the first from noise of its own."""
-    overrides = {
-        key: value for key, value in (("num_inference_steps", how.steps), ("guidance_scale", how.guidance_scale)) if value
-    }
+    asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
+    overrides = {key: value for key, value in asked.items() if value}
     best = pictures_of(model, texts, title="measuring", **overrides)
     if how.best_of == 1:
         return best

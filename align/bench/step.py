@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from align import config as configs
 from align.config import TrainConfig
-from align.training.loop import DTYPES
+from align.training.process import DTYPES
 from evaluate import environment, hub, timing
 from evaluate.console import console
 from prompts.errors import UserError
@@ -204,13 +204,13 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[l
 
 def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, Callable[[], float]]:
     """The same of the plain implementation, whose operations are counted in one more step."""
-    from align.bench.plain import Plain
+    from align.bench import plain
 
-    run = Plain(config, device=device)
+    run = plain.build(config, device=device)
     seconds = []
     for k in range(config.steps):
         began = time.perf_counter()
-        run.step(k)
+        plain.step(run, k)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -218,7 +218,7 @@ def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], floa
 
     def flops() -> float:
         with FlopCounterMode(display=False) as counter:
-            run.step(config.steps)
+            plain.step(run, config.steps)
         return counter.get_total_flops()
 
     return seconds[UNTIMED:], peak, flops

@@ -2,7 +2,7 @@
 processes nor an interruption changes what is drawn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from evaluate import pipelines
 
+#: `(positions of prompts) -> (conditioning, the null prompt's, the prompts)`, rows `[B, ...]` each.
+Texts = Callable[[Any], tuple[dict[str, Tensor], dict[str, Tensor], list[str]]]
+
 
 def seeded(*key: int) -> int:
     """One 32-bit seed out of several non-negative numbers."""
@@ -19,47 +22,80 @@ def seeded(*key: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Rows of a global batch: prompt positions `[B]`, the generator's z `[B, C, H, W]`, and the diffusion's noise and sigma `[B]`."""
+class Batch:
+    """Rows of a global batch on their device: prompts, their conditioning and the null prompt's, noise levels `[B]`, and keyed noise."""
 
-    prompts: np.ndarray
-    z: Tensor
-    noise: Tensor
+    prompts: list[str]
+    cond: dict[str, Tensor]
+    uncond: dict[str, Tensor]
     sigma: Tensor
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+    seed: int
+    _noise: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: Any) -> "Draw":
-        """The same with its tensors on `device`."""
-        z, noise, sigma = (part.to(device) for part in (self.z, self.noise, self.sigma))
-        return Draw(prompts=self.prompts, z=z, noise=noise, sigma=sigma)
+    def noise(self, name: str) -> Tensor:
+        """Standard normal noise `[B, *shape]`, a generator for each row and name: what is asked for by one name moves no other's bits.
+
+        It is drawn in float32, so that it is the same in any precision.
+        """
+        if name not in self._noise:
+            rows = [pipelines.noise(self.shape, seed=self.seed, key=f"{key}/{name}") for key in self.keys]
+            self._noise[name] = torch.stack(rows).to(self.sigma.dtype).to(self.sigma.device)
+        return self._noise[name]
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its rows."""
+        cond, uncond, noise = ({key: x[rows] for key, x in part.items()} for part in (self.cond, self.uncond, self._noise))
+        return Batch(
+            prompts=self.prompts[rows], cond=cond, uncond=uncond, sigma=self.sigma[rows], keys=self.keys[rows], shape=self.shape,
+            seed=self.seed, _noise=noise,
+        )  # fmt: skip
 
 
-class Source:
+class BatchSampler:
     """Draws global batches: batch k is always the same, and prompts come epoch by epoch, each in an order of its own.
 
-    Every row of a batch has random numbers of its own, by (seed, k, row, what they are for): a process draws its rows alone, whatever
-    their number, and what is drawn for one purpose does not depend on what else is drawn.
+    A process draws its own rows alone, as micro-batches of equal size, whatever the number of either.
     """
 
     def __init__(
-        self, n_prompts: int, shape: Sequence[int], batch: int, sigmas: Callable[[int, torch.Generator], Tensor], *, seed: int
-    ):
-        self.n, self.shape, self.batch, self.sigmas, self.seed = n_prompts, tuple(shape), batch, sigmas, seed
-        self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(n_prompts))
+        self, texts: Texts, prompts: int, shape: Sequence[int], size: int, sigmas: Callable[[int, torch.Generator], Tensor], *,
+        seed: int, rank: int = 0, world: int = 1, micro_batches: int = 1, device: Any = "cpu", dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
+        """prompts: how many there are. shape: of one image's latents. size: images in a global batch. sigmas: draws noise levels."""
+        self.texts, self.prompts, self.shape, self.size, self.sigmas, self.seed = (
+            texts,
+            prompts,
+            tuple(shape),
+            size,
+            sigmas,
+            seed,
+        )
+        self.rank, self.world, self.micro_batches = rank, world, micro_batches
+        self.device, self.dtype = device, dtype
+        self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(prompts))
 
-    def rows(self, rank: int, world: int, chunk: int, chunks: int) -> range:
-        """The rows of one process's one micro-batch. Parts are equal in size and together are the whole."""
-        size = self.batch // (world * chunks)
-        first = (chunk * world + rank) * size
+    def rows(self, m: int) -> range:
+        """This process's rows of the global batch in its micro-batch m."""
+        size = self.size // (self.world * self.micro_batches)
+        first = (m * self.world + self.rank) * size
         return range(first, first + size)
 
-    def __call__(self, k: int, dtype: torch.dtype = torch.float32, rows: range | None = None) -> Draw:
-        """The rows, by default all, of batch number k >= 0. Noise is drawn in float32, so that it is the same in any precision."""
-        rows = range(self.batch) if rows is None else rows
-        at = [k * self.batch + row for row in rows]
-        picks = np.array([self._order(place // self.n)[place % self.n] for place in at])
-        z, noise = (
-            torch.stack([pipelines.noise(self.shape, seed=self.seed, key=f"{k}/{row}/{name}") for row in rows]).to(dtype)
-            for name in ("z", "diffusion")
-        )
-        sigma = torch.cat([self.sigmas(1, pipelines.generator(self.seed, f"{k}/{row}/sigma")) for row in rows])
-        return Draw(prompts=picks, z=z, noise=noise, sigma=sigma.to(dtype))
+    def picks(self, k: int, rows: range) -> np.ndarray:
+        """The positions of the prompts of these rows of batch k."""
+        places = (k * self.size + row for row in rows)
+        return np.array([self._order(place // self.prompts)[place % self.prompts] for place in places])
+
+    def draw(self, k: int, m: int) -> Batch:
+        """Micro-batch m of batch number k >= 0."""
+        rows = self.rows(m)
+        keys = tuple(f"{k}/{row}" for row in rows)
+        sigma = torch.cat([self.sigmas(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
+        cond, uncond, prompts = self.texts(self.picks(k, rows))
+        sigma = sigma.to(self.dtype).to(self.device)
+        return Batch(prompts=prompts, cond=cond, uncond=uncond, sigma=sigma, keys=keys, shape=self.shape, seed=self.seed)
+
+    def __call__(self, k: int) -> list[Batch]:
+        """This process's micro-batches of batch k."""
+        return [self.draw(k, m) for m in range(self.micro_batches)]

@@ -12,7 +12,7 @@ from evaluate.pipelines import Recipe
 
 if TYPE_CHECKING:
     pass
-from align.export.pipeline import SCHEDULERS
+from align.generators.one_step import SCHEDULERS
 
 
 def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, network: str, folder: Path) -> Recipe:

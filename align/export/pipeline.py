@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -14,6 +14,7 @@ from torch import Tensor
 from align import config as configs
 from align.config import TrainConfig
 from align.export import card, push
+from align.export.lora import lora_recipe
 from align.networks.initial import LORA
 from evaluate import families, layers, pipelines, weights
 from evaluate.files import replace as put
@@ -21,52 +22,24 @@ from evaluate.pipelines import Recipe
 from evaluate.tables import read_csv
 from prompts.errors import UserError
 
-if TYPE_CHECKING:
-    from align.training.loop import Model
-from align.export.lora import lora_recipe
-
-#: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
-#: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "sigma": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
-    "unit": ("LCMScheduler", {}, 0.0),
-}
-
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def one_step(config: TrainConfig, model: "Model", scheduler: Any) -> tuple[Any, dict[str, Any]]:
-    """The stock scheduler whose single step is `G(z, c)`, and the recipe that calls it."""
-    import diffusers
-
-    timestep = int(model.schedule.timestep(torch.tensor([model.sigma_init])))
-    name, options, guidance = SCHEDULERS[config.generator.noise_scale]
-    recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
-    told = {"arguments": model.family.arguments} if model.family.arguments else {}
-    return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | told
-
-
 def export(
-    config: TrainConfig,
-    model: "Model",
-    pipeline: Any,
-    weights: Mapping[str, Tensor],
-    output: Path,
-    *,
-    adapter: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-) -> Path:
+    config: TrainConfig, pipeline: Any, scheduler: Any, recipe: Mapping[str, Any], weights: Mapping[str, Tensor], output: Path, *,
+    adapter: Mapping[str, Tensor], facts: Mapping[str, Any],
+) -> Path:  # fmt: skip
     """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and README.md; and run.json.
 
-    adapter: the LoRA whose sum with the network that training started from `weights` are; empty where there is none. facts:
-    `align.export.card.facts`.
+    scheduler, recipe: of the generator. adapter: the LoRA whose sum with the network that training started from `weights` are; empty
+    where there is none. facts: `align.export.card.facts`.
     """
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
-    network = getattr(pipeline, model.family.network)
+    name = families.load(config.family).network
+    network = getattr(pipeline, name)
     fresh = type(network).from_config(network.config)
     fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
-    scheduler, recipe = one_step(config, model, pipeline.scheduler)
-    components = {**pipeline.components, model.family.network: fresh, "scheduler": scheduler}
+    components = {**pipeline.components, name: fresh, "scheduler": scheduler}
     whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
     run = configs.read_run(output) | dict(facts)
     try:
@@ -74,7 +47,7 @@ def export(
         whole.save_pretrained(draft)
         forget_paths(draft)
         if adapter:
-            save_tensors({f"{model.family.network}.{key}": value for key, value in adapter.items()}, draft / LORA)
+            save_tensors({f"{name}.{key}": value for key, value in adapter.items()}, draft / LORA)
         write_recipe(draft, Recipe.model_validate(recipe))
         text = card.card(config, run, Recipe.model_validate(recipe), name=output.resolve().name, place=target.name)
         card.write(draft, text)

@@ -6,13 +6,13 @@ list of operations in float32 and the allocator's blocks of 512 bytes, that is c
 kernel as by flash's: queries, keys, values, output and a log-sum-exp.
 """
 
-import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import record_function
 from torch.utils._pytree import tree_leaves
 
-from align.config import Optimizer, TrainConfig
+from align.config import TrainConfig
+from align.data.batches import Batch
 from align.data.prompts import read_prompts
 from align.data.text_embeddings import Live, encoders
+from align.generators.one_step import OneStep
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
-from align.rewards.decoder import Decoder
-from align.rewards.differentiable import Rewards
-from align.training import validation as monitor
-from align.training.ema import Average
-from align.training.loop import Batch, Model, assistant_pass, make_roles, make_source, precisions, student_pass
-from align.training.optimizers import descend, make_optimizer
-from evaluate import families, hub
+from align.training import setup
+from align.training.log import Metrics
+from align.training.loop import update_critics, update_student
+from align.training.process import Alone, precisions
+from align.training.validation import fixed_batch
+from evaluate import hub
 from evaluate.timing import random_pipeline
 from prompts.errors import UserError
 
@@ -73,124 +74,132 @@ class Estimate:
 
 
 def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> Estimate:
-    """Carry out a step, and the drawing of samples, without numbers. cuda: as on a GPU; else as on a CPU, where all parts stay."""
+    """Carry out a step, and the drawing of samples, on fake tensors. cuda: as on a GPU; else as on a CPU, where all parts stay."""
     if config.batch_size % (processes * config.accumulate):
         raise UserError(
             f"batch_size = {config.batch_size} is not a multiple of {processes} processes x accumulate {config.accumulate}; change one"
         )
-    # Prompts are padded, so any do.
-    held = config.held_out.model_copy(update={"prompts": "shapes:validation"})
-    config = config.model_copy(update={"prompts": "shapes:train", "held_out": held})
-    dtype, narrow = precisions(config)
     sharded = config.parallel == "fsdp2" and processes > 1
-
-    def autocast() -> Any:
-        return torch.autocast("cpu", dtype=narrow) if narrow else nullcontext()
-
-    # ---- models, as train() makes them -----------------------------------------------------------------------------------
-    pipeline = random_pipeline(config.pipeline or config.reference, dtype=dtype, device="meta")
-    with torch.device("meta"), hub.weights_left_out():
-        reference = getattr(pipeline, families.load(config.family).network)
-        same = config.initial in (None, config.reference)
-        initial = reference if same else copy.deepcopy(reference)
-        decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device="meta")
-        rewards = Rewards(config.rewards, decoder, device="meta", dtype=dtype)
-        held_out = monitor.load_scorers(config, device="meta", dtype=dtype)
-        roles = make_roles(config, initial, reference, same=same, device="meta")
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    _fake(
-        [
-            *modules,
-            *roles.networks(),
-            roles.student,
-            roles.assistant,
-            decoder.vae,
-            *rewards.scorers.values(),
-            *held_out.values(),
-        ]
-    )
-    # From here on factories make true tensors, small ones; what meets a fake one becomes fake.
-    model = Model(config, pipeline, autocast)
-    # Those that pass no gradient read numbers, on the CPU.
-    networks = {name: scorer for name, scorer in held_out.items() if scorer.differentiable}
-    watcher = monitor.Monitor(config, pipeline, model, rewards, decoder, networks, device="cpu", dtype=dtype)
-    if config.gradient_checkpointing and not held.scorers:  # drawn one at a time, so that a few are as good as all
-        watcher.z, watcher.noise = watcher.z[:4].clone(), watcher.noise[:4].clone()
-        watcher.given = {key: value[:4].clone() for key, value in watcher.given.items()}
-    texts = Live(model.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
-    trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
-
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
-    for name, tensors in _weights(roles).items():
-        tracker.hold(f"{WEIGHTS}: {name}", tensors)
-    tracker.hold("autoencoder", _tensors(decoder.vae))
-    tracker.hold("scorers", [t for scorer in [*rewards.scorers.values(), *held_out.values()] for t in _tensors(scorer)])
-    told = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
-    if config.text_encoding == "live":
-        tracker.hold("text encoders", [tensor for part in told for tensor in _tensors(part)])
-    if not cuda:  # where all of the pipeline but the text encoders stays
-        others = [tensor for part in modules if part not in told for tensor in _tensors(part)]
-        tracker.hold("rest of the pipeline", [tensor for tensor in others if not tracker.part(tensor)])
-    for parameters in trainable.values():
-        for parameter in parameters.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))
-
+    run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda)
     with as_on_cuda() if cuda else nullcontext(), tracker:
-        average = Average(trainable["student"], config.ema)
-        tracker.hold("average", average.values.values())
-        tracker.hold("watched pictures", [watcher.z, watcher.noise, *watcher.given.values()])
-        optimizers = {name: _primed(getattr(config, name), parameters) for name, parameters in trainable.items()}
-        for optimizer in optimizers.values():
-            tracker.hold("optimiser states", (t for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)))
-        buckets = _extra(config, roles, trainable, processes)
-        for part, tensor in buckets.items():
+        built = run()
+        _prepare(built, tracker)
+        for part, tensor in _extra(config, built, processes).items():
             tracker.hold(part, [tensor])
-
-        def apply(name: str) -> None:
-            with record_function(f"{name}'s optimiser"):
-                descend(getattr(config, name), optimizers[name], trainable[name].values())
-
-        size = config.batch_size // (processes * config.accumulate)
-        source = make_source(config, model, reference, len(texts.prompts), size)
-        draws = [source(k, dtype) for k in range(config.accumulate)]
-        batches = [Batch(draw, *texts(draw.prompts)) for draw in draws]  # the loop holds all of an update's
-        tracker.hold(
-            "batch",
-            (t for b in batches for t in (b.draw.z, b.draw.noise, b.draw.sigma, *b.given.values(), *b.null.values())),
-        )
-
-        def later(name: str) -> Batch:
-            """A micro-batch, and where there are several, the gradients that all but the first one find."""
-            for parameter in trainable[name].values() if config.accumulate > 1 else ():
-                parameter.grad = torch.zeros_like(parameter)
-                tracker.hold(GRADIENTS, [parameter.grad])
-            return batches[-1]
-
-        assistant_pass(config, model, roles.student, roles.assistant, later("assistant"), Tensor.backward)
-        apply("assistant")
-        student_pass(config, model, roles, roles.student, later("student"), rewards, Tensor.backward)
-        apply("student")
-        average.update()
-        with average.applied():
-            if held.scorers:
-                watcher.scores(roles.student)
-            watcher.draw(0, roles, Path(), keep=False)
-        saved = _state(trainable, average, optimizers) if sharded else []
+        passes = built.config.accumulate
+        _hold_batches(built, tracker, more=config.accumulate - passes)
+        update_critics(built, 0, Metrics())
+        update_student(built, 0, Metrics())
+        with built.average.applied():
+            if parts.scoring.held_out:
+                built.validation.scores(built.roles.student)
+            built.samples.draw(0, built.roles, Path(), keep=False)
+        saved = [leaf for leaf in tree_leaves(built.checkpoints.state()) if isinstance(leaf, Tensor)] if sharded else []
         if sharded:  # of what is saved and exported, one whole tensor at a time
             with record_function("saving"):
-                largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(roles.student)])
+                largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
-    passes = {"assistant's update": config.accumulate * config.assistant.updates}
     flops = sum(
-        count * passes.get(phase, config.accumulate)
+        count * config.accumulate // passes * (config.assistant.updates if phase.startswith("assistant's") else 1)
         for phase, count in tracker.flops.items()
         if phase.startswith(("assistant's", "student's"))
     )
     return Estimate(
-        roles=_roles(config, roles, trainable, same=same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
-        phase=tracker.phase, reserve=RESERVE if cuda else 0.0,
-        flops=float(flops), state=_bytes(saved),
+        roles=_roles(config, built, same=parts.same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
+        phase=tracker.phase, reserve=RESERVE if cuda else 0.0, flops=float(flops), state=_bytes(saved),
     )  # fmt: skip
+
+
+def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
+    """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's gradients, and
+    all others are like it. Prompts are padded, so any do."""
+    passes = min(config.accumulate, 2)
+    return config.model_copy(
+        update={
+            "prompts": "shapes:train", "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
+            "accumulate": passes, "batch_size": config.batch_size // (processes * config.accumulate) * passes,
+            "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}), "text_encoding": config.text_encoding,
+        }
+    )  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """What is read before a run is put together. same: whether the student starts from the reference's network."""
+
+    scoring: setup.Scoring
+    same: bool
+
+
+def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callable[[], setup.Run], Parts]:
+    """Fake networks, counted, and what makes a run of them."""
+    process = Alone(config, "cpu")
+    dtype, narrow = precisions(config)
+    pipeline = random_pipeline(config.pipeline or config.reference, dtype=dtype, device="meta")
+    with torch.device("meta"), hub.weights_left_out():
+        initial, reference, same = setup.load_networks(config, pipeline)
+        scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype)
+        roles = setup.make_roles(config, initial, reference, same=same, device="meta")
+    scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    _fake([*modules, *roles.networks(), roles.student, roles.assistant, scoring.decoder.vae, *scorers])
+    # From here on factories make true tensors, small ones; what meets a fake one becomes fake.
+    for name, tensors in _weights(roles).items():
+        tracker.hold(f"{WEIGHTS}: {name}", tensors)
+    tracker.hold("autoencoder", _tensors(scoring.decoder.vae))
+    tracker.hold("scorers", [tensor for scorer in scorers for tensor in _tensors(scorer)])
+    readers = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
+    if config.text_encoding == "live":
+        tracker.hold("text encoders", [tensor for part in readers for tensor in _tensors(part)])
+    if not cuda:  # where all of the pipeline but the text encoders stays
+        others = [tensor for part in modules if part not in readers for tensor in _tensors(part)]
+        tracker.hold("rest of the pipeline", [tensor for tensor in others if not tracker.part(tensor)])
+    # Those that pass no gradient read numbers, on the CPU.
+    scoring.held_out = {name: scorer for name, scorer in scoring.held_out.items() if scorer.differentiable}
+    preconditioning = setup.make_preconditioning(config, pipeline, process)
+    # Where they are drawn one at a time a few are as good as all.
+    few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
+    watched = fixed_batch(config, preconditioning.family, pipeline, device="cpu", dtype=dtype, limit=few)
+    texts = Live(preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
+    generator = OneStep(config.generator, preconditioning, source=config.pipeline or config.reference)
+    make = partial(
+        setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
+        roles=roles, texts=texts, scoring=scoring, watched=watched, network=reference,
+    )  # fmt: skip
+    return make, Parts(scoring, same)
+
+
+def _prepare(run: setup.Run, tracker: Tracker) -> None:
+    """Give optimisers their states, and count what is there from the first step on."""
+    tracker.hold("average", run.average.values.values())
+    if watched := run.samples.sampler.batch:
+        tracker.hold("watched pictures", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
+    for learner in run.learners.values():
+        for parameter in learner.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)
+        states = tree_leaves(list(learner.optimizer.state.values()))
+        tracker.hold("optimiser states", (tensor for tensor in states if isinstance(tensor, Tensor)))
+        for parameter in learner.parameters.values():
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold(GRADIENTS, [p.grad]))
+
+
+def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
+    """Count batches as such: the loop holds all of an update's. more: micro-batches that are there and are not carried out."""
+    draw = run.batches.draw
+
+    def counted(k: int, m: int) -> Batch:
+        batch = draw(k, m)
+        parts = [batch.sigma, batch.noise("z"), batch.noise("diffusion"), *batch.cond.values(), *batch.uncond.values()]
+        tracker.hold("batch", parts)
+        if more and not filler:
+            filler.append(_room(more * _bytes(parts)))
+            tracker.hold("batch", filler)
+        return batch
+
+    filler: list[Tensor] = []
+    run.batches.draw = counted  # type: ignore[method-assign]
 
 
 def _fake(modules: Iterable[nn.Module]) -> None:
@@ -229,24 +238,6 @@ def _weights(roles: Roles) -> dict[str, list[Tensor]]:
     return found
 
 
-def _primed(options: Optimizer, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """An optimiser that has its states already."""
-    optimizer = make_optimizer(options, list(parameters.values()))
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return optimizer
-
-
-def _state(
-    trainable: dict[str, dict[str, nn.Parameter]], average: Average, optimizers: dict[str, torch.optim.Optimizer]
-) -> list[Tensor]:
-    """The tensors of a state on disk."""
-    states = [average.state_dict(), *(optimizer.state_dict() for optimizer in optimizers.values())]
-    return [leaf for leaf in tree_leaves([trainable, states]) if isinstance(leaf, Tensor)]
-
-
 def _shares(config: TrainConfig, processes: int) -> dict[str, float]:
     """What FSDP2 leaves one process of each part. Between micro-batches gradients are kept whole (`sharding.sync`)."""
     names = ("student", "assistant", "reference")
@@ -255,16 +246,14 @@ def _shares(config: TrainConfig, processes: int) -> dict[str, float]:
     return dict.fromkeys([*parts, *whole, "optimiser states", "average"], 1 / processes)
 
 
-def _extra(
-    config: TrainConfig, roles: Roles, trainable: dict[str, dict[str, nn.Parameter]], processes: int
-) -> dict[str, Tensor]:
+def _extra(config: TrainConfig, run: setup.Run, processes: int) -> dict[str, Tensor]:
     """What DDP or FSDP2 hold beside: buckets as large as the gradients, or blocks gathered from all processes."""
     if processes == 1:
         return {}
     if config.parallel == "ddp":
-        return {"gradient buckets (DDP)": _room(sum(_bytes(p.values()) for p in trainable.values()))}
+        return {"gradient buckets (DDP)": _room(sum(_bytes(learner.parameters.values()) for learner in run.learners.values()))}
     blocks, rest = [0], 0
-    for network in roles.networks():
+    for network in run.roles.networks():
         lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
         own = [_bytes(block.parameters()) for each in lists for block in each]
         blocks += own
@@ -282,11 +271,11 @@ def _room(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
 
-def _roles(config: TrainConfig, roles: Roles, trainable: dict[str, dict[str, nn.Parameter]], *, same: bool) -> dict[str, Role]:
+def _roles(config: TrainConfig, run: setup.Run, *, same: bool) -> dict[str, Role]:
     found = {}
     for name in ("student", "assistant", "reference"):
-        role = getattr(roles, name)
-        mine = sum(p.numel() for p in trainable.get(name, {}).values())
+        role = getattr(run.roles, name)
+        mine = sum(p.numel() for p in run.learners[name].parameters.values()) if name in run.learners else 0
         if isinstance(role, Adapted):
             base = sum(p.numel() for key, p in role.base.named_parameters() if ".lora_" not in key)
             over = "a base of its own" if name == "student" and not same else "the reference"

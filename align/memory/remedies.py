@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.config import TrainConfig, place, validate
-from align.memory.estimate.estimate import GIB, Estimate, estimate
+from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import families
 from evaluate.console import console
 from prompts.errors import UserError

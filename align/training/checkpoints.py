@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from align.networks import sharding
 from evaluate.weights import sha256
 from prompts.errors import UserError
 
@@ -125,3 +126,48 @@ def load_newest(folder: Path, *, mapped: bool = False) -> tuple[int, dict[str, A
         except StateError as error:
             warnings.warn(f"skipping a torn state: {error}", stacklevel=2)
     return None
+
+
+class Checkpoints:
+    """A run's states: what is trained, its average and optimisers, the random state of every process, and the validation's baseline."""
+
+    def __init__(self, folder: Path, *, every: int, learners: Mapping[str, Any], average: Any, validation: Any, process: Any):
+        self.folder, self.every, self.learners = folder / "state", every, learners
+        self.average, self.validation, self.process = average, validation, process
+
+    def restore(self) -> int:
+        """Take the newest whole state up again and return its step; 0 where there is none."""
+        found = load_newest(self.folder, mapped=True)
+        if found is None:
+            return 0
+        step, saved = found
+        with torch.no_grad():
+            for name, learner in self.learners.items():
+                for key, parameter in learner.parameters.items():
+                    parameter.copy_(sharding.like(saved[name][key], parameter))
+        self.average.load_state_dict(saved["average"])
+        for name, learner in self.learners.items():
+            sharding.load_optimizer(learner.optimizer, saved["optimizers"][name], learner.parameters.values())
+        self.validation.baseline = saved["baseline"]
+        rank = self.process.rank
+        set_rng_state(saved["rng"][rank] if rank < len(saved["rng"]) else saved["rng"][0])
+        return step
+
+    def save(self, step: int) -> None:
+        """Write the state of `step`. Every process must call it."""
+        rng = gather(rng_state(), self.process.world)
+        whole = sharding.gathered(self.state())
+        if self.process.main:
+            save(self.folder, step, whole | {"rng": rng, "baseline": self.validation.baseline})
+        self.process.wait()
+
+    def save_if_due(self, step: int) -> None:
+        """The same, every so many steps."""
+        if step % self.every == 0:
+            self.save(step)
+
+    def state(self) -> dict[str, Any]:
+        """The tensors of a state, sharded as they are."""
+        parts = {name: {key: p.detach() for key, p in each.parameters.items()} for name, each in self.learners.items()}
+        optimizers = {name: learner.optimizer.state_dict() for name, learner in self.learners.items()}
+        return parts | {"average": self.average.state_dict(), "optimizers": optimizers}

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prompts.errors import UserError
@@ -28,25 +29,31 @@ class Guarded(Stopped):
     """The guard saw a held-out score fall while the reward rose."""
 
 
-def _check(
-    values: dict[str, float], recent: dict[str, deque[float]], step: int, prompts: list[str], output: Path, *, main: bool
-) -> None:
-    """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a figure is not finite or has exploded."""
-    for name, value in values.items():
-        past = recent.setdefault(name, deque(maxlen=50))
-        # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.
-        exploded = (
-            name.endswith(("assistant", "gradient"))
-            and len(past) >= 20
-            and value > EXPLOSION * max(statistics.median(past), 1e-12)
-        )
-        if not math.isfinite(value) or exploded:
-            if main:
-                (output / "failed-batch.json").write_text(
-                    json.dumps({"step": step, "term": name, "value": str(value), "prompts": prompts}, indent=1)
-                )
-            raise Diverged(
-                step,
-                f"step {step}: {name} is {value:g}; lower the learning rates or the reward's scale, then --resume (prompts in {output / 'failed-batch.json'})",
+class Health:
+    """What a step's numbers have been lately, and whether they still make sense."""
+
+    def __init__(self, folder: Path, *, writes: bool):
+        """folder: the run's. writes: whether this process writes there."""
+        self.file, self.writes = folder / "failed-batch.json", writes
+        self.recent: dict[str, deque[float]] = {}
+
+    def check(self, values: Mapping[str, float], step: int, prompts: Sequence[str]) -> None:
+        """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a number is not finite or has exploded."""
+        for name, value in values.items():
+            past = self.recent.setdefault(name, deque(maxlen=50))
+            # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.
+            exploded = (
+                name.endswith(("assistant", "gradient"))
+                and len(past) >= 20
+                and value > EXPLOSION * max(statistics.median(past), 1e-12)
             )
-        past.append(value)
+            if not math.isfinite(value) or exploded:
+                if self.writes:
+                    content = {"step": step, "term": name, "value": str(value), "prompts": list(prompts)}
+                    self.file.write_text(json.dumps(content, indent=1))
+                raise Diverged(
+                    step,
+                    f"step {step}: {name} is {value:g}; start again with lower learning rates or a lower reward scale "
+                    f"(prompts in {self.file})",
+                )
+            past.append(value)

@@ -1,14 +1,18 @@
-"""Optimisers by name."""
+"""Optimisers by name, and what they train."""
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from align.config import Optimizer
+from align.networks import sharding
+from align.training.log import Metrics
+from align.training.process import Alone
 from prompts.errors import UserError
 
 
@@ -34,14 +38,24 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
     return made
 
 
-def descend(
-    options: Optimizer,
-    optimizer: torch.optim.Optimizer,
-    parameters: Iterable[nn.Parameter],
-    clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
-) -> Any:
-    """One step of an optimiser, gradients clipped by `clip` before and gone after. Returns their norm."""
-    norm = clip(list(parameters), math.inf if options.clip is None else options.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+class Learner:
+    """A part that is trained: its module as training calls it, its parameters by name, and their optimiser."""
+
+    def __init__(self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone):
+        self.name, self.role, self.parameters, self.options, self.process = name, module, parameters, options, process
+        self.module, self.optimizer = process.prepare(module, make_optimizer(options, list(parameters.values())))
+
+    def grad_sync(self, on: bool) -> Any:
+        """Within: whether gradients are averaged over processes, which they need with the last micro-batch only."""
+        if self.process.sharded:
+            sharding.sync(self.module, on)
+        return nullcontext() if on else self.process.unsynced(self.module)
+
+    def step(self, metrics: Metrics) -> None:
+        """Clip the gradients, descend, and let go of them; their norm is noted."""
+        limit = math.inf if self.options.clip is None else self.options.clip
+        with record_function(f"{self.name}'s optimiser"):
+            norm = self.process.clip(list(self.parameters.values()), limit)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        metrics.set(f"{self.name}_gradient", sharding.full(norm))

@@ -1,0 +1,23 @@
+"""The assistant: a diffusion model of what the student makes, so that the student's score is known (DI* Algorithm 1, upper half)."""
+
+from torch import Tensor, nn
+
+from align.data.batches import Batch
+from align.networks.denoisers import Preconditioning
+from align.objectives.denoising import assistant_loss
+from align.objectives.weightings import Weight
+
+
+class Assistant:
+    """Learns to denoise the student's latents."""
+
+    name = "assistant"
+
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning, *, weight: Weight):
+        """network: the role as it is called in training, wrapped where gradients are averaged over processes."""
+        self.network, self.preconditioning, self.weight = network, preconditioning, weight
+
+    def loss(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Denoising score matching."""
+        denoiser = self.preconditioning.denoiser(self.network, batch.cond)
+        return assistant_loss(x0, batch.noise("diffusion"), batch.sigma, assistant=denoiser, weight=self.weight)

@@ -1,0 +1,52 @@
+"""One step: `G(z, c) = D(k z, sigma_init, c)` (DI++ eq. C.4)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.config import Generator as Options
+from align.data.batches import Batch
+from align.networks.denoisers import Preconditioning
+from prompts.errors import UserError
+
+#: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
+#: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "sigma": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
+    "unit": ("LCMScheduler", {}, 0.0),
+}
+
+
+class OneStep:
+    """Noise to latents in one evaluation of the network."""
+
+    def __init__(self, options: Options, preconditioning: Preconditioning, *, source: str):
+        """source: what to call the reference in an error."""
+        self.options, self.preconditioning = options, preconditioning
+        schedule = preconditioning.schedule
+        if not schedule.holds(options.sigma_init):
+            raise UserError(
+                f"generator.sigma_init = {options.sigma_init:g}: the noise levels of {source} "
+                f"are {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}; choose one between them"
+            )
+        self.sigma_init = schedule.snap(options.sigma_init)
+        self.k = self.sigma_init if options.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
+
+    def sample(self, network: nn.Module, batch: Batch) -> Tensor:
+        """x0 of the batch's noise `z`, standard normal `[B, C, H, W]`."""
+        z = batch.noise("z")
+        sigma = torch.full((len(z),), self.sigma_init, dtype=z.dtype, device=z.device)
+        return self.preconditioning.denoiser(network, batch.cond)(self.k * z, sigma)
+
+    def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
+        """The scheduler whose single step this is, and its recipe."""
+        import diffusers
+
+        timestep = int(self.preconditioning.schedule.timestep(torch.tensor([self.sigma_init])))
+        name, options, guidance = SCHEDULERS[self.options.noise_scale]
+        recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
+        arguments = self.preconditioning.family.arguments
+        extra = {"arguments": arguments} if arguments else {}
+        return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | extra

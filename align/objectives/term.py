@@ -1,0 +1,35 @@
+"""A term of the student's loss, which is nothing but its gradient at x0."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from align.data.batches import Batch
+    from align.training.log import Metrics
+
+
+class Term(Protocol):
+    """One summand: a divergence, guidance, a reward, or anything that says where x0 should go."""
+
+    name: str
+
+    def gradient(self, x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        """Of the batch's mean loss with respect to x0 `[B, ...]`, which has no graph. What is worth knowing goes into `metrics`."""
+
+
+class ByAutograd:
+    """A term of a loss `(x0, batch, metrics) -> [B]` that autograd differentiates."""
+
+    def __init__(self, name: str, loss: Callable[[Tensor, "Batch", "Metrics"], Tensor]):
+        self.name, self.loss = name, loss
+
+    def gradient(self, x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        """As the protocol has it; the loss's mean is noted under the term's name."""
+        leaf = x0.detach().requires_grad_()
+        loss = self.loss(leaf, batch, metrics).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        metrics.add(self.name, loss.detach())
+        return gradient

@@ -1,0 +1,190 @@
+"""From a config to everything that a step touches: one `Run`, for training, for the memory estimate and for the benchmark alike."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from align.config import TrainConfig
+from align.critics import Critic
+from align.critics.assistant import Assistant
+from align.data.batches import Batch, BatchSampler, Texts, seeded
+from align.data.prompts import read_prompts
+from align.data.text_embeddings import Live, prepare, release
+from align.generators import Generator
+from align.generators.one_step import OneStep
+from align.networks import sharding
+from align.networks.denoisers import Denoisers, Preconditioning
+from align.networks.initial import load_into
+from align.networks.roles import Roles
+from align.objectives.term import Term
+from align.objectives.terms import terms
+from align.objectives.weightings import WEIGHTS
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Rewards
+from align.training.checkpoints import Checkpoints
+from align.training.ema import Average
+from align.training.optimizers import Learner
+from align.training.process import Alone, precisions
+from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, latent_shape, load_scorers
+from evaluate import families, hub, pipelines, scorers
+from evaluate.diffusion import TIMES
+from evaluate.timing import random_pipeline
+
+
+@dataclass(kw_only=True)
+class Run:
+    """All that a step touches, and what a run does between steps. `critics` are trained before the student, each by its learner."""
+
+    config: TrainConfig
+    folder: Path
+    process: Alone
+    pipeline: Any
+    preconditioning: Preconditioning
+    roles: Roles
+    generator: Generator
+    terms: list[Term]
+    critics: list[Critic]
+    learners: dict[str, Learner]
+    average: Average
+    batches: BatchSampler
+    rewards: Rewards
+    validation: Validation
+    samples: SampleGrid
+    checkpoints: Checkpoints
+    example: str
+
+    @property
+    def student(self) -> Learner:
+        """What the run is for."""
+        return self.learners["student"]
+
+    @property
+    def steps(self) -> int:
+        """All steps, those that warm the assistant up included."""
+        return self.config.assistant.warmup + self.config.steps
+
+
+class Scoring:
+    """What judges images: the decoder, the rewards, and the scorers that nothing is trained on."""
+
+    def __init__(self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype):
+        self.decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
+        self.rewards = Rewards(config.rewards, self.decoder, device=device, dtype=dtype)
+        self.held_out: dict[str, scorers.Scorer] = load_scorers(config, device=device, dtype=dtype)
+
+
+def build(
+    config: TrainConfig, folder: Path, process: Alone, *, show: bool = True, store: Callable[..., Roles] | None = None
+) -> Run:
+    """Read every part, and put them together. show: progress. store: how roles are kept, in place of what the config says."""
+    dtype, narrow = precisions(config)
+    torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
+    pipeline = load_pipeline(config, dtype)
+    preconditioning = make_preconditioning(config, pipeline, process)
+    generator = OneStep(config.generator, preconditioning, source=config.pipeline or config.reference)
+    initial, reference, same = load_networks(config, pipeline)
+    texts = prepare(
+        config, preconditioning.family, pipeline, read_prompts(config.prompts),
+        device=process.device, dtype=narrow or dtype, show=process.main and show,
+    )  # fmt: skip
+    scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
+    watched = fixed_batch(config, preconditioning.family, pipeline, device=process.device, dtype=dtype)
+    if config.text_encoding == "ahead":
+        release(pipeline)
+    # Sharding moves each process's part alone.
+    roles = (store or make_roles)(config, initial, reference, same=same, device="cpu" if process.sharded else process.device)
+    if process.sharded:
+        for network in roles.networks():
+            sharding.shard(network, process.device)
+    if process.rank:
+        torch.manual_seed(seeded(config.seed, 2, process.rank))
+    return assemble(
+        config, folder, process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
+        roles=roles, texts=texts, scoring=scoring, watched=watched, network=reference,
+    )  # fmt: skip
+
+
+def assemble(
+    config: TrainConfig, folder: Path, process: Alone, *, pipeline: Any, preconditioning: Preconditioning, generator: Generator,
+    roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None, network: Any,
+) -> Run:  # fmt: skip
+    """What has been read, as a run: averages, optimisers, terms, critics. network: the reference's, whose config says what latents are like."""
+    trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
+    average = Average(trainable["student"], config.ema)
+    learners = {}
+    for name in ("assistant", "student"):
+        # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
+        for other, parameters in trainable.items():
+            for parameter in parameters.values():
+                parameter.requires_grad_(other == name)
+        learners[name] = Learner(name, getattr(roles, name), trainable[name], getattr(config, name), process)
+    for parameters in trainable.values():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+    denoisers = Denoisers(
+        preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
+    )
+    assistant = Assistant(learners["assistant"].module, preconditioning, weight=WEIGHTS[config.assistant.weight])
+    sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
+    validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
+    return Run(
+        config=config, folder=folder, process=process, pipeline=pipeline, preconditioning=preconditioning, roles=roles,
+        generator=generator, terms=terms(config, denoisers, scoring.rewards), critics=[assistant], learners=learners,
+        average=average, batches=make_batches(config, process, preconditioning, network, texts, len(texts.prompts)),
+        rewards=scoring.rewards, validation=validation, samples=SampleGrid(config, sampler, preconditioning),
+        checkpoints=Checkpoints(
+            folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
+        ),
+        example=read_prompts(config.prompts)[0],
+    )  # fmt: skip
+
+
+def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:
+    """The pipeline that the reference is part of, initialised at random where weights are left out."""
+    if hub.without_weights():
+        return random_pipeline(config.pipeline or config.reference, dtype=dtype, device="cpu")
+    return pipelines.load(config.pipeline or config.reference, dtype=dtype)
+
+
+def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> Preconditioning:
+    """How networks of the run's family become denoisers."""
+    return Preconditioning(families.load(config.family), pipeline, process.autocast, source=config.reference)
+
+
+def load_networks(config: TrainConfig, pipeline: Any) -> tuple[nn.Module, nn.Module, bool]:
+    """What the student starts from, the reference, and whether the two are one network."""
+    name = families.load(config.family).network
+    reference = getattr(pipeline, name)
+    if config.pipeline:
+        load_into(reference, config.reference, name)
+    same = config.initial in (None, config.reference)
+    initial = reference if same else copy.deepcopy(reference)
+    if not same:
+        load_into(initial, str(config.initial), name)
+    return initial, reference, same
+
+
+def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
+    """The roles as a config wants them stored, on `device`."""
+    # What is sharded together has one precision.
+    narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
+    return Roles(
+        initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
+        frozen=narrow or torch.float32, device=device,
+    )  # fmt: skip
+
+
+def make_batches(
+    config: TrainConfig, process: Alone, preconditioning: Preconditioning, network: Any, texts: Texts, prompts: int
+) -> BatchSampler:
+    """What draws this process's batches, of the size that `network` was made for."""
+    sigmas = TIMES[config.sigmas.name](preconditioning.schedule, **config.sigmas.parameters)
+    return BatchSampler(
+        texts, prompts, latent_shape(network.config), config.batch_size, sigmas, seed=config.seed, rank=process.rank,
+        world=process.world, micro_batches=config.accumulate, device=process.device, dtype=precisions(config)[0],
+    )  # fmt: skip
