@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from align.world.build.build import MEASURED, PAIRS_SEED, make_pairs
 
 from align.training.compare import compare, pictures_of, score
+from align.world.build import MEASURED, PAIRS_SEED, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
 from prompts.shapes.grammar import FAMILIES

@@ -5,64 +5,87 @@ from typing import Any
 import pytest
 import torch
 
-from align.data.batches import Draw, Source
-from align.data.prompts import prompts as data
+from align.data import batches
+from align.data.batches import Batch, BatchSampler
 from evaluate.diffusion import Schedule, lognormal
 
 SHAPE = (4, 3, 5)
 
 
-def source(*, seed: int = 0, batch: int = 12, prompts: int = 7) -> Source:
+def texts(picks: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+    return {"text": torch.as_tensor(picks).float()[:, None]}, {"text": torch.zeros(len(picks), 1)}, [str(i) for i in picks]
+
+
+def sampler(*, seed: int = 0, size: int = 12, prompts: int = 7, **options: Any) -> BatchSampler:
     schedule = Schedule(torch.linspace(0.01, 20, 1000, dtype=torch.float64))
-    return Source(prompts, SHAPE, batch, lognormal(schedule, mean=0.0, std=1.0), seed=seed)
+    return BatchSampler(texts, prompts, SHAPE, size, lognormal(schedule, mean=0.0, std=1.0), seed=seed, **options)
 
 
-def tensors(draw: Draw) -> tuple[torch.Tensor, ...]:
-    return torch.as_tensor(draw.prompts), draw.z, draw.noise, draw.sigma
+def whole(k: int, **options: Any) -> Batch:
+    (batch,) = sampler(**options)(k)
+    return batch
+
+
+def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
+    numbers = torch.tensor([int(prompt) for prompt in batch.prompts])
+    return numbers, batch.cond["text"], batch.noise("z"), batch.noise("diffusion"), batch.sigma
 
 
 @pytest.mark.parametrize(("world", "chunks"), [(1, 1), (1, 4), (2, 3), (3, 1), (4, 3)])
 def test_parts_are_the_whole_batch_to_the_bit(world: int, chunks: int) -> None:
-    made, k = source(), 5
-    parts = [tensors(made(k, rows=made.rows(rank, world, chunk, chunks))) for chunk in range(chunks) for rank in range(world)]
-    for whole, pieces in zip(tensors(made(k)), zip(*parts, strict=True), strict=True):
-        assert torch.cat(pieces).equal(whole)
+    processes = [sampler(rank=rank, world=world, micro_batches=chunks)(5) for rank in range(world)]
+    parts = [tensors(process[m]) for m in range(chunks) for process in processes]
+    for together, pieces in zip(tensors(whole(5)), zip(*parts, strict=True), strict=True):
+        assert torch.cat(pieces).equal(together)
 
 
 def test_a_process_draws_its_own_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, keys, noise = source(), [], data.pipelines.noise
+    keys, noise = [], batches.pipelines.noise
 
     def counted(shape: Any, *, seed: int, key: str) -> torch.Tensor:
         keys.append(key)
         return noise(shape, seed=seed, key=key)
 
-    monkeypatch.setattr(data.pipelines, "noise", counted)
-    made(3, rows=made.rows(1, 2, 0, 3))
+    monkeypatch.setattr(batches.pipelines, "noise", counted)
+    batch = sampler(rank=1, world=2, micro_batches=3).draw(3, 0)
+    assert not keys, "what nobody asks for is not drawn"
+    for name in ("z", "diffusion", "z"):
+        batch.noise(name)
     assert keys == [f"3/{row}/{name}" for name in ("z", "diffusion") for row in (2, 3)]
 
 
+def test_what_is_asked_for_by_another_name_moves_nobody_elses_bits() -> None:
+    one, other = whole(0), whole(0)
+    other.noise("of an extension")
+    assert one.noise("z").equal(other.noise("z"))
+    part = other.part(slice(3, 5))
+    for some, all_of_it in zip(tensors(part), tensors(one), strict=True):
+        assert some.equal(all_of_it[3:5])
+
+
 def test_no_number_is_drawn_twice() -> None:
-    draws = [source(seed=seed)(k) for seed in (0, 1) for k in (0, 1)]
-    rows = [row.flatten() for draw in draws for each in (draw.z, draw.noise) for row in each]
+    drawn = [whole(k, seed=seed) for seed in (0, 1) for k in (0, 1)]
+    rows = [row.flatten() for batch in drawn for name in ("z", "diffusion") for row in batch.noise(name)]
     assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 96
-    assert len({sigma.item() for draw in draws for sigma in draw.sigma}) == 48
+    assert len({sigma.item() for batch in drawn for sigma in batch.sigma}) == 48
 
 
 def test_a_row_is_the_same_in_a_larger_batch_and_in_any_precision() -> None:
-    small, large = source(batch=4)(0), source(batch=16)(0)
-    assert small.z.equal(large.z[:4]) and small.sigma.equal(large.sigma[:4])
-    exact = source()(2, torch.float64)
-    assert exact.noise.dtype == exact.sigma.dtype == torch.float64
-    assert exact.noise.float().equal(source()(2).noise) and exact.sigma.float().equal(source()(2).sigma)
+    small, large = whole(0, size=4), whole(0, size=16)
+    assert small.noise("z").equal(large.noise("z")[:4]) and small.sigma.equal(large.sigma[:4])
+    exact, narrow = whole(2, dtype=torch.float64), whole(2)
+    assert exact.noise("diffusion").dtype == exact.sigma.dtype == torch.float64
+    assert exact.noise("diffusion").float().equal(narrow.noise("diffusion")) and exact.sigma.float().equal(narrow.sigma)
 
 
 def test_prompts_come_epoch_by_epoch_and_noise_is_standard_normal() -> None:
-    made = source(batch=14)
-    draws = [made(k) for k in range(100)]
-    for draw in draws:  # two epochs a batch
-        assert sorted(draw.prompts[:7]) == sorted(draw.prompts[7:]) == list(range(7))
-    logs = torch.cat([draw.sigma for draw in draws]).log()
-    for values in (torch.cat([draw.z for draw in draws]), torch.cat([draw.noise for draw in draws]), logs):
+    drawn = [whole(k, size=14) for k in range(100)]
+    for batch in drawn:  # two epochs a batch
+        numbers = [int(prompt) for prompt in batch.prompts]
+        assert sorted(numbers[:7]) == sorted(numbers[7:]) == list(range(7))
+    logs = torch.cat([batch.sigma for batch in drawn]).log()
+    for values in (torch.cat([batch.noise(name) for batch in drawn]) for name in ("z", "diffusion")):
         n = values.numel()
         assert abs(values.mean()) < 4 / n**0.5
         assert abs(values.std() - 1) < 4 / (2 * n) ** 0.5
+    assert abs(logs.mean()) < 4 / len(logs) ** 0.5

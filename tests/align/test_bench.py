@@ -11,8 +11,8 @@ import yaml
 from tiny import SMALL_RUN
 
 from align import config as configs
+from align.bench import plain as plain_module
 from align.bench import step as module
-from align.bench.plain import Plain
 from align.config import TrainConfig
 from align.memory import estimate as memory
 from align.training import checkpoints as state
@@ -48,10 +48,10 @@ def test_the_plain_implementation_trains_the_same(tiny: Path, tmp_path: Path, ch
     saved = state.load_newest(tmp_path / "state")
     assert saved is not None
     ours = saved[1]["student"]
-    plain = Plain(config, device=torch.device("cpu"))
+    plain = plain_module.build(config, device=torch.device("cpu"))
     start = {name: value.clone() for name, value in plain.roles.student.state_dict().items()}
     for k in range(config.steps):
-        plain.step(k)
+        plain_module.step(plain, k)
     for name, value in plain.roles.student.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12)
     assert any(not value.equal(start[name]) for name, value in plain.roles.student.state_dict().items())

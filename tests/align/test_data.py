@@ -11,8 +11,8 @@ import pytest
 from hub import Hub, commit
 
 from align import config as configs
+from align.data import prompts as data
 from align.data.prompts import MAX_WORDS, dataset_id, read_prompts
-from align.data.prompts import prompts as data
 from prompts.errors import UserError
 
 LAION = "ChristophSchuhmann/improved_aesthetics_6.25plus"

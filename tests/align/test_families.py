@@ -4,6 +4,7 @@ import inspect
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from align import config as configs
 from align.config import TrainConfig
-from align.export.pipeline import one_step
+from align.generators.one_step import OneStep
+from align.networks.denoisers import Preconditioning
 from align.objectives.guidance import guided
-from align.training.loop import Model
 from evaluate import families
 from evaluate.diffusion import expand
 from prompts.errors import UserError
@@ -31,11 +32,19 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES}
 
 
-def make(family: str, pipeline: Any, noise_scale: str = "sigma") -> tuple[TrainConfig, Model]:
-    generator = {"noise_scale": noise_scale, "sigma_init": CONVENTIONS[noise_scale][0]}
-    content = SMALL_RUN | {"reference": "a/b", "family": family, "generator": generator}
-    config = configs.validate(TrainConfig, content, "test")
-    return config, Model(config, pipeline, nullcontext)
+def make(family: str, pipeline: Any, noise_scale: str = "sigma", sigma_init: float | None = None) -> OneStep:
+    generator = {"noise_scale": noise_scale, "sigma_init": sigma_init or CONVENTIONS[noise_scale][0]}
+    config = configs.validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator}, "test")
+    preconditioning = Preconditioning(families.load(family), pipeline, nullcontext, source="a/b")
+    return OneStep(config.generator, preconditioning, source="a/b")
+
+
+def sample(generator: OneStep, pipeline: Any, z: Tensor) -> Tensor:
+    """The generator's latents of PROMPTS."""
+    family = generator.preconditioning.family
+    batch: Any = SimpleNamespace(cond=family.encode(pipeline, PROMPTS), noise=lambda name: {"z": z}[name])
+    with torch.no_grad():
+        return generator.sample(getattr(pipeline, family.network), batch)
 
 
 def noise(height: int = 8, width: int = 8) -> Tensor:
@@ -79,10 +88,9 @@ def test_families_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("sigma", [0.01, 1e9])
 def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: float) -> None:
-    content = SMALL_RUN | {"reference": "a/b", "generator": {"noise_scale": "sigma", "sigma_init": sigma}}
     words = f"generator.sigma_init = {sigma:g}: the noise levels of a/b are 0.02917 to 14.61; choose one between them"
     with pytest.raises(UserError, match=re.escape(words)):
-        Model(configs.validate(TrainConfig, content, "test"), stock["sd15"], nullcontext)
+        make("sd15", stock["sd15"], sigma_init=sigma)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
@@ -90,13 +98,10 @@ def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: f
 @pytest.mark.parametrize("family", tiny_families.FAMILIES)
 def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, noise_scale: str, shape: tuple[int, int]) -> None:
     pipeline, z = stock[family], noise(*shape)
-    config, model = make(family, pipeline, noise_scale)
-    network, given = getattr(pipeline, model.family.network), model.family.encode(pipeline, PROMPTS)
-    with torch.no_grad():
-        mine = model.generate(network, z, given)
-        _, other = make(family, pipeline, "unit" if noise_scale == "sigma" else "sigma")
-        wrong = other.generate(network, z, given)
-    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    generator = make(family, pipeline, noise_scale)
+    mine = sample(generator, pipeline, z)
+    wrong = sample(make(family, pipeline, "unit" if noise_scale == "sigma" else "sigma"), pipeline, z)
+    scheduler, recipe = generator.export(pipeline.scheduler)
     assert type(scheduler).__name__ == {"sigma": "EulerDiscreteScheduler", "unit": "LCMScheduler"}[noise_scale]
     assert recipe["timesteps"] == [CONVENTIONS[noise_scale][2 if family == "pixart" else 1]]
     theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
@@ -109,14 +114,14 @@ def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: 
     from diffusers import EulerDiscreteScheduler
 
     pipeline, z = stock[family], noise()
-    _, model = make(family, pipeline)
-    network, given = getattr(pipeline, model.family.network), model.family.encode(pipeline, PROMPTS)
-    null = {key: value.expand(len(z), *value.shape[1:]) for key, value in model.family.null(pipeline).items()}
+    preconditioning, module = make(family, pipeline).preconditioning, families.load(family)
+    network, given = getattr(pipeline, module.network), module.encode(pipeline, PROMPTS)
+    null = {key: value.expand(len(z), *value.shape[1:]) for key, value in module.null(pipeline).items()}
     scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     theirs = draw(pipeline, scheduler, z, family, num_inference_steps=20, guidance_scale=4.0)
 
-    def sample(null: dict[str, Tensor]) -> Tensor:
-        denoiser = guided(model.denoiser(network, given), model.denoiser(network, null), 4.0)
+    def descended(null: dict[str, Tensor]) -> Tensor:
+        denoiser = guided(preconditioning.denoiser(network, given), preconditioning.denoiser(network, null), 4.0)
         x = z * scheduler.sigmas[0]
         for sigma, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
             level = sigma.expand(len(x))
@@ -124,7 +129,7 @@ def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: 
         return x
 
     with torch.no_grad():
-        mine, unguided = sample(null), sample(given)
+        mine, unguided = descended(null), descended(given)
     assert largest(mine - theirs) < 1e-4 * max(1.0, largest(theirs))
     assert largest(unguided - theirs) > 1e-2 * largest(theirs)
 
@@ -151,13 +156,12 @@ def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: s
 def test_the_transformer_for_1024_pixels_is_told_the_pictures_size(tmp_path: Path) -> None:
     pipeline = tiny_families.pipeline("pixart", tmp_path, sample_size=128)
     assert pipeline.transformer.use_additional_conditions
-    config, model = make("pixart", pipeline)
-    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    generator = make("pixart", pipeline)
+    scheduler, recipe = generator.export(pipeline.scheduler)
     drawn = {}
     for shape in ((8, 8), (8, 16)):
         z = noise(*shape)
-        with torch.no_grad():
-            drawn[shape] = model.generate(pipeline.transformer, z, model.family.encode(pipeline, PROMPTS))
+        drawn[shape] = sample(generator, pipeline, z)
         theirs = draw(pipeline, scheduler, z, "pixart", timesteps=recipe["timesteps"], guidance_scale=1.0)
         assert largest(drawn[shape] - theirs) < 1e-4
 
@@ -168,9 +172,8 @@ def test_networks_are_told_the_size_that_another_autoencoder_draws(
 ) -> None:
     pipeline, z = tiny_families.pipeline(family, tmp_path, blocks=2, **options), noise(8, 16)
     assert pipeline.vae_scale_factor == 2
-    config, model = make(family, pipeline)
-    with torch.no_grad():
-        mine = model.generate(getattr(pipeline, model.family.network), z, model.family.encode(pipeline, PROMPTS))
-    scheduler, recipe = one_step(config, model, pipeline.scheduler)
+    generator = make(family, pipeline)
+    mine = sample(generator, pipeline, z)
+    scheduler, recipe = generator.export(pipeline.scheduler)
     theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
     assert largest(mine - theirs) < 1e-4

@@ -154,8 +154,9 @@ QUICK = {"full, exact, accumulated", "full, bf16"}
 def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tracker on the loop and its true tensors, that of each phase in which any are made."""
     from align.networks.roles import Roles
-    from align.training import loop as module
-    from align.training.loop import make_roles, train
+    from align.training import setup as module
+    from align.training.loop import train
+    from align.training.setup import make_roles
 
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
     changes = {"method": "sim", "batch_size": 2, "steps": 2, "held_out": {}, "prompts": str(tmp_path / "prompts.txt")} | CASES[

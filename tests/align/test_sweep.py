@@ -177,7 +177,7 @@ raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) el
 
 
 def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.training import validation as monitor
+    from align.training import validation
 
     guarded = {"rewards": [{"scorer": "shapes/clip", "scale": 0.1}], "method": "di++"}
     guarded["held_out"] = {
@@ -190,7 +190,7 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Pat
     wild = {"student": {"learning_rate": 1e30, "clip": None}, "steps": 3}
     config = make(tiny, cells={"wild": wild, "guarded": guarded})
     _, diverged, stopped = prepare(config, tmp_path)
-    monkeypatch.setattr(monitor.Monitor, "evaluate", lambda *_: ("it fell", {}) if tripping else (None, {}))
+    monkeypatch.setattr(validation.Validation, "evaluate", lambda *_: ("it fell", {}) if tripping else (None, {}))
     tripping = False
     assert sweep.carry_out(diverged.folder)
     tripping = True

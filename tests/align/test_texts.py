@@ -18,8 +18,8 @@ from tiny import SMALL_RUN
 
 from align import config as configs
 from align.config import TrainConfig
+from align.data import text_embeddings as texts
 from align.data.prompts import Prompts, read_prompts
-from align.data.prompts import text_embeddings as texts
 from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
@@ -139,7 +139,7 @@ def test_a_run_in_half_precision_is_the_same_to_the_bit(tiny: Path, tmp_path: Pa
         changes = {"reference": str(tiny), "prompts": str(tmp_path / "prompts.txt"), "text_cache": str(tmp_path / str(stored))}
         config = run_config("sd15", precision="bf16", steps=2, **changes)
         if stored:
-            monkeypatch.setattr("align.training.loop.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k))
+            monkeypatch.setattr("align.training.setup.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k))
         (tmp_path / f"run-{stored}").mkdir()
         assert train(config, tmp_path / f"run-{stored}", show=False)
         results.append(weights.read(tmp_path / f"run-{stored}" / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"))
@@ -229,7 +229,7 @@ def test_where_it_is(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.M
 
 WORKER = """
 import sys, time, torch
-from align import texts
+from align.data import text_embeddings as texts
 from evaluate import families
 from align.data.prompts import read_prompts
 from evaluate import pipelines
@@ -343,7 +343,7 @@ def test_training_holds_no_text_encoder(tiny: Path, tmp_path: Path, monkeypatch:
     alive, counted = [], []
     from align.training import loop as module
 
-    plain, encode = module.student_terms, texts.encode
+    plain, encode = module.update_student, texts.encode
 
     def text_models() -> int:
         return sum(type(thing) is CLIPTextModel for thing in gc.get_objects())
@@ -357,7 +357,7 @@ def test_training_holds_no_text_encoder(tiny: Path, tmp_path: Path, monkeypatch:
         counted.append(len(arguments[2]))
         return encode(*arguments)
 
-    monkeypatch.setattr(module, "student_terms", watched)
+    monkeypatch.setattr(module, "update_student", watched)
     monkeypatch.setattr(texts, "encode", counting)
     prompts(tmp_path)
     changes = {"reference": str(tiny), "prompts": str(tmp_path / "prompts.txt"), "text_cache": str(tmp_path / "cache")}

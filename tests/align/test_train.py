@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ from align.networks.lora import merged
 from align.networks.roles import Roles
 from align.training import checkpoints as state
 from align.training import loop as module
+from align.training import validation
 from align.training.health import Diverged
 from align.training.loop import train
+from align.training.result import finish
+from align.training.setup import Run
 from evaluate import pipelines, weights
 from prompts.errors import UserError
 
@@ -107,23 +111,20 @@ def test_stock_diffusers_draws_the_trainers_picture(
 ) -> None:
     from diffusers import DiffusionPipeline
 
-    models: list[Any] = []
     drawn: list[torch.Tensor] = []
-    original, reference = module.Model, pipelines.load(str(tiny))
+    reference = pipelines.load(str(tiny))
     z = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     prompts = ["a small red circle on a white background", "", "nothing of the grammar, at all!"]
 
-    def remember(*args: Any) -> Any:
-        models.append(original(*args))
-        return models[-1]
+    def draw_before_merging(run: Run, step: int) -> None:
+        batch: Any = SimpleNamespace(
+            cond=run.preconditioning.family.encode(reference, prompts), noise=lambda name: {"z": z}[name]
+        )
+        with torch.no_grad(), run.average.applied():
+            drawn.append(run.generator.sample(run.roles.student, batch))
+        finish(run, step)
 
-    def draw_before_merging(role: Any) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            drawn.append(models[0].generate(role, z, models[0].family.encode(reference, prompts)))
-        return merged(role)
-
-    monkeypatch.setattr(module, "Model", remember)
-    monkeypatch.setattr(module, "merged", draw_before_merging)
+    monkeypatch.setattr(module, "finish", draw_before_merging)
     run(make(tiny, generator={"noise_scale": noise_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
 
     folder = tmp_path / "run" / "checkpoint"
@@ -244,20 +245,20 @@ def test_the_guard_names_the_scorer_that_fell(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), 5.0 - next(looks))
 
-    load = module.monitor.scorers.load
+    load = validation.scorers.load
     monkeypatch.setattr(
-        module.monitor.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw)
+        validation.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw)
     )
     # A reward that always rises: minus the scale of a falling one would do; here the baseline is pulled down.
     held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "pictures": 4, "every": 1, "guard": guard}
-    evaluate = module.monitor.Monitor.evaluate
+    evaluate = validation.Validation.evaluate
 
     def with_a_low_baseline(self: Any, student: Any) -> Any:
         result = evaluate(self, student)
         self.baseline["held_out/reward"] = -1e9
         return result
 
-    monkeypatch.setattr(module.monitor.Monitor, "evaluate", with_a_low_baseline)
+    monkeypatch.setattr(validation.Validation, "evaluate", with_a_low_baseline)
     with pytest.raises(UserError, match="stopped at step 2 by") if guard == "stop" else nullcontext():
         assert train(make(tiny, method="di*", **REWARDED, held_out=held), tmp_path)
     assert "shapes/oracle fell from 5 to 3, more than 1.5" in " ".join(capsys.readouterr().err.split())
@@ -272,7 +273,9 @@ import json, os, sys, weakref
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from align import config, sharding, train
+from align import config
+from align.networks import sharding
+from align.training import loop, optimizers, result
 from align.memory.tracker import Tracker
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
@@ -281,13 +284,13 @@ if sys.argv[3] == "drop" and os.environ["RANK"] == "1":
     from accelerate import Accelerator
     backward = Accelerator.backward
     Accelerator.backward = lambda self, loss: backward(self, 0 * loss)
-original = train.make_optimizer
+original = optimizers.make_optimizer
 def watched(options, parameters):
     assert torch.distributed.get_world_size() == 2
     kinds = {isinstance(parameter, DTensor) for parameter in parameters}
     assert kinds == {'"fsdp2"' in Path(sys.argv[1]).read_text()}, "accelerate falls back to whole copies without a word"
     return original(options, parameters)
-train.make_optimizer = watched
+optimizers.make_optimizer = watched
 content = json.loads(Path(sys.argv[1]).read_text())
 first, peaks, sizes = os.environ["RANK"] == "0", {}, {}
 def size(tensor):
@@ -321,8 +324,8 @@ def full_tensor(tensor, full_tensor=DTensor.full_tensor):
 if content["parallel"] == "fsdp2":
     DTensor.full_tensor = full_tensor
     sharding.gathered, sharding.like = gathers("state", sharding.gathered), like
-    train.merged, train.adapter = gathers("merged", train.merged), gathers("adapter", train.adapter)
-assert train.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False, resume=sys.argv[4] == "resume")
+    result.merged, result.adapter = gathers("merged", result.merged), gathers("adapter", result.adapter)
+assert loop.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False, resume=sys.argv[4] == "resume")
 if content["parallel"] == "fsdp2":
     assert gathered and peaks.keys() == {"state", "merged", "adapter"}
     # gloo's threads let go of one or two in their own time.
@@ -337,7 +340,7 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     (folder / "content.json").write_text(config.model_dump_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "worker.py"),
                str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
-    root = str(Path(module.__file__).parents[1])
+    root = str(Path(module.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-9000:]
