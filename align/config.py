@@ -131,7 +131,7 @@ class Reward(Config):
     weights: str | None = Field(None, description="a local path in place of the scorer's own")
 
 
-class Generator(Config):
+class GeneratorOptions(Config):
     """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
 
     sigma_init: PositiveFloat = 2.5
@@ -181,7 +181,7 @@ class TrainConfig(Config):
         "by default the reference",
     )
     family: str = "sd15"
-    generator: Generator = Generator()
+    generator: GeneratorOptions = GeneratorOptions()
     prompts: str = Field(
         description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
         "file; OWNER/NAME:COLUMN[@REVISION] of the hub"

@@ -82,7 +82,7 @@ class Originals(BaseModel):
 
 
 @dataclass(frozen=True)
-class Row:
+class ScorerTiming:
     """One scorer: pictures a second of ours and of the original, None where none could be timed.
 
     weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
@@ -133,7 +133,9 @@ IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], o
 
 
 @torch.no_grad()
-def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None) -> Row:
+def bench_scorer(
+    scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None
+) -> ScorerTiming:
     """Time `scorer.score` on `pictures()`, its prompt encoded anew each time, and its original.
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
@@ -159,7 +161,7 @@ def bench_scorer(scorer: Scorer, weights: str | None, *, device: str, repeats: i
         by, theirs = originals.versions, PICTURES / original.seconds
         scores = scorer.score(images, [PROMPT] * PICTURES).double().cpu()
         difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
-    return Row(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
+    return ScorerTiming(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
 
 
 # ---- the harness ---------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ def time_model(
     from evaluate import timing
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = timing.Settings(
+    settings = timing.TimingSettings(
         model=model, random_weights=random_weights, device=where, dtype=dtype, batch=batch, repeats=repeats
     )
     row = timing.measure(settings)

@@ -15,7 +15,7 @@ from evaluate.tables import write_csv
 from prompts.errors import UserError
 
 
-class Row(NamedTuple):
+class ComparedMetric(NamedTuple):
     """One metric, of all prompts (group "") or of one group: means of A and B over n prompts, and the paired difference B - A.
 
     low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts. win_rate: share
@@ -49,7 +49,7 @@ def mismatch(a: Records, b: Records) -> str | None:
     return None
 
 
-def compare(a: Records, b: Records, *, by: str | None = None) -> list[Row]:
+def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMetric]:
     """A row for each protocol that both have, and with `by` for each value of that group of prompts too.
 
     A prompt's score is the mean over its pictures; prompts without one in A or in B are left out. Raises UserError where suites,
@@ -82,15 +82,15 @@ def groups_of(records: Records, by: str) -> dict[str, str]:
     return dict(values.items())
 
 
-def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> Row:
+def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> ComparedMetric:
     n = len(a)
     if n < 2:
         means = (float(a[0]), float(b[0])) if n else (math.nan, math.nan)
-        return Row(metric, group, n, *means, means[1] - means[0], *[math.nan] * 5)
-    return Row(metric, group, n, float(a.mean()), float(b.mean()), *paired_difference(a, b))
+        return ComparedMetric(metric, group, n, *means, means[1] - means[0], *[math.nan] * 5)
+    return ComparedMetric(metric, group, n, float(a.mean()), float(b.mean()), *paired_difference(a, b))
 
 
-def summary(a: Records, b: Records, rows: Sequence[Row]) -> dict[str, Any]:
+def summary(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> dict[str, Any]:
     """What is written as JSON: NaN is null there."""
     clean = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
     return {
@@ -99,7 +99,7 @@ def summary(a: Records, b: Records, rows: Sequence[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, a: Records, b: Records, rows: Sequence[Row]) -> None:
+def write(path: Path, a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     """Write the comparison as `path`'s ending says: .json or .csv."""
     if path.suffix == ".json":
         text = json.dumps(summary(a, b, rows), indent=1, ensure_ascii=False) + "\n"
@@ -116,7 +116,7 @@ def write(path: Path, a: Records, b: Records, rows: Sequence[Row]) -> None:
         raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .json or .csv")
 
 
-def show(a: Records, b: Records, rows: Sequence[Row]) -> None:
+def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     """Print the table, and under it what it leaves out."""
     from rich.markup import escape
     from rich.table import Table

@@ -36,6 +36,10 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 
 
+#: `(x [B, ...], sigma [B]) -> x0_hat [B, ...]`, bound to its prompts.
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape `[B]` to `[B, 1, ...]` so that it broadcasts over `like`."""
     return sigma.reshape(-1, *[1] * (like.ndim - 1))

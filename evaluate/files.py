@@ -22,3 +22,12 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another place") from None
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

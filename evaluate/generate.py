@@ -37,7 +37,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptSeed:
     """One picture that is asked for: a prompt of a suite, and the seed its noise is drawn from together with the prompt's id."""
 
     prompt: Prompt
@@ -49,7 +49,7 @@ class Block:
     """`rows` are drawn together. `key` is a hash of their ids, texts and seeds."""
 
     index: int
-    rows: tuple[Row, ...]
+    rows: tuple[PromptSeed, ...]
 
     @property
     def key(self) -> str:
@@ -59,7 +59,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredImage:
     """What became of a row: its file, the file's size, the hash of its pixels; or an error. `batch`: how many were drawn at once."""
 
     file: str | None
@@ -76,7 +76,7 @@ def digest(text: str) -> str:
 
 def blocks(prompts: Sequence[Prompt], seeds: Sequence[int], size: int) -> list[Block]:
     """All rows of a suite, prompt by prompt and seed by seed, cut into blocks of `size`."""
-    rows = [Row(prompt, seed) for prompt in prompts for seed in seeds]
+    rows = [PromptSeed(prompt, seed) for prompt in prompts for seed in seeds]
     return [Block(i, tuple(rows[first : first + size])) for i, first in enumerate(range(0, len(rows), size))]
 
 
@@ -93,15 +93,15 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def path(self, block: Block, picture: Picture) -> Path:
+    def path(self, block: Block, picture: StoredImage) -> Path:
         """A picture's file."""
         return self.folder / block.key / str(picture.file)
 
-    def read(self, block: Block) -> list[Picture] | None:
+    def read(self, block: Block) -> list[StoredImage] | None:
         """What became of each row, or None where the block is not there or its files are not what the index says."""
         try:
             found = json.loads((self.folder / block.key / "index.json").read_text(encoding="utf-8"))
-            pictures = [Picture(**row) for row in found]
+            pictures = [StoredImage(**row) for row in found]
         except (OSError, ValueError, TypeError):
             return None
         whole = len(pictures) == len(block.rows) and all(p.file is None or self._is_whole(block, p) for p in pictures)
@@ -112,13 +112,13 @@ class Store:
         pictures = self.read(block)
         return pictures is None or any(picture.error for picture in pictures)
 
-    def _is_whole(self, block: Block, picture: Picture) -> bool:
+    def _is_whole(self, block: Block, picture: StoredImage) -> bool:
         try:
             return self.path(block, picture).stat().st_size == picture.size
         except OSError:
             return False
 
-    def open(self, block: Block, picture: Picture) -> np.ndarray | None:
+    def open(self, block: Block, picture: StoredImage) -> np.ndarray | None:
         """The pixels `[H, W, 3]`, uint8, of one picture; None if the file is not the picture that was drawn."""
         try:
             with Image.open(self.path(block, picture)) as image:
@@ -201,7 +201,7 @@ def _memory_is_short(error: Exception) -> bool:
 def painter(draw: Draw, *, name: str, say: Callable[[str], Any]) -> Callable[[Block], list[Drawn]]:
     """What draws a block's rows together, or in halves where it must. name: of the model, for what is said."""
 
-    def paint(rows: Sequence[Row]) -> list[Tensor | None]:
+    def paint(rows: Sequence[PromptSeed]) -> list[Tensor | None]:
         texts, ids, seeds = [row.prompt.text for row in rows], [row.prompt.id for row in rows], [row.seed for row in rows]
         pictures = draw(texts, ids, seeds)
         finite = pictures.flatten(1).sum(1).isfinite().tolist()
@@ -256,7 +256,7 @@ def adopter(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[
     by_number = {int(name): path for name, path in found.items() if name.isdecimal()} if seeds == 1 else {}
     number = {prompt.id: i for i, prompt in enumerate(prompts)}
 
-    def look(row: Row) -> Drawn:
+    def look(row: PromptSeed) -> Drawn:
         name = row.prompt.id if seeds == 1 else f"{row.prompt.id}-{row.seed}"
         path = found.get(name) or found.get(_file_name(name)) or by_number.get(number[row.prompt.id])
         if path is None:

@@ -31,8 +31,8 @@ from evaluate.generate import (
     Drawer,
     Drawn,
     Halves,
-    Picture,
     Store,
+    StoredImage,
     adopter,
     ahead,
     blocks,
@@ -357,14 +357,14 @@ class Opened:
     `[3, H, W]`, with their prompts. prepared: what each `Preprocess` made of them; empty where one failed.
     """
 
-    rows: Sequence[tuple[Picture, str | None]]
+    rows: Sequence[tuple[StoredImage, str | None]]
     there: Sequence[tuple[Tensor, str]]
     prepared: Mapping[Preprocess, Tensor]
 
     @classmethod
     def of(cls, block: Block, which: Sequence[Scorer], store: Store, device: str = "cpu") -> "Opened":
         """A block of `store`, prepared for the scorers."""
-        rows: list[tuple[Picture, str | None]] = []
+        rows: list[tuple[StoredImage, str | None]] = []
         there = []
         for row, picture in zip(block.rows, store.read(block) or (), strict=True):
             pixels = None if picture.file is None else store.open(block, picture)

@@ -11,7 +11,7 @@ from evaluate.tables import write_csv
 from prompts.errors import UserError
 
 
-class Row(NamedTuple):
+class SummarisedMetric(NamedTuple):
     """One metric, of all prompts (group "") or of one group: n pictures, mean, and its standard error, clustered by prompt.
 
     A metric of the whole set has no standard error but a 95 % interval, and no groups.
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     high: float = math.nan
 
 
-def summarise(records: Records, *, by: str | None = None) -> list[Row]:
+def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetric]:
     """A row a metric, and with `by` one for each value of that group of prompts too."""
     frame = records.frame
     groups = groups_of(records, by) if by else {}
@@ -35,17 +35,17 @@ def summarise(records: Records, *, by: str | None = None) -> list[Row]:
     for metric in records.meta["protocols"]:
         scores, ids = frame[f"score.{metric}"].to_numpy(), frame["id"].to_numpy()
         mean, error, n = clustered_mean(scores, ids)
-        rows.append(Row(metric, "", n, mean, error))
+        rows.append(SummarisedMetric(metric, "", n, mean, error))
         for label in sorted(set(groups.values())):
             chosen = (labels == label).to_numpy()
             mean, error, n = clustered_mean(scores[chosen], ids[chosen])
-            rows.append(Row(metric, label, n, mean, error))
+            rows.append(SummarisedMetric(metric, label, n, mean, error))
     for metric, estimate in records.meta.get("sets", {}).items():
-        rows.append(Row(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"]))
+        rows.append(SummarisedMetric(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"]))
     return rows
 
 
-def show(records: Records, rows: list[Row]) -> None:
+def show(records: Records, rows: list[SummarisedMetric]) -> None:
     """Print the table, and under it what is missing."""
     from rich.markup import escape
     from rich.table import Table
@@ -75,7 +75,7 @@ def show(records: Records, rows: list[Row]) -> None:
         )
 
 
-def write(path: Path, records: Records, rows: list[Row]) -> None:
+def write(path: Path, records: Records, rows: list[SummarisedMetric]) -> None:
     """Write the rows as .csv."""
     if path.suffix != ".csv":
         raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv")

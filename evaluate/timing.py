@@ -227,7 +227,7 @@ def _build(kind: Any, folder: Path, device: str) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TimingSettings:
     """What `evaluate time` is asked for."""
 
     model: str
@@ -245,7 +245,7 @@ class Settings:
         return hub.redact(shlex.join(words))
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(settings: TimingSettings) -> dict[str, Any]:
     """The row of `timings.csv`: seconds for PICTURES pictures, in all and by stage."""
     if settings.dtype not in DTYPES:
         raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")

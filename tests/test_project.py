@@ -46,12 +46,67 @@ main()
     assert not imported & set(heavy.split())
 
 
-def test_tests_are_no_package_and_the_loop_is_short() -> None:
+SOURCES = {path: ast.parse(path.read_text()) for top in ALLOWED for path in sorted((ROOT / top).rglob("*.py"))}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def test_tests_are_no_package() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
-    tree = ast.parse((ROOT / "align" / "train.py").read_text())
-    loop = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
-    assert loop.end_lineno is not None
-    assert loop.end_lineno - loop.lineno < 250
+
+
+def length(node: Function) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_long_and_the_algorithm_is_a_page() -> None:
+    functions = {
+        f"{path.relative_to(ROOT)}:{node.name}": length(node)
+        for path, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+    }
+    assert not {name: lines for name, lines in functions.items() if lines > 60}
+    assert functions["align/training/loop.py:train"] <= 40
+    loop = [lines for name, lines in functions.items() if name.startswith("align/training/loop.py")]
+    assert len(loop) == 3 and sum(loop) <= 90
+
+
+#: A room may use those behind it.
+ROOMS = (
+    "cli", "commands", "world", "ablation", "bench", "memory", "run_folder", "training", "export", "generators", "critics", "objectives",
+    "rewards", "networks", "data", "config", "presets",
+)  # fmt: skip
+
+
+def rooms_used(tree: ast.Module) -> set[str]:
+    """The rooms of `align` that a file imports from, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "align":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("align."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_imports_run_down_the_rooms() -> None:
+    for path, tree in SOURCES.items():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] != "align" or parts[1] == "__init__":
+            continue
+        behind = ROOMS[ROOMS.index(parts[1]) :]
+        assert rooms_used(tree) <= set(behind), f"{path}: {rooms_used(tree) - set(behind)}"
+
+
+def test_names_of_public_classes_are_unique_within_a_package() -> None:
+    seen: dict[tuple[str, str], Path] = {}
+    for path, tree in SOURCES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                key = (path.relative_to(ROOT).parts[0], node.name)
+                assert key not in seen, f"{node.name} is in {seen[key]} and in {path}"
+                seen[key] = path
 
 
 def test_every_package_is_listed() -> None:

@@ -43,7 +43,7 @@ POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Trial:
     """One cell with one seed, or a baseline, which has none."""
 
     cell: str
@@ -92,15 +92,15 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
     }
 
 
-def plan(config: SweepConfig, output: Path) -> list[Run]:
+def plan(config: SweepConfig, output: Path) -> list[Trial]:
     """The baselines, and all runs seed by seed, so that what is finished early has every cell.
 
     Raises UserError where a run's folder holds another configuration: what is finished must be what would be run now.
     """
     trainings = cells(config)
-    runs = [Run(name, None, baseline, output / "baselines" / name) for name, baseline in config.baselines.items()]
+    runs = [Trial(name, None, baseline, output / "baselines" / name) for name, baseline in config.baselines.items()]
     runs += [
-        Run(cell, seed, training.model_copy(update={"seed": seed}), output / cell / f"seed-{seed}")
+        Trial(cell, seed, training.model_copy(update={"seed": seed}), output / cell / f"seed-{seed}")
         for seed in range(config.seeds)
         for cell, training in trainings.items()
         if seed < config.seeds_of.get(cell, config.seeds)
@@ -130,11 +130,11 @@ def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
 
-def _carry_out(config: SweepConfig, runs: list[Run], processes: int) -> bool:
+def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
     waiting = [run for run in reversed(runs) if not run.finished]
-    working: dict[Run, subprocess.Popen[bytes]] = {}
-    failed: list[Run] = []
-    told: set[Run] = set()
+    working: dict[Trial, subprocess.Popen[bytes]] = {}
+    failed: list[Trial] = []
+    told: set[Trial] = set()
     ended = sum(run.steps for run in runs if run.finished)
     console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
     with stop_on_signal() as stop, Watch("sweep", sum(run.steps for run in runs), start=ended) as watch:
@@ -164,7 +164,7 @@ def _carry_out(config: SweepConfig, runs: list[Run], processes: int) -> bool:
     return not stop
 
 
-def _start(run: Run, measure: Measure) -> subprocess.Popen[bytes]:
+def _start(run: Trial, measure: Measure) -> subprocess.Popen[bytes]:
     open_run(run, measure)
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with (run.folder / "worker.log").open("wb") as log:
@@ -175,7 +175,7 @@ def _start(run: Run, measure: Measure) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def open_run(run: Run, measure: Measure) -> None:
+def open_run(run: Trial, measure: Measure) -> None:
     """A run's folder, with all that its process reads."""
     if isinstance(run.config, TrainConfig):
         open_folder(run.config, run.folder, resume=run.file.is_file())

@@ -14,9 +14,9 @@ from align.config import TrainConfig
 from align.data.batches import Batch
 from align.networks.roles import Roles
 from align.objectives.distances import default_huber_c, distance_gradient
+from align.objectives.metrics import Metrics
 from align.objectives.weightings import WEIGHTS
 from align.training import setup
-from align.training.log import Metrics
 from align.training.loop import update_critics
 from align.training.process import Alone
 from align.training.setup import Run

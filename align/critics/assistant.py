@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from align.data.batches import Batch
-from align.networks.denoisers import Preconditioning
+from align.networks.preconditioning import Preconditioning
 from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import Weight
 

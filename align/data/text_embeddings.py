@@ -24,9 +24,9 @@ from torch import Tensor
 
 from align.config import TrainConfig
 from align.data.prompts import Prompts
-from align.training.checkpoints import flush
 from evaluate import pipelines
 from evaluate.console import Watch
+from evaluate.files import flush
 from prompts import cache
 from prompts.errors import UserError
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.config import Generator as Options
+from align.config import GeneratorOptions
 from align.data.batches import Batch
-from align.networks.denoisers import Preconditioning
+from align.networks.preconditioning import Preconditioning
 from prompts.errors import UserError
 
 #: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
@@ -22,7 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
 class OneStep:
     """Noise to latents in one evaluation of the network."""
 
-    def __init__(self, options: Options, preconditioning: Preconditioning, *, source: str):
+    def __init__(self, options: GeneratorOptions, preconditioning: Preconditioning, *, source: str):
         """source: what to call the reference in an error."""
         self.options, self.preconditioning = options, preconditioning
         schedule = preconditioning.schedule

@@ -28,8 +28,8 @@ from align.generators.one_step import OneStep
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
+from align.objectives.metrics import Metrics
 from align.training import setup
-from align.training.log import Metrics
 from align.training.loop import update_critics, update_student
 from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch

@@ -13,11 +13,12 @@ Papers: DI++ = Diff-Instruct++ (Luo 2024); DI* = Diff-Instruct* (Luo et al. 2025
 al. 2024); SiD = Score identity Distillation (Zhou et al. 2024).
 """
 
-from align.objectives.denoising import Denoiser, assistant_loss
+from align.objectives.denoising import assistant_loss
 from align.objectives.guidance import cfg_reward_loss, guided
 from align.objectives.kl import ikl_loss
 from align.objectives.score_divergence import Gradient, score_divergence_loss
 from align.objectives.weightings import WEIGHTS, Weight
+from evaluate.diffusion import Denoiser
 
 __all__ = [
     "WEIGHTS",

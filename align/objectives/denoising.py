@@ -1,13 +1,9 @@
 """Denoising score matching, the loss of the assistant."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from align.objectives.weightings import Weight, weight_of
-from evaluate.diffusion import expand
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+from evaluate.diffusion import Denoiser, expand
 
 
 def assistant_loss(x0: Tensor, noise: Tensor, sigma: Tensor, *, assistant: Denoiser, weight: Weight = None) -> Tensor:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from align.objectives.denoising import Denoiser, add_noise, dot
+from align.objectives.denoising import add_noise, dot
 from align.objectives.weightings import Weight, weight_of
+from evaluate.diffusion import Denoiser
 
 
 def cfg_reward_loss(

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from align.objectives.denoising import Denoiser, add_noise, dot
+from align.objectives.denoising import add_noise, dot
 from align.objectives.distances import DISTANCES, default_huber_c, distance_gradient, hessian_vector_product
 from align.objectives.weightings import Weight, weight_of
-from evaluate.diffusion import expand
+from evaluate.diffusion import Denoiser, expand
 
 Gradient = Literal["exact", "exact_sequential", "detached"]
 
@@ -37,10 +37,7 @@ def score_divergence_loss(
     Shapes: x0 and noise `[B, ...]`, sigma `[B]`; returns `[B]`. The gradient for x0 is computed in the forward pass, so
     it can be taken once, by `backward()`, and not differentiated again. Raises ValueError for an unknown name.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
-    if gradient not in ("exact", "exact_sequential", "detached"):
-        raise ValueError(f"unknown gradient {gradient!r}; choose exact, exact_sequential or detached")
+    _check(distance, gradient)
     if huber_c is None:
         huber_c = default_huber_c(x0)
 
@@ -75,6 +72,13 @@ def score_divergence_loss(
             (from_reference,) = torch.autograd.grad(reference(x, sigma), x, hv)
         slope = slope - expand(w, x0) * (from_assistant - from_reference)
     return with_gradient(-w * dot(d_prime, v), slope, x0)
+
+
+def _check(distance: str, gradient: str) -> None:
+    if distance not in DISTANCES:
+        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    if gradient not in ("exact", "exact_sequential", "detached"):
+        raise ValueError(f"unknown gradient {gradient!r}; choose exact, exact_sequential or detached")
 
 
 def with_gradient(value: Tensor, slope: Tensor, x0: Tensor) -> Tensor:

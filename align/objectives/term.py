@@ -8,7 +8,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
-    from align.training.log import Metrics
+    from align.objectives.metrics import Metrics
 
 
 class Term(Protocol):

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from align.config import TrainConfig
 from align.data.batches import Batch
-from align.networks.denoisers import Denoisers
+from align.objectives.denoisers import Denoisers
 from align.objectives.guidance import cfg_reward_loss
 from align.objectives.kl import ikl_loss
+from align.objectives.metrics import Metrics
 from align.objectives.score_divergence import score_divergence_loss
 from align.objectives.term import ByAutograd, Term
 from align.objectives.weightings import WEIGHTS
 from align.rewards.differentiable import Rewards
-from align.training.log import Metrics
 
 #: method -> its divergence; rewards are a term wherever there are any.
 DIVERGENCES = {"di": "kl", "di++": "kl", "sim": "score_divergence", "di*": "score_divergence"}

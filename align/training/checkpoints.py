@@ -5,7 +5,6 @@ another name, flushed, and renamed, so a kill at any moment loses at most the st
 """
 
 import json
-import os
 import random
 import shutil
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from align.networks import sharding
+from evaluate.files import flush
 from evaluate.weights import sha256
 from prompts.errors import UserError
 
@@ -24,15 +24,6 @@ MANIFEST = "manifest.json"
 
 class StateError(UserError):
     """A state that cannot be written or read, with what to do about it."""
-
-
-def flush(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def rng_state() -> dict[str, Any]:

@@ -6,10 +6,10 @@ import torch
 from torch.profiler import record_function
 
 from align.config import TrainConfig
+from align.objectives.metrics import Metrics
 from align.training import setup
 from align.training.health import Guarded
 from align.training.interrupt import stop_on_signal
-from align.training.log import Metrics
 from align.training.observe import Observer
 from align.training.process import Launched
 from align.training.result import finish

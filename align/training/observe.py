@@ -7,10 +7,11 @@ from types import TracebackType
 
 import torch
 
+from align.objectives.metrics import Metrics
 from align.training.checkpoints import any_of
 from align.training.health import Health
 from align.training.interrupt import Stop
-from align.training.log import Metrics, trim_log
+from align.training.log import trim_log
 from align.training.setup import Run
 from evaluate.console import Watch, console
 

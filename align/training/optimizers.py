@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from align.config import Optimizer
 from align.networks import sharding
-from align.training.log import Metrics
+from align.objectives.metrics import Metrics
 from align.training.process import Alone
 from prompts.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from align.config import TrainConfig
-from align.training.log import Metrics
+from align.objectives.metrics import Metrics
 from prompts.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}

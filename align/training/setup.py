@@ -18,9 +18,10 @@ from align.data.text_embeddings import Live, prepare, release
 from align.generators import Generator
 from align.generators.one_step import OneStep
 from align.networks import sharding
-from align.networks.denoisers import Denoisers, Preconditioning
 from align.networks.initial import load_into
+from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
+from align.objectives.denoisers import Denoisers
 from align.objectives.term import Term
 from align.objectives.terms import terms
 from align.objectives.weightings import WEIGHTS

@@ -11,7 +11,7 @@ from align.config import TrainConfig
 from align.data.batches import Batch, seeded
 from align.data.prompts import read_prompts
 from align.generators import Generator
-from align.networks.denoisers import Preconditioning
+from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards

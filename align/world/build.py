@@ -14,10 +14,13 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from align import commands as runs
 from align import config as configs
+from align.export.pipeline import copy
+from align.run_folder import opened
 from align.training.compare import pictures_of
+from align.training.loop import train
 from align.training.validation import save_grid
+from align.world import pretrain, reward_model
 from evaluate import embedded
 from evaluate.console import console
 from evaluate.sets.shapes import fd_shapes
@@ -73,17 +76,32 @@ def _finished(output: Path, run: Callable[[bool], bool]) -> Path:
 
 def _pretrain(preset: str, work: Path, *sets: str) -> Path:
     config = configs.resolve(preset, configs.PRETRAIN, sets=sets)
-    return _finished(work / preset, lambda resume: runs.pretrain(config, work / preset, resume=resume))
+
+    def run(resume: bool) -> bool:
+        with opened(config, work / preset, resume=resume):
+            return pretrain.run(config, work / preset, resume=resume)
+
+    return _finished(work / preset, run)
 
 
 def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
     config: Any = configs.resolve(preset, configs.REWARD, sets=[f"initial={clip}"])
-    return _finished(work / preset, lambda resume: runs.reward(config, pairs, work / preset, resume=resume))
+
+    def run(resume: bool) -> bool:
+        with opened(config, work / preset, resume=resume):
+            return reward_model.train(config, reward_model.read_pairs(pairs), work / preset, resume=resume)
+
+    return _finished(work / preset, run)
 
 
 def _train(name: str, preset: str, work: Path, *sets: str) -> Path:
     config: Any = configs.resolve(preset, configs.TRAIN, sets=sets)
-    return _finished(work / name, lambda resume: runs.train(config, work / name, resume=resume, preset=preset))
+
+    def run(resume: bool) -> bool:
+        with opened(config, work / name, resume=resume, preset=preset):
+            return train(config, work / name, resume=resume)
+
+    return _finished(work / name, run)
 
 
 def _place_whole(source: Path, target: Path, *, recipe: dict[str, Any] | None = None) -> None:
@@ -96,7 +114,7 @@ def _place_whole(source: Path, target: Path, *, recipe: dict[str, Any] | None = 
 def _place_network(run: Path, target: Path) -> None:
     """The bare network in fp16, all else being the teacher's."""
     shutil.rmtree(target, ignore_errors=True)
-    runs.export(run, target, dtype="fp16", pipeline="../teacher")
+    copy(run / "checkpoint", target, dtype="fp16", pipeline="../teacher", lora=False, scores=None, push_to=None)
     (target / "README.md").unlink(missing_ok=True)
 
 

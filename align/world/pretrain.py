@@ -159,6 +159,11 @@ def make_tokenizer() -> Any:
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24)
 
 
+def _ends(tokenizer: Any) -> dict[str, int]:
+    """What a text model's config is told of a tokenizer's special tokens."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
     """Token ids `[B, model_max_length]`, padded and cut."""
     ids: Tensor = tokenizer(
@@ -188,6 +193,19 @@ class Layout(nn.Module):
         return seen.mT.unflatten(2, (self.size, self.size))
 
 
+@torch.no_grad()
+def _rendered(config: TeacherConfig, vae: Any) -> tuple[Tensor, list[str]]:
+    """The latents of all images that the teacher is trained on, and their captions."""
+    chunk, latents, prompts = 500, [], []
+    with Watch("rendering", config.images) as watch:
+        for first in range(0, config.images, chunk):
+            images, texts = _batch(min(chunk, config.images - first), config.seed, 1, first, mix=config.mix)
+            latents.append(vae.encode(images * 2 - 1).latent_dist.mean)
+            prompts += texts
+            watch(len(prompts))
+    return torch.cat(latents), prompts
+
+
 def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     """Text encoder and UNet by denoising score matching (DI++ eq. C.2 and C.7), saved as a StableDiffusionPipeline."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -200,12 +218,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     vae = AutoencoderKL.from_pretrained(config.vae).float().requires_grad_(False)
     torch.manual_seed(config.seed)
     tokenizer = make_tokenizer()
-    ends = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **config.text_encoder))
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **_ends(tokenizer), **config.text_encoder))
     unet = UNet2DConditionModel(cross_attention_dim=config.text_encoder["hidden_size"], **config.unet)
     model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     if config.layout:
@@ -214,14 +227,8 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     schedule = Schedule.from_scheduler(scheduler)
     draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
 
-    chunk, latents, prompts = 500, [], []
-    with torch.no_grad(), Watch("rendering", config.images) as watch:
-        for first in range(0, config.images, chunk):
-            pictures, texts = _batch(min(chunk, config.images - first), config.seed, 1, first, mix=config.mix)
-            latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean)
-            prompts += texts
-            watch(len(prompts))
-    data, tokens, null = torch.cat(latents), tokenize(tokenizer, prompts), tokenize(tokenizer, [""])
+    data, prompts = _rendered(config, vae)
+    tokens, null = tokenize(tokenizer, prompts), tokenize(tokenizer, [""])
 
     def layout(model: Any, text: Tensor, x0: Tensor) -> Tensor:
         return nn.functional.mse_loss(model["layout"](text), nn.functional.adaptive_avg_pool2d(x0, LAYOUT))
@@ -264,13 +271,8 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
 
     tokenizer = make_tokenizer()
     torch.manual_seed(config.seed)
-    ends = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     architecture = dict(config.architecture)
-    architecture["text_config"] = {"vocab_size": len(tokenizer), **ends, **architecture["text_config"]}
+    architecture["text_config"] = {"vocab_size": len(tokenizer), **_ends(tokenizer), **architecture["text_config"]}
     clip = CLIPModel(CLIPConfig(**architecture))
 
     def loss(model: nn.Module, step: int) -> Tensor:

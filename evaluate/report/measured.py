@@ -22,7 +22,7 @@ LARGEST = 384
 
 
 @dataclass(frozen=True)
-class Column:
+class ReportColumn:
     """A metric under one protocol with one file of weights: what figures must share to stand in one column."""
 
     name: str
@@ -41,17 +41,7 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
         return None, []
     files = [records.find(path) for path in paths]
     runs = [Records.load(file) for file in files]
-    for path, run in zip(paths, runs, strict=True):
-        if run.frame.empty:
-            raise UserError(f"{path}: an empty run, without a single record; run it again with 'evaluate run'")
-        for field in ("suite", "suite_sha256"):
-            if run.meta[field] != runs[0].meta[field]:
-                raise UserError(
-                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for each suite"
-                )
-    if twice := [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]:
-        raise UserError(f"{twice[0]}: given twice; give every run once")
-
+    _check(paths, files, runs)
     frames = [run.frame.assign(copy=run.frame.groupby("id").cumcount()).set_index(["id", "copy"]) for run in runs]
     whole = pd.concat(sorted(frames, key=len, reverse=True))
     whole = whole[~whole.index.duplicated()]
@@ -93,12 +83,25 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
     return data, pictures
 
 
-def _columns(run: Records) -> list[Column]:
-    scored = [Column(name, weights, False) for name, weights in run.meta["protocols"].items()]
-    return scored + [Column(name, e["weights_sha256"], True) for name, e in run.meta.get("sets", {}).items()]
+def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]) -> None:
+    for path, run in zip(paths, runs, strict=True):
+        if run.frame.empty:
+            raise UserError(f"{path}: an empty run, without a single record; run it again with 'evaluate run'")
+        for field in ("suite", "suite_sha256"):
+            if run.meta[field] != runs[0].meta[field]:
+                raise UserError(
+                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for each suite"
+                )
+    if twice := [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]:
+        raise UserError(f"{twice[0]}: given twice; give every run once")
 
 
-def _names(columns: Sequence[Column]) -> list[str]:
+def _columns(run: Records) -> list[ReportColumn]:
+    scored = [ReportColumn(name, weights, False) for name, weights in run.meta["protocols"].items()]
+    return scored + [ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("sets", {}).items()]
+
+
+def _names(columns: Sequence[ReportColumn]) -> list[str]:
     """Protocols; with the weights where one protocol was computed with several."""
     count = Counter(column.name for column in columns)
     return [c.name if count[c.name] == 1 else f"{c.name}, weights {(c.weights or 'none')[:8]}" for c in columns]
@@ -121,7 +124,7 @@ def _made(run: Records, file: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _figure(run: Records, column: Column) -> dict[str, Any] | None:
+def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
     """One cell: value, 95 % interval, pictures behind it; None where the run did not measure it."""
     if column not in _columns(run):
         return None
@@ -136,7 +139,7 @@ def _figure(run: Records, column: Column) -> dict[str, Any] | None:
     return {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "note": note}
 
 
-def _scores(run: Records, frame: pd.DataFrame, column: Column, index: pd.Index) -> list[float | None] | None:
+def _scores(run: Records, frame: pd.DataFrame, column: ReportColumn, index: pd.Index) -> list[float | None] | None:
     return list(map(_number, frame[f"score.{column.name}"].reindex(index))) if column in _columns(run) else None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from align import config as configs
 from align.config import TrainConfig
 from align.generators.one_step import OneStep
-from align.networks.denoisers import Preconditioning
+from align.networks.preconditioning import Preconditioning
 from align.objectives.guidance import guided
 from evaluate import families
 from evaluate.diffusion import expand

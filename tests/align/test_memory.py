@@ -373,13 +373,13 @@ def test_a_run_is_refused_for_want_of_memory_alone(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = config(tiny)
-    monkeypatch.setattr(memory, "remedies", lambda *_: [])
+    monkeypatch.setattr(remedies, "remedies", lambda *_: [])
     with pytest.raises(UserError, match="GiB are needed"):
         runs.check_memory(made, processes=1, available=0)
 
     def unknown(*_: Any, **__: Any) -> Any:
         raise NotImplementedError("no fake kernel")
 
-    monkeypatch.setattr(memory, "estimate", unknown)
+    monkeypatch.setattr(remedies, "estimate", unknown)
     runs.check_memory(made, processes=1, available=0)
     assert "could not be estimated (NotImplementedError)" in " ".join(capsys.readouterr().err.split())

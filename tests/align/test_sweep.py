@@ -47,7 +47,7 @@ def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
-def prepare(config: SweepConfig, output: Path) -> list[sweep.Run]:
+def prepare(config: SweepConfig, output: Path) -> list[sweep.Trial]:
     """The runs of a sweep with the folders that a worker is given."""
     runs = sweep.plan(config, output)
     for run in runs:

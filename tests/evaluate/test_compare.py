@@ -9,7 +9,7 @@ import pytest
 from recording import make
 from scipy import stats
 
-from evaluate.compare import Row, compare, show, write
+from evaluate.compare import ComparedMetric, compare, show, write
 from evaluate.stats import wilson
 from evaluate.tables import read_csv
 from prompts.errors import UserError
@@ -22,7 +22,7 @@ def test_differences_by_hand() -> None:
     (row,) = compare(make({"m": A}), make({"m": B}))
     t = stats.ttest_rel(B, A)
     interval = t.confidence_interval(0.95)
-    expected = Row("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4))
+    expected = ComparedMetric("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4))
     assert row[:3] == expected[:3]
     assert row[3:] == pytest.approx(expected[3:])
 

@@ -111,4 +111,4 @@ def test_what_cannot_be_timed_is_refused(configs: Path, change: dict[str, str]) 
         pytest.skip("there is one")
     settings = {"model": str(configs), "random_weights": True, "device": "cpu", "dtype": "fp32", "batch": 1, "repeats": 1}
     with pytest.raises(UserError, match=next(iter(change))):
-        timing.measure(timing.Settings(**(settings | change)))  # type: ignore[arg-type]
+        timing.measure(timing.TimingSettings(**(settings | change)))  # type: ignore[arg-type]
