@@ -12,8 +12,7 @@ import yaml
 from PIL import Image
 from tiny import SMALL_RUN
 
-from align import cli
-from align import commands as runs
+from align import cli, run_folder
 from align import config as configs
 from align.training import checkpoints as state
 from prompts.errors import UserError
@@ -178,18 +177,18 @@ def test_the_value_that_changed_is_named(old: dict[str, Any], new: dict[str, Any
 
 def test_resuming_names_a_nested_value(tmp_path: Path) -> None:
     config, run = configs.resolve("shapes-distar", configs.TRAIN), tmp_path / "run"
-    runs.open_folder(config, run, resume=False)
+    run_folder.open_folder(config, run, resume=False)
     other = configs.resolve("shapes-distar", configs.TRAIN, sets=["steps=7", "student.learning_rate=0.5"])
     with pytest.raises(
         UserError, match=r"config.yaml: student.learning_rate was \S+ and is now 0.5; resume with the old value"
     ):
-        runs.open_folder(other, run, resume=True)
+        run_folder.open_folder(other, run, resume=True)
 
 
 def interrupted(output: Path, file: str, content: str, *, resume: bool = False) -> None:
     """A run that writes one file and is stopped by Ctrl-C."""
     config = configs.resolve("shapes-di", configs.TRAIN)
-    with pytest.raises(KeyboardInterrupt), runs.opened(config, output, resume=resume):
+    with pytest.raises(KeyboardInterrupt), run_folder.opened(config, output, resume=resume):
         (output / file).parent.mkdir(parents=True, exist_ok=True)
         (output / file).write_text(content)
         raise KeyboardInterrupt
@@ -207,7 +206,7 @@ def test_what_a_run_has_written_is_kept(tmp_path: Path, file: str) -> None:
 
 
 def test_a_resumed_run_is_never_removed(tmp_path: Path) -> None:
-    runs.open_folder(configs.resolve("shapes-di", configs.TRAIN), tmp_path / "run", resume=False)
+    run_folder.open_folder(configs.resolve("shapes-di", configs.TRAIN), tmp_path / "run", resume=False)
     interrupted(tmp_path / "run", "log.jsonl", "", resume=True)
     assert (tmp_path / "run" / "config.yaml").is_file()
 
@@ -403,5 +402,5 @@ def test_another_owner_of_the_name_evaluate_is_named(align: Run, monkeypatch: py
 
 def test_a_folder_opens_once(tmp_path: Path) -> None:
     config = configs.resolve("shapes-di", configs.TRAIN)
-    runs.open_folder(config, tmp_path / "run", resume=False)
+    run_folder.open_folder(config, tmp_path / "run", resume=False)
     assert configs.validate(configs.TrainConfig, configs.read_yaml(tmp_path / "run" / "config.yaml"), "written") == config
