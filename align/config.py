@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from prompts.errors import UserError
+from prompts.extensions import member
 from prompts.shapes.grammar import MIX
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -134,8 +145,17 @@ class Reward(Config):
 class GeneratorOptions(Config):
     """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
 
+    name: str = "one_step"
     sigma_init: PositiveFloat = 2.5
     noise_scale: Literal["sigma", "unit"] = "sigma"
+
+
+def _as_its_own(value: Any) -> Any:
+    """The generator's options as its file has them; of `one_step`, and of what is no mapping, pydantic sees to it."""
+    name = value.get("name", "one_step") if isinstance(value, Mapping) else "one_step"
+    if name == "one_step":
+        return value
+    return member("align.generators", name, "build", what="generator.name").Options.model_validate(value)
 
 
 class LoraConfig(Config):
@@ -181,7 +201,9 @@ class TrainConfig(Config):
         "by default the reference",
     )
     family: str = "sd15"
-    generator: GeneratorOptions = GeneratorOptions()
+    generator: Annotated[SerializeAsAny[GeneratorOptions], BeforeValidator(_as_its_own)] = GeneratorOptions()
+    terms: dict[str, dict[str, Any]] = Field({}, description="further terms of the student's loss: name -> its options")
+    critics: dict[str, dict[str, Any]] = Field({}, description="what else is trained beside the student: name -> its options")
     prompts: str = Field(
         description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
         "file; OWNER/NAME:COLUMN[@REVISION] of the hub"

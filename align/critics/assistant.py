@@ -2,10 +2,12 @@
 
 from torch import Tensor, nn
 
+from align.config import AssistantConfig
 from align.data.batches import Batch
 from align.networks.preconditioning import Preconditioning
+from align.objectives.denoisers import Denoisers
 from align.objectives.denoising import assistant_loss
-from align.objectives.weightings import Weight
+from align.objectives.weightings import WEIGHTS, Weight
 
 
 class Assistant:
@@ -14,10 +16,15 @@ class Assistant:
     name = "assistant"
 
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, *, weight: Weight):
-        """network: the role as it is called in training, wrapped where gradients are averaged over processes."""
+        """network: the role."""
         self.network, self.preconditioning, self.weight = network, preconditioning, weight
 
     def loss(self, x0: Tensor, batch: Batch) -> Tensor:
         """Denoising score matching."""
         denoiser = self.preconditioning.denoiser(self.network, batch.cond)
         return assistant_loss(x0, batch.noise("diffusion"), batch.sigma, assistant=denoiser, weight=self.weight)
+
+
+def build(options: AssistantConfig, denoisers: Denoisers) -> Assistant:
+    """The assistant of a run's roles."""
+    return Assistant(denoisers.roles.assistant, denoisers.preconditioning, weight=WEIGHTS[options.weight])

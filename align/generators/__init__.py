@@ -1,8 +1,15 @@
-"""Generators: how the student's network makes an image of a batch's noise. A file here is one."""
+"""Generators: how the student's network makes an image of a batch's noise.
+
+A file here, or in an extension's `generators/`, is one where it has `Options`, a `config.GeneratorOptions` with what else it wants to be
+told, and `build(options, preconditioning, source=...) -> Generator`; source is what to call the reference in an error."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
+
+from prompts.extensions import extended, member
+
+__path__ = extended(__path__, "generators")
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
@@ -18,3 +25,8 @@ class Generator(Protocol):
         """The stock scheduler with which diffusers draws what `sample` makes of the same noise, and the recipe that calls it.
 
         scheduler: the reference's."""
+
+
+def load(name: str) -> Any:
+    """The module of the generator `name`."""
+    return member("align.generators", name, "build", what="generator.name")

@@ -50,3 +50,6 @@ class OneStep:
         arguments = self.preconditioning.family.arguments
         extra = {"arguments": arguments} if arguments else {}
         return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | extra
+
+
+Options, build = GeneratorOptions, OneStep

@@ -24,7 +24,6 @@ from align.config import TrainConfig
 from align.data.batches import Batch
 from align.data.prompts import read_prompts
 from align.data.text_embeddings import Live, encoders
-from align.generators.one_step import OneStep
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
@@ -101,9 +100,9 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
                 largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
     flops = sum(
-        count * config.accumulate // passes * (config.assistant.updates if phase.startswith("assistant's") else 1)
+        count * config.accumulate // passes * (config.assistant.updates if phase.startswith("critics'") else 1)
         for phase, count in tracker.flops.items()
-        if phase.startswith(("assistant's", "student's"))
+        if phase.startswith(("critics'", "student's"))
     )
     return Estimate(
         roles=_roles(config, built, same=parts.same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
@@ -161,7 +160,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning.family, pipeline, device="cpu", dtype=dtype, limit=few)
     texts = Live(preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
-    generator = OneStep(config.generator, preconditioning, source=config.pipeline or config.reference)
+    generator = setup.make_generator(config, preconditioning)
     make = partial(
         setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
         roles=roles, texts=texts, scoring=scoring, watched=watched, network=reference,

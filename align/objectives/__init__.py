@@ -13,12 +13,16 @@ Papers: DI++ = Diff-Instruct++ (Luo 2024); DI* = Diff-Instruct* (Luo et al. 2025
 al. 2024); SiD = Score identity Distillation (Zhou et al. 2024).
 """
 
+from align.objectives.denoisers import guided
 from align.objectives.denoising import assistant_loss
-from align.objectives.guidance import cfg_reward_loss, guided
+from align.objectives.guidance import cfg_reward_loss
 from align.objectives.kl import ikl_loss
 from align.objectives.score_divergence import Gradient, score_divergence_loss
 from align.objectives.weightings import WEIGHTS, Weight
 from evaluate.diffusion import Denoiser
+from prompts.extensions import extended
+
+__path__ = extended(__path__, "objectives")
 
 __all__ = [
     "WEIGHTS",

@@ -2,11 +2,24 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from align.data.batches import Batch
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
-from align.objectives.guidance import guided
 from evaluate.diffusion import Denoiser
+
+
+def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Denoiser:
+    """Classifier-free guidance inside the reference: `D(null) + g (D(c) - D(null))`; g = 1 is no guidance."""
+    if scale == 1.0:
+        return conditional
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        base = unconditional(x, sigma)
+        return base + scale * (conditional(x, sigma) - base)
+
+    return denoiser
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,25 @@
-"""Classifier-free guidance: inside the reference, or as a reward."""
+"""Classifier-free guidance as a reward."""
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from align.objectives.denoising import add_noise, dot
-from align.objectives.weightings import Weight, weight_of
+from align.objectives.term import ByAutograd, Context, Term
+from align.objectives.weightings import WEIGHTS, Weight, weight_of
+
+if TYPE_CHECKING:
+    from align.data.batches import Batch
+    from align.objectives.metrics import Metrics
 from evaluate.diffusion import Denoiser
+
+
+class GuidanceReward(NamedTuple):
+    """The scale g, and the name of the weight, which is the divergence's."""
+
+    scale: float
+    weight: str
 
 
 def cfg_reward_loss(
@@ -25,13 +39,12 @@ def cfg_reward_loss(
     return -weight_of(weight, sigma, x0, direction, target) * dot(direction, x)
 
 
-def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Denoiser:
-    """Classifier-free guidance inside the reference: `D(null) + g (D(c) - D(null))`; g = 1 is no guidance."""
-    if scale == 1.0:
-        return conditional
+def build(options: GuidanceReward, context: Context) -> Term:
+    """`alpha_cfg = g - 1` times the loss."""
+    denoisers, weight = context.denoisers, WEIGHTS[options.weight]
 
-    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        base = unconditional(x, sigma)
-        return base + scale * (conditional(x, sigma) - base)
+    def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        networks = {"conditional": denoisers.conditional(batch), "unconditional": denoisers.unconditional(batch)}
+        return (options.scale - 1) * cfg_reward_loss(x0, batch.noise("diffusion"), batch.sigma, weight=weight, **networks)
 
-    return denoiser
+    return ByAutograd("cfg", loss)

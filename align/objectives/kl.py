@@ -1,10 +1,18 @@
 """Integral KL divergence (Diff-Instruct, DI++)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from align.config import Divergence
 from align.objectives.denoising import add_noise, dot
-from align.objectives.weightings import Weight, weight_of
+from align.objectives.term import ByAutograd, Context, Term
+from align.objectives.weightings import WEIGHTS, Weight, weight_of
+
+if TYPE_CHECKING:
+    from align.data.batches import Batch
+    from align.objectives.metrics import Metrics
 from evaluate.diffusion import Denoiser
 
 
@@ -21,3 +29,14 @@ def ikl_loss(
         target = reference(x, sigma)
         u = assistant(x, sigma) - target
     return weight_of(weight, sigma, x0, u, target) * dot(u, x)
+
+
+def build(options: Divergence, context: Context) -> Term:
+    """The divergence of Diff-Instruct and DI++."""
+    denoisers, weight = context.denoisers, WEIGHTS[options.weight]
+
+    def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        networks = {"assistant": denoisers.assistant(batch), "reference": denoisers.reference(batch)}
+        return ikl_loss(x0, batch.noise("diffusion"), batch.sigma, weight=weight, **networks)
+
+    return ByAutograd("divergence", loss)

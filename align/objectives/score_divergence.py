@@ -1,13 +1,19 @@
 """Score divergence (SIM, DI*): Theorem 3.1's gradient."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from align.config import Divergence
 from align.objectives.denoising import add_noise, dot
 from align.objectives.distances import DISTANCES, default_huber_c, distance_gradient, hessian_vector_product
-from align.objectives.weightings import Weight, weight_of
+from align.objectives.term import ByAutograd, Context, Term
+from align.objectives.weightings import WEIGHTS, Weight, weight_of
+
+if TYPE_CHECKING:
+    from align.data.batches import Batch
+    from align.objectives.metrics import Metrics
 from evaluate.diffusion import Denoiser, expand
 
 Gradient = Literal["exact", "exact_sequential", "detached"]
@@ -85,3 +91,16 @@ def with_gradient(value: Tensor, slope: Tensor, x0: Tensor) -> Tensor:
     """`[B]` with the given value, whose gradient with respect to x0 is `slope` and which leads nowhere else."""
     through = dot(slope.detach(), x0)
     return value.detach() + (through - through.detach())
+
+
+def build(options: Divergence, context: Context) -> Term:
+    """The divergence of SIM and DI*."""
+    denoisers, weight = context.denoisers, WEIGHTS[options.weight]
+
+    def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        return score_divergence_loss(
+            x0, batch.noise("diffusion"), batch.sigma, assistant=denoisers.assistant(batch), reference=denoisers.reference(batch),
+            distance=options.distance, huber_c=options.huber_c, gradient=options.gradient, weight=weight,
+        )  # fmt: skip
+
+    return ByAutograd("divergence", loss)

@@ -1,14 +1,27 @@
 """A term of the student's loss, which is nothing but its gradient at x0."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from align.critics import Critic
     from align.data.batches import Batch
+    from align.objectives.denoisers import Denoisers
     from align.objectives.metrics import Metrics
+    from align.rewards.differentiable import Rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a term may lean on: denoisers, rewards, and what is trained beside the student, by name."""
+
+    denoisers: "Denoisers"
+    rewards: "Rewards"
+    critics: "dict[str, Critic]"
 
 
 class Term(Protocol):

@@ -55,13 +55,14 @@ def update_critics(run: Run, step: int, metrics: Metrics) -> None:
         metrics.share = 1 / (updates * run.config.accumulate)
         batches = run.batches(step * (options.updates + 1) + update)
         for m, batch in enumerate(batches):
-            for critic in run.critics:
-                with run.learners[critic.name].grad_sync(m + 1 == len(batches)), record_function(f"{critic.name}'s update"):
-                    with torch.no_grad():
-                        x0 = run.generator.sample(run.roles.student, batch)
-                    loss = critic.loss(x0, batch).mean()
-                    run.process.backward(loss / len(batches))
-                metrics.add(critic.name, loss)
+            with record_function("critics' update"):
+                with torch.no_grad():
+                    x0 = run.generator.sample(run.roles.student, batch)
+                for critic in run.critics:
+                    with run.learners[critic.name].grad_sync(m + 1 == len(batches)):
+                        loss = critic.loss(x0, batch).mean()
+                        run.process.backward(loss / len(batches))
+                    metrics.add(critic.name, loss)
         metrics.prompts = batches[-1].prompts
         for critic in run.critics:
             run.learners[critic.name].step(metrics)

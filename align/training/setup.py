@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.config import TrainConfig
+from align import critics as critic_files
+from align import generators
+from align.config import Optimizer, TrainConfig, validate
 from align.critics import Critic
-from align.critics.assistant import Assistant
 from align.data.batches import Batch, BatchSampler, Texts, seeded
 from align.data.prompts import read_prompts
 from align.data.text_embeddings import Live, prepare, release
 from align.generators import Generator
-from align.generators.one_step import OneStep
 from align.networks import sharding
 from align.networks.initial import load_into
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
 from align.objectives.denoisers import Denoisers
-from align.objectives.term import Term
+from align.objectives.term import Context, Term
 from align.objectives.terms import terms
-from align.objectives.weightings import WEIGHTS
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from align.training.checkpoints import Checkpoints
@@ -87,7 +86,7 @@ def build(
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
     pipeline = load_pipeline(config, dtype)
     preconditioning = make_preconditioning(config, pipeline, process)
-    generator = OneStep(config.generator, preconditioning, source=config.pipeline or config.reference)
+    generator = make_generator(config, preconditioning)
     initial, reference, same = load_networks(config, pipeline)
     texts = prepare(
         config, preconditioning.family, pipeline, read_prompts(config.prompts),
@@ -115,27 +114,35 @@ def assemble(
     roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None, network: Any,
 ) -> Run:  # fmt: skip
     """What has been read, as a run: averages, optimisers, terms, critics. network: the reference's, whose config says what latents are like."""
-    trainable = {name: roles.trainable(getattr(roles, name)) for name in ("student", "assistant")}
+    denoisers = Denoisers(
+        preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
+    )
+    critics, options = make_critics(config, denoisers)
+    # The assistant is a role, and where it should be.
+    networks = {
+        name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()
+    }
+    networks["student"] = roles.student
+    trainable = {name: roles.trainable(network) for name, network in networks.items()}
     average = Average(trainable["student"], config.ema)
     learners = {}
-    for name in ("assistant", "student"):
+    for name, network in networks.items():
         # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
         for other, parameters in trainable.items():
             for parameter in parameters.values():
                 parameter.requires_grad_(other == name)
-        learners[name] = Learner(name, getattr(roles, name), trainable[name], getattr(config, name), process)
+        learners[name] = Learner(name, network, trainable[name], options.get(name, config.student), process)
     for parameters in trainable.values():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-    denoisers = Denoisers(
-        preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
-    )
-    assistant = Assistant(learners["assistant"].module, preconditioning, weight=WEIGHTS[config.assistant.weight])
+    for name, critic in critics.items():
+        critic.network = learners[name].module
+    context = Context(denoisers=denoisers, rewards=scoring.rewards, critics=critics)
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
     return Run(
         config=config, folder=folder, process=process, pipeline=pipeline, preconditioning=preconditioning, roles=roles,
-        generator=generator, terms=terms(config, denoisers, scoring.rewards), critics=[assistant], learners=learners,
+        generator=generator, terms=terms(config, context), critics=list(critics.values()), learners=learners,
         average=average, batches=make_batches(config, process, preconditioning, network, texts, len(texts.prompts)),
         rewards=scoring.rewards, validation=validation, samples=SampleGrid(config, sampler, preconditioning),
         checkpoints=Checkpoints(
@@ -143,6 +150,23 @@ def assemble(
         ),
         example=read_prompts(config.prompts)[0],
     )  # fmt: skip
+
+
+def make_generator(config: TrainConfig, preconditioning: Preconditioning) -> Generator:
+    """How the student makes an image."""
+    source = config.pipeline or config.reference
+    made: Generator = generators.load(config.generator.name).build(config.generator, preconditioning, source=source)
+    return made
+
+
+def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, Critic], dict[str, Optimizer]]:
+    """The assistant and whatever else is trained beside the student, and their options, by name."""
+    options: dict[str, Any] = {"assistant": config.assistant}
+    for name, content in config.critics.items():
+        module = critic_files.load(name)
+        options[name] = validate(module.Options, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
+    made = {name: critic_files.load(name).build(each, denoisers) for name, each in options.items()}
+    return made, options
 
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:

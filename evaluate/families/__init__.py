@@ -19,6 +19,9 @@ import pkgutil
 from typing import Any
 
 from prompts.errors import UserError
+from prompts.extensions import extended
+
+__path__ = extended(__path__, "families")
 
 
 def names() -> list[str]:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from evaluate.preprocess import Preprocess
 from prompts.errors import UserError
+from prompts.extensions import extended
+
+__path__ = extended(__path__, "scorers")
 
 Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or pictures [3, H, W] of any sizes
 

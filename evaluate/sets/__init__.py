@@ -22,6 +22,9 @@ from typing import Any
 from torch import Tensor, distributed
 
 from prompts.errors import UserError
+from prompts.extensions import extended
+
+__path__ = extended(__path__, "distribution")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from align import config as configs
 from align.config import TrainConfig
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
-from align.objectives.guidance import guided
+from align.objectives.denoisers import guided
 from evaluate import families
 from evaluate.diffusion import expand
 from prompts.errors import UserError

@@ -176,7 +176,7 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
     with tracker:
         train(made, tmp_path / "run", show=False)
     found = memory.estimate(made, cuda=False)
-    for phase in ("assistant's update", "student's forward", "student's divergence", "student's backward"):
+    for phase in ("critics' update", "student's forward", "student's divergence", "student's backward"):
         assert found.phases[phase] == pytest.approx(tracker.peaks[phase], rel=0.05), phase
 
 

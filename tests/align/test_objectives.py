@@ -18,9 +18,10 @@ from numpy.polynomial.hermite_e import hermegauss
 from oracles import Gaussian, Mixture
 from torch import Tensor, nn
 
+from align.objectives.denoisers import guided
 from align.objectives.denoising import assistant_loss
 from align.objectives.distances import DISTANCES, default_huber_c, distance_gradient, hessian_vector_product
-from align.objectives.guidance import cfg_reward_loss, guided
+from align.objectives.guidance import cfg_reward_loss
 from align.objectives.kl import ikl_loss
 from align.objectives.score_divergence import score_divergence_loss
 from align.objectives.weightings import WEIGHTS

@@ -82,7 +82,7 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
         "held_out/shapes/oracle",
     }
     assert expected <= lines[-1].keys()
-    for line in lines:  # in the warm-up too: the assistant's update is then the whole step
+    for line in lines:  # in the warm-up too: the critics' update is then the whole step
         assert line["images_per_second"] == pytest.approx(8 / line["seconds"])
     if METHODS[method]:
         assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])

@@ -1,0 +1,282 @@
+"""Each kind of thing that people add, written as one file in a folder outside the tree, and run by the real commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import SMALL_RUN, save_tiny
+
+from evaluate import weights
+from prompts.extensions import VARIABLE
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+SCORER = '''
+"""How red an image is."""
+
+import torch
+
+from evaluate.preprocess import Preprocess
+from evaluate.scorers import Scorer
+
+VARIANTS = {"redness": "mean of red less that of green, -1 to 1; the prompt is not read"}
+
+
+class Redness(Scorer):
+    """Red less green."""
+
+    def encode(self, prompts):
+        """Nothing, `[B, 0]`."""
+        return {"none": torch.empty(len(prompts), 0)}
+
+    def forward(self, pixels, text):
+        """`[B]`."""
+        return (pixels[:, 0] - pixels[:, 1]).mean((1, 2))
+
+
+def load(name, path):
+    """There are no weights."""
+    return Redness(name, Preprocess(size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+'''
+DISTRIBUTION = '''
+"""How much images differ from their mean."""
+
+import torch
+
+from evaluate.sets import Estimate, SetMetric
+
+VARIANTS = {"spread": "mean square distance to the mean image"}
+
+
+class Spread(SetMetric):
+    """state: the images."""
+
+    protocol, weights_sha256, state = "spread", "", ()
+
+    def update(self, images, prompts):
+        """Keep them."""
+        images = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
+        self.state = (*self.state, *(images / 255.0 if images.dtype == torch.uint8 else images).double())
+
+    def merge(self, other):
+        """Keep the other's."""
+        self.state = (*self.state, *other.state)
+
+    def compute(self):
+        """The metric."""
+        images = torch.stack(self.state)
+        return Estimate((images - images.mean(0)).square().mean().item(), float("nan"), float("nan"), len(images))
+
+
+def load(name, device, weights, reference):
+    """There are no weights."""
+    return Spread()
+'''
+TERM = '''
+"""A pull of latents to nought."""
+
+from align.config import Config
+from align.objectives.term import ByAutograd
+
+
+class Options(Config):
+    """How strong."""
+
+    strength: float = 1.0
+
+
+def build(options, context):
+    """Half the square norm."""
+    return ByAutograd("pull", lambda x0, batch, metrics: options.strength * x0.square().flatten(1).sum(1) / 2)
+'''
+CRITIC = '''
+"""A linear guess of the mean of each channel from noise of its own."""
+
+import torch
+
+from align.config import Optimizer
+
+
+class Options(Optimizer):
+    """Its width."""
+
+    width: int = 4
+
+
+class Guess:
+    """Square error of the guess."""
+
+    name = "guess"
+
+    def __init__(self, options):
+        self.network = torch.nn.Linear(4, options.width)
+
+    def loss(self, x0, batch):
+        """`[B]`."""
+        error = self.network(x0.mean((2, 3)) + batch.noise("guess").mean((2, 3))).mean(1) - x0.mean((1, 2, 3))
+        return error.square()
+
+
+def build(options, denoisers):
+    """The critic."""
+    return Guess(options)
+'''
+GENERATOR = '''
+"""One step from noise that is made smaller first."""
+
+from align.config import GeneratorOptions
+from align.generators.one_step import OneStep
+
+
+class Options(GeneratorOptions):
+    """By how much."""
+
+    shrink: float = 0.5
+
+
+class Shrunk(OneStep):
+    """As one step, with less noise."""
+
+    def __init__(self, options, preconditioning, *, source):
+        super().__init__(options, preconditioning, source=source)
+        self.k *= options.shrink
+
+
+build = Shrunk
+'''
+FAMILY = '''
+"""Stable Diffusion 1.x under another name, its text turned down."""
+
+from evaluate.families import sd15
+
+network, arguments, tiny_vae = sd15.network, {}, sd15.tiny_vae
+
+
+def encode(pipeline, prompts):
+    """Half of what it was."""
+    return {key: value / 2 for key, value in sd15.encode(pipeline, prompts).items()}
+
+
+def null(pipeline):
+    """The same of the empty prompt."""
+    return encode(pipeline, [""])
+
+
+call = sd15.call
+'''
+FILES = {
+    "scorers/redness.py": SCORER, "distribution/spread.py": DISTRIBUTION, "objectives/pull.py": TERM, "critics/guess.py": CRITIC,
+    "generators/shrunk.py": GENERATOR, "families/quiet.py": FAMILY,
+}  # fmt: skip
+
+
+def command(folder: Path, *words: str, files: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A command in `folder`, with these of FILES beside it."""
+    for name in files:
+        path = folder / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILES[name])
+    root = str(Path(__file__).parents[1])
+    settings = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", VARIABLE: str(folder / "mine")}
+    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=settings, capture_output=True, text=True, check=False)
+
+
+def train(
+    tiny: Path, folder: Path, name: str, *files: str, **changes: Any
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """The network and the log of a short run."""
+    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
+        "reference": str(tiny),
+        "cfg": {"mode": "off", "scale": 1.0},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content | {"report": 0, "initial": None} | changes))
+    done = command(folder, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", name, files=files)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+    return weights.read(folder / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"), log
+
+
+def test_a_scorer_and_a_distribution_metric(tiny: Path, tmp_path: Path) -> None:
+    words = ["evaluate.cli", "run", "--suite", "shapes", "--model", "shapes/base", "--limit", "4", "--output", "out"]
+    words += ["--metric", "redness", "--metric", "spread"]
+    done = command(tmp_path, *words, files=("scorers/redness.py", "distribution/spread.py"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    header, _row = (tmp_path / "out" / "shapes.csv").read_text().splitlines()
+    assert {"redness", "spread"} <= set(header.split(","))
+    listed = command(tmp_path, "evaluate.cli", "metrics")
+    assert "not verified" in next(line for line in (listed.stdout + listed.stderr).splitlines() if "redness" in line)
+    # And as a reward.
+    _, log = train(tiny, tmp_path, "run", method="di++", rewards=[{"scorer": "redness", "scale": 1.0}])
+    assert "reward/redness" in log[-1]
+
+
+def test_a_term(tiny: Path, tmp_path: Path) -> None:
+    without, _ = train(tiny, tmp_path, "without")
+    nothing, log = train(tiny, tmp_path, "nothing", "objectives/pull.py", terms={"pull": {"strength": 0.0}})
+    assert log[-1]["pull_gradient"] == 0
+    assert all(nothing[key].equal(without[key]) for key in without), "a term moves nobody else's bits"
+    pulled, log = train(tiny, tmp_path, "pulled", terms={"pull": {"strength": 3.0}})
+    assert log[-1]["pull_gradient"] > 0
+    assert any(not pulled[key].equal(without[key]) for key in without)
+
+
+def test_a_critic(tiny: Path, tmp_path: Path) -> None:
+    without, _ = train(tiny, tmp_path, "without")
+    beside, log = train(tiny, tmp_path, "beside", "critics/guess.py", critics={"guess": {"learning_rate": 1e-2, "width": 3}})
+    assert log[0]["guess"] > 0 and log[0]["guess_gradient"] > 0
+    assert all(beside[key].equal(without[key]) for key in without), "its noise moves nobody else's bits"
+    (state,) = (tmp_path / "beside" / "state").iterdir()
+    assert torch.load(state / "guess.pt", weights_only=True)["weight"].shape == (3, 4)
+
+
+def test_a_generator(tiny: Path, tmp_path: Path) -> None:
+    usual, _ = train(tiny, tmp_path, "usual")
+    whole, _ = train(tiny, tmp_path, "whole", "generators/shrunk.py", generator={"name": "shrunk", "shrink": 1.0})
+    half, _ = train(tiny, tmp_path, "half", generator={"name": "shrunk", "shrink": 0.5})
+    assert all(whole[key].equal(usual[key]) for key in usual)
+    assert any(not half[key].equal(usual[key]) for key in usual)
+    assert yaml.safe_load((tmp_path / "half" / "config.yaml").read_text())["generator"]["shrink"] == 0.5
+
+
+def test_a_family(tmp_path: Path) -> None:
+    tiny = save_tiny(tmp_path / "tiny")
+    usual, _ = train(tiny, tmp_path, "usual")
+    quiet, _ = train(tiny, tmp_path, "quiet", "families/quiet.py", family="quiet")
+    assert any(not quiet[key].equal(usual[key]) for key in usual)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"terms": {"pul": {}}}, "terms = pul: unknown; choose from guidance, kl, "),
+        ({"terms": {"pull": {"strenth": 1}}}, "unknown key 'strenth'; did you mean 'strength'?"),
+        ({"critics": {"gues": {}}}, "critics = gues: unknown; choose from assistant, guess"),
+        ({"critics": {"guess": {}}}, "'learning_rate' is missing"),
+        ({"generator": {"name": "shrnk"}}, "generator.name = shrnk: unknown; choose from one_step, shrunk"),
+        ({"family": "quit"}, "family = quit: unknown; choose from"),
+    ],
+)
+def test_a_slip_is_told(tiny: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
+        "reference": str(tiny),
+        "cfg": {"mode": "off", "scale": 1.0},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content | {"report": 0, "initial": None} | changes))
+    done = command(tmp_path, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", "run", files=tuple(FILES))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_ships_cannot_be_replaced(tiny: Path, tmp_path: Path) -> None:
+    usual, _ = train(tiny, tmp_path, "usual")
+    (tmp_path / "mine" / "objectives").mkdir(parents=True)
+    (tmp_path / "mine" / "objectives" / "kl.py").write_text("raise RuntimeError('not this one')")
+    again, _ = train(tiny, tmp_path, "again")
+    assert all(again[key].equal(usual[key]) for key in usual)
