@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from align.critics import Critic
     from align.data.batches import Batch
     from align.objectives.denoisers import Denoisers
     from align.objectives.metrics import Metrics
@@ -21,7 +20,7 @@ class Context:
 
     denoisers: "Denoisers"
     rewards: "Rewards"
-    critics: "dict[str, Critic]"
+    critics: dict[str, Any]
 
 
 class Term(Protocol):

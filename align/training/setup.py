@@ -118,25 +118,8 @@ def assemble(
         preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
     )
     critics, options = make_critics(config, denoisers)
-    # The assistant is a role, and where it should be.
-    networks = {
-        name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()
-    }
-    networks["student"] = roles.student
-    trainable = {name: roles.trainable(network) for name, network in networks.items()}
-    average = Average(trainable["student"], config.ema)
-    learners = {}
-    for name, network in networks.items():
-        # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
-        for other, parameters in trainable.items():
-            for parameter in parameters.values():
-                parameter.requires_grad_(other == name)
-        learners[name] = Learner(name, network, trainable[name], options.get(name, config.student), process)
-    for parameters in trainable.values():
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-    for name, critic in critics.items():
-        critic.network = learners[name].module
+    learners = make_learners(config, process, roles, critics, options)
+    average = Average(learners["student"].parameters, config.ema)
     context = Context(denoisers=denoisers, rewards=scoring.rewards, critics=critics)
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
@@ -167,6 +150,29 @@ def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, C
         options[name] = validate(module.Options, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
     made = {name: critic_files.load(name).build(each, denoisers) for name, each in options.items()}
     return made, options
+
+
+def make_learners(
+    config: TrainConfig, process: Alone, roles: Roles, critics: dict[str, Critic], options: dict[str, Optimizer]
+) -> dict[str, Learner]:
+    """What is trained, the student last; critics call what training has made of their networks."""
+    # The assistant is a role, and where it should be.
+    modules = {name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()}
+    modules["student"] = roles.student
+    trainable = {name: roles.trainable(module) for name, module in modules.items()}
+    learners = {}
+    for name, module in modules.items():
+        # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
+        for other, parameters in trainable.items():
+            for parameter in parameters.values():
+                parameter.requires_grad_(other == name)
+        learners[name] = Learner(name, module, trainable[name], options.get(name, config.student), process)
+    for parameters in trainable.values():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+    for name, critic in critics.items():
+        critic.network = learners[name].module
+    return learners
 
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:

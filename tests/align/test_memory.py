@@ -81,7 +81,8 @@ import json, os, sys
 import diffusers, peft, torch, transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pathlib import Path
-from align import config as configs, memory
+from align import config as configs
+from align.memory import estimate as memory
 from align.training.loop import train
 torch.set_num_threads(1)
 
