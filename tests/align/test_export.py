@@ -359,9 +359,9 @@ def test_a_config_with_a_token_is_refused_untold(
 
 
 def test_a_leaderboards_command_has_no_token(tmp_path: Path) -> None:
-    from evaluate.timing import Settings
+    from evaluate.timing import TimingSettings
 
-    told = Settings(
+    told = TimingSettings(
         model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}", random_weights=True, device="cpu", dtype="fp32", batch=1, repeats=1
     )
     assert "a1B2" not in told.command
