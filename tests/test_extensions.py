@@ -254,10 +254,12 @@ def test_a_family(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"terms": {"pul": {}}}, "terms = pul: unknown; choose from guidance, kl, "),
+        ({"terms": {"pul": {}}}, "terms = pul: unknown; choose from pull"),
         ({"terms": {"pull": {"strenth": 1}}}, "unknown key 'strenth'; did you mean 'strength'?"),
-        ({"critics": {"gues": {}}}, "critics = gues: unknown; choose from assistant, guess"),
+        ({"critics": {"gues": {}}}, "critics = gues: unknown; choose from guess"),
         ({"critics": {"guess": {}}}, "'learning_rate' is missing"),
+        ({"critics": {"assistant": {"learning_rate": 1e-3}}}, "critics = assistant: unknown; choose from guess"),
+        ({"terms": {"kl": {}}}, "terms = kl: unknown; choose from pull"),
         ({"generator": {"name": "shrnk"}}, "generator.name = shrnk: unknown; choose from one_step, shrunk"),
         ({"family": "quit"}, "family = quit: unknown; choose from"),
     ],

@@ -3,11 +3,11 @@
 A file here, or in an extension's `critics/`, is one where it has `Options`, a `config.Optimizer` with what else it wants to be told, and
 `build(options, denoisers) -> Critic`."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from prompts.extensions import extended, member
+from prompts.extensions import extended
 
 __path__ = extended(__path__, "critics")
 
@@ -26,8 +26,3 @@ class Critic(Protocol):
 
     def loss(self, x0: Tensor, batch: "Batch") -> Tensor:
         """What it descends, `[B]`, for latents x0 `[B, ...]` that the student has made, which take no gradient."""
-
-
-def load(name: str) -> Any:
-    """The module of the critic `name`."""
-    return member("align.critics", name, "build", what="critics")

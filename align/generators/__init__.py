@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from prompts.extensions import extended, member
+from prompts.extensions import extended
 
 __path__ = extended(__path__, "generators")
 
@@ -25,8 +25,3 @@ class Generator(Protocol):
         """The stock scheduler with which diffusers draws what `sample` makes of the same noise, and the recipe that calls it.
 
         scheduler: the reference's."""
-
-
-def load(name: str) -> Any:
-    """The module of the generator `name`."""
-    return member("align.generators", name, "build", what="generator.name")

@@ -19,10 +19,6 @@ def terms(config: TrainConfig, context: Context) -> list[Term]:
     if context.rewards:
         wanted.append(("reward", None))
     for name, content in config.terms.items():
-        wanted.append((name, validate(load(name).Options, content, lambda field, name=name: f"terms.{name}.{field}")))  # type: ignore[misc]
-    return [load(name).build(options, context) for name, options in wanted]
-
-
-def load(name: str) -> Any:
-    """The module of the term `name`: a file of this folder, or of an extension's `objectives/`, that has `build(options, context)`."""
-    return member("align.objectives", name, "build", what="terms")
+        options = member("align.objectives", name, "Options", what="terms").Options
+        wanted.append((name, validate(options, content, lambda field, name=name: f"terms.{name}.{field}")))  # type: ignore[misc]
+    return [member("align.objectives", name, "build", what="terms").build(options, context) for name, options in wanted]

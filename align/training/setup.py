@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from align import critics as critic_files
-from align import generators
 from align.config import Optimizer, TrainConfig, validate
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
@@ -34,6 +32,7 @@ from align.training.validation import SampleGrid, Sampler, Validation, fixed_bat
 from evaluate import families, hub, pipelines, scorers
 from evaluate.diffusion import TIMES
 from evaluate.timing import random_pipeline
+from prompts.extensions import member
 
 
 @dataclass(kw_only=True)
@@ -138,7 +137,9 @@ def assemble(
 def make_generator(config: TrainConfig, preconditioning: Preconditioning) -> Generator:
     """How the student makes an image."""
     source = config.pipeline or config.reference
-    made: Generator = generators.load(config.generator.name).build(config.generator, preconditioning, source=source)
+    made: Generator = member("align.generators", config.generator.name, "build", what="generator.name").build(
+        config.generator, preconditioning, source=source
+    )
     return made
 
 
@@ -146,9 +147,11 @@ def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, C
     """The assistant and whatever else is trained beside the student, and their options, by name."""
     options: dict[str, Any] = {"assistant": config.assistant}
     for name, content in config.critics.items():
-        module = critic_files.load(name)
-        options[name] = validate(module.Options, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
-    made = {name: critic_files.load(name).build(each, denoisers) for name, each in options.items()}
+        own = member("align.critics", name, "Options", what="critics").Options
+        options[name] = validate(own, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
+    made = {
+        name: member("align.critics", name, "build", what="critics").build(each, denoisers) for name, each in options.items()
+    }
     return made, options
 
 
