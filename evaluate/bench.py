@@ -246,7 +246,7 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
     """
     from cleanfid.fid import frechet_distance as original
 
-    from evaluate.sets.frechet import Moments, frechet_distance
+    from evaluate.distribution.frechet import Moments, frechet_distance
 
     generator = torch.Generator().manual_seed(0)
     # Variances fall over two decades, as an encoder's do, in axes that are not the coordinates'.

@@ -52,7 +52,7 @@ def metrics() -> None:
     """List what can be measured, scorers of a picture and metrics of a whole set, and what each was held against."""
     from rich.table import Table
 
-    from evaluate import scorers, sets
+    from evaluate import distribution, scorers
     from evaluate.console import printer
 
     table = Table()

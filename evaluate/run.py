@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evaluate import environment, hub, leaderboard, pipelines, scorers, sets, summary
+from evaluate import distribution, environment, hub, leaderboard, pipelines, scorers, summary
 from evaluate.console import Watch, console
 from evaluate.files import replace
 from evaluate.generate import (
@@ -45,7 +45,7 @@ from evaluate.generate import (
 from evaluate.preprocess import Preprocess
 from evaluate.records import Records
 from evaluate.scorers import Images, Scorer, prepare_all
-from evaluate.sets import Estimate, SetMetric
+from evaluate.distribution import Estimate, SetMetric
 from prompts import suites
 from prompts.errors import UserError
 from prompts.suites import Suite
@@ -128,9 +128,9 @@ def settings(
 
 
 def _metric(name: str) -> str:
-    variant = scorers.resolve(name) or sets.resolve(name)
+    variant = scorers.resolve(name) or distribution.resolve(name)
     if variant is None:
-        known = [*scorers.variants(), *sets.variants()]
+        known = [*scorers.variants(), *distribution.variants()]
         close = get_close_matches(name, known, 1, 0)[0]
         raise UserError(f"no metric {name!r}; did you mean {close!r}? 'evaluate metrics' lists them")
     return variant
@@ -144,7 +144,7 @@ def _dtype(model: str, device: str, images: Path | None) -> str:
 
 def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:
     name, equals, path = text.partition("=")
-    name = scorers.resolve(name) or sets.resolve(name) or name
+    name = scorers.resolve(name) or distribution.resolve(name) or name
     if not equals or name not in metrics:
         raise UserError(f"--weights {text}: give METRIC=PATH with one of the metrics asked for ({', '.join(metrics)})")
     return name, path
@@ -245,7 +245,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
         pipelines.runnable(settings.model)
     names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, sets)}
     measures = [
-        sets.load(
+        distribution.load(
             name,
             device=settings.device,
             weights=settings.weights.get(name),

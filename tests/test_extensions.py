@@ -49,7 +49,7 @@ DISTRIBUTION = '''
 
 import torch
 
-from evaluate.sets import Estimate, SetMetric
+from evaluate.distribution import Estimate, SetMetric
 
 VARIANTS = {"spread": "mean square distance to the mean image"}
 

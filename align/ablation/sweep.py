@@ -31,7 +31,7 @@ from align.data.prompts import read_prompts
 from align.run_folder import open_folder
 from align.training.compare import pictures_of
 from align.training.interrupt import stop_on_signal
-from evaluate import scorers, sets
+from evaluate import distribution, scorers
 from evaluate.console import Watch, console
 from evaluate.files import replace
 from prompts.errors import UserError
@@ -78,8 +78,8 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
     """Every cell's training, the centre first. UserError for the first that cannot be trained, or a metric that is not known."""
     for metric in config.measure.metrics:
         name = metric.removeprefix(WIN)
-        if scorers.resolve(name) != name and (name != metric or sets.resolve(name) != name):
-            there = ", ".join([*scorers.variants(), *sets.variants()])
+        if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
+            there = ", ".join([*scorers.variants(), *distribution.variants()])
             raise UserError(f"measure.metrics: no metric {metric!r}; there are {there}; {WIN}SCORER takes a scorer")
     presets = configs.presets()
     if presets.get(config.centre, {}).get("stage") not in TRAIN:
@@ -228,7 +228,7 @@ def measure(model: str, options: Measure, *, baseline: Baseline | None = None, c
             found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
     for name in options.metrics:
         if name not in found:
-            metric = sets.load(name)
+            metric = distribution.load(name)
             for first in range(0, len(texts), CHUNK):
                 metric.update(pictures[first : first + CHUNK], texts[first : first + CHUNK])
             found[name] = metric.compute().value

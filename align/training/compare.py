@@ -16,7 +16,7 @@ from align.training import compare_image as comparison
 from evaluate import families, pipelines, scorers
 from evaluate.console import Watch, console
 from evaluate.pipelines import Recipe
-from evaluate.sets.shapes import fd_shapes
+from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.stats import paired_difference, percent
 
 SEED = 10_000  # noise that no training and no watching has seen

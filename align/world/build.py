@@ -23,7 +23,7 @@ from align.training.validation import save_grid
 from align.world import pretrain, reward_model
 from evaluate import embedded
 from evaluate.console import console
-from evaluate.sets.shapes import fd_shapes
+from evaluate.distribution.fd_shapes import fd_shapes
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
 from prompts.shapes.oracle import accuracy

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from evaluate import records, sets
+from evaluate import distribution, records
 from evaluate.records import Records
 from evaluate.report.picture import Picture
 from evaluate.stats import clustered_mean
@@ -48,7 +48,7 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
     columns = list(dict.fromkeys(column for run in runs for column in _columns(run)))
     names = _names(columns)
     scored = [column for column in columns if not column.of_set]
-    texts = sets.variants()
+    texts = distribution.variants()
 
     states, errors, sizes, pictures = [], [], [], []
     for m, (file, frame) in enumerate(zip(files, frames, strict=True)):

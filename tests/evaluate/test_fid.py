@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_pictures, original, save
 
-from evaluate import sets, weights
-from evaluate.sets import fid, inception
-from evaluate.sets.frechet import Moments
+from evaluate import distribution, weights
+from evaluate.distribution import fid, inception
+from evaluate.distribution.frechet import Moments
 from prompts.errors import UserError
 
 
@@ -33,9 +33,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
 
 
-def measure(name: str, folders: tuple[Path, Path]) -> sets.Estimate:
+def measure(name: str, folders: tuple[Path, Path]) -> distribution.Estimate:
     generated, real = folders
-    metric = sets.load(name, reference=str(real))
+    metric = distribution.load(name, reference=str(real))
     pictures = [fid.read_picture(path) for path in sorted(generated.iterdir())]
     for i in range(0, len(pictures), 10):
         metric.update(pictures[i : i + 10], [f"{j}" for j in range(i, len(pictures))][:10])

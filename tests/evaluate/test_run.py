@@ -17,7 +17,7 @@ from PIL import Image
 from recording import write_rows
 from torch import Tensor
 
-from evaluate import cli, generate, leaderboard, pipelines, run, scorers, sets
+from evaluate import cli, distribution, generate, leaderboard, pipelines, run, scorers
 from evaluate.records import Records
 from evaluate.run import Settings
 from evaluate.tables import read_csv
@@ -372,7 +372,7 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
     for name in run.METRICS:
         assert name in scorers.variants()
     for names in run.SUITE_METRICS.values():
-        assert set(names) <= {*scorers.variants(), *sets.variants()}
+        assert set(names) <= {*scorers.variants(), *distribution.variants()}
 
 
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluate import scorers, sets
-from evaluate.sets import fid
-from evaluate.sets.diversity import Diversity
-from evaluate.sets.frechet import FrechetMetric, Moments, frechet_distance, group_of
-from evaluate.sets.shapes import RENDERS, fd_shapes
+from evaluate import distribution, scorers
+from evaluate.distribution import fid
+from evaluate.distribution.diversity import Diversity
+from evaluate.distribution.frechet import FrechetMetric, Moments, frechet_distance, group_of
+from evaluate.distribution.fd_shapes import RENDERS, fd_shapes
 from prompts.errors import UserError
 from prompts.shapes import render, sample_captions
 
@@ -34,7 +34,7 @@ class Pooled(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(pictures, 3).mean(1).flatten(1)
 
 
-@pytest.fixture(params=list(sets.variants()))
+@pytest.fixture(params=list(distribution.variants()))
 def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(fid, "load_inception", lambda *_: (Pooled(), "0" * 64))
     chosen: str = request.param
@@ -42,13 +42,13 @@ def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sets.SetMetric:
+def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> distribution.SetMetric:
     """The metric with nothing gathered."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     if not name.startswith("fid/"):
-        return sets.load(name)
+        return distribution.load(name)
     save_pictures(tmp_path / "real", 20)
-    return sets.load(name, reference=str(tmp_path / "real"))
+    return distribution.load(name, reference=str(tmp_path / "real"))
 
 
 def save_pictures(folder: Path, n: int, *, seed: int = 0) -> None:
@@ -59,7 +59,7 @@ def save_pictures(folder: Path, n: int, *, seed: int = 0) -> None:
         Image.fromarray(picture).save(folder / f"{i}.png")
 
 
-def filled(metric: sets.SetMetric, rows: slice = slice(None), step: int = 100) -> sets.SetMetric:
+def filled(metric: distribution.SetMetric, rows: slice = slice(None), step: int = 100) -> distribution.SetMetric:
     import copy
 
     metric = copy.copy(metric)
@@ -69,7 +69,7 @@ def filled(metric: sets.SetMetric, rows: slice = slice(None), step: int = 100) -
     return metric
 
 
-def test_a_metric_gathers_in_any_order_and_in_parts(fresh: sets.SetMetric) -> None:
+def test_a_metric_gathers_in_any_order_and_in_parts(fresh: distribution.SetMetric) -> None:
     whole = filled(fresh).compute()
     assert whole.n == len(PICTURES)
     assert whole.low <= whole.value <= whole.high
@@ -79,7 +79,7 @@ def test_a_metric_gathers_in_any_order_and_in_parts(fresh: sets.SetMetric) -> No
     assert (merged.value, merged.low, merged.high) == pytest.approx((whole.value, whole.low, whole.high), rel=1e-5)
 
 
-def test_a_state_travels_and_is_never_changed_in_place(fresh: sets.SetMetric) -> None:
+def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.SetMetric) -> None:
     part = filled(fresh, slice(0, 45))
     value, state = part.compute(), part.state
     other = filled(fresh, slice(45, None))
@@ -90,10 +90,10 @@ def test_a_state_travels_and_is_never_changed_in_place(fresh: sets.SetMetric) ->
     again = filled(fresh, slice(0, 0))
     again.state = state
     assert again.compute() == value
-    assert sets.gather(again) is again
+    assert distribution.gather(again) is again
 
 
-def test_bytes_and_lists_are_taken(fresh: sets.SetMetric) -> None:
+def test_bytes_and_lists_are_taken(fresh: distribution.SetMetric) -> None:
     quantised = (PICTURES * 255).round().byte()
     values = []
     for pictures in (quantised, list(quantised), quantised.float() / 255):
@@ -103,7 +103,7 @@ def test_bytes_and_lists_are_taken(fresh: sets.SetMetric) -> None:
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
 
 
-def test_too_little_is_refused(fresh: sets.SetMetric) -> None:
+def test_too_little_is_refused(fresh: distribution.SetMetric) -> None:
     with pytest.raises(ValueError, match=fresh.protocol):
         fresh.compute()
     with pytest.raises(ValueError, match=r"prompts|shorter|longer"):
@@ -112,7 +112,7 @@ def test_too_little_is_refused(fresh: sets.SetMetric) -> None:
 
 def test_every_claim_is_compared() -> None:
     """With formulas on this page, with clean-fid in test_fid.py."""
-    claims, fids = sets.verified(), fid.PROTOCOLS.keys()
+    claims, fids = distribution.verified(), fid.PROTOCOLS.keys()
     assert {name for name, by in claims.items() if by == "formula"} == {
         "fd-shapes",
         "diversity/shapes-clip",
@@ -126,28 +126,28 @@ def test_every_claim_is_compared() -> None:
 
 def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there are .*fd-shapes"):
-        sets.load("fid/imagenet")
+        distribution.load("fid/imagenet")
     with pytest.raises(UserError, match="leave out real"):
-        sets.load("fd-shapes", reference="real")
+        distribution.load("fd-shapes", reference="real")
     with pytest.raises(UserError, match="leave out real"):
-        sets.load("diversity", reference="real")
+        distribution.load("diversity", reference="real")
     with pytest.raises(UserError, match="give their folder as the reference"):
-        sets.load("fid/coco2014-30k")
+        distribution.load("fid/coco2014-30k")
 
 
 def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: None) -> None:
     code = """
         import sys, torch
         from torch import distributed
-        from evaluate import sets
-        from evaluate.sets.frechet import FrechetMetric, Moments
+        from evaluate import distribution
+        from evaluate.distribution.frechet import FrechetMetric, Moments
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
         metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
-        whole = sets.gather(metric).compute()
+        whole = distribution.gather(metric).compute()
         own = metric.compute()
         print(whole.n, whole.value, whole.low, whole.high, own.n)
     """
@@ -237,7 +237,7 @@ def test_fd_shapes_is_the_distance_to_renders_of_the_same_captions(tiny_clip: No
 # Diversity
 
 
-def diversity(features: Tensor, prompts: list[str]) -> sets.Estimate:
+def diversity(features: Tensor, prompts: list[str]) -> distribution.Estimate:
     metric = Diversity("d", lambda images: torch.as_tensor(images), weights_sha256="")
     metric.update(features, prompts)
     return metric.compute()

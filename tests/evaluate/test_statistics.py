@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from evaluate.sets.frechet import Moments, frechet_distance
+from evaluate.distribution.frechet import Moments, frechet_distance
 from evaluate.stats import paired_difference, wilson
 
 

@@ -14,7 +14,7 @@ import yaml
 from hub import Hub
 from recording import make
 
-from evaluate import cli, leaderboard, pipelines, published, scorers, sets
+from evaluate import cli, distribution, leaderboard, pipelines, published, scorers
 from evaluate.generate import digest
 from evaluate.published import cells, columns, figures
 from evaluate.tables import read_csv, write_csv
@@ -117,7 +117,7 @@ def test_what_is_known_of_columns(name: str) -> None:
     known = {(column.part, column.metric): column for column in columns(name)}
     table = figures(name)
     assert {(figure.part, figure.metric) for figure in table} == known.keys()
-    metrics = {*scorers.variants(), *sets.variants()}
+    metrics = {*scorers.variants(), *distribution.variants()}
     for column in known.values():
         if column.suite:
             assert column.suite in suites.names()

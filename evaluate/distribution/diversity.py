@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.sets import Estimate, SetMetric, fid, shapes, t_interval
-from evaluate.sets.frechet import Features
+from evaluate.distribution import Estimate, SetMetric, fid, fd_shapes, t_interval
+from evaluate.distribution.frechet import Features
 from prompts.errors import UserError
 
 VARIANTS = {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from evaluate import embedded, scorers
 from evaluate import weights as weight_files
-from evaluate.sets import Estimate, SetMetric
-from evaluate.sets.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
+from evaluate.distribution import Estimate, SetMetric
+from evaluate.distribution.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
 from prompts.errors import UserError
 
 VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}

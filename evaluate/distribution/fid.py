@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluate import weights as weight_files
-from evaluate.sets import SetMetric, inception
-from evaluate.sets.frechet import Features, FrechetMetric, Moments, union
+from evaluate.distribution import SetMetric, inception
+from evaluate.distribution.frechet import Features, FrechetMetric, Moments, union
 from prompts import cache as cached
 from prompts.errors import UserError
 

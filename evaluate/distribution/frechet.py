@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluate.sets import Estimate, SetMetric, t_interval
+from evaluate.distribution import Estimate, SetMetric, t_interval
 
 #: Parts of a set, each left out once for the interval.
 GROUPS = 10

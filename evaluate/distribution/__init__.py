@@ -4,7 +4,7 @@ A family's file declares `VARIANTS`, name -> what it is in a sentence, the first
 device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name. `VERIFIED_BY` is as in `evaluate.scorers`.
 
 >>> from evaluate import sets
->>> metric = sets.load("fd-shapes")  # doctest: +SKIP
+>>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
 >>> metric.update(pictures, captions)  # doctest: +SKIP
 >>> metric.compute()  # doctest: +SKIP
 Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
