@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train one-step text-to-image generators."
@@ -206,7 +206,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from evaluate.hub import redact
+        from prompts.io.hub import redact
 
         print(f"align: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from align import config as configs
 from align.config import Config, RewardConfig, TrainConfig
 from align.run_folder import opened
 from evaluate.console import console
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None = None) -> bool:

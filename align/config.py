@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from prompts.errors import UserError
 from prompts.extensions import member
+from prompts.io.errors import UserError
 from prompts.shapes.grammar import MIX
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -523,7 +523,7 @@ def validate(model: type[C], content: dict[str, Any], source: str | Callable[[st
 
 def refuse_tokens(content: Any, source: str) -> None:
     """Raise UserError where a text in `content` holds a token of the hub, or a password: configs are written to disk."""
-    from evaluate.hub import redact
+    from prompts.io.hub import redact
 
     if isinstance(content, str) and redact(content) != content:
         raise UserError(
@@ -542,7 +542,7 @@ def resolve(
     preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()
 ) -> Config:
     """Preset, then `config` laid over it, then `sets`; `model_of` maps the key `stage` to the model that validates it."""
-    from evaluate.hub import redact
+    from prompts.io.hub import redact
 
     known = presets()
     mine = [name for name, content in known.items() if content.get("stage") in model_of]

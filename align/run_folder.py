@@ -8,8 +8,8 @@ from pathlib import Path
 
 from align import config as configs
 from align.config import Config
-from evaluate.files import replace
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}

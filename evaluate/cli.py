@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def run(
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
 ) -> None:  # fmt: skip
     """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption."""
-    from evaluate import run as runner
+    from evaluate.runs import run as runner
 
     settings = runner.settings(
         suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
@@ -60,7 +60,7 @@ def metrics() -> None:
     table.add_column("of", no_wrap=True)
     table.add_column("verified by")
     table.add_column("what it is")
-    for kind, of in ((scorers, "a picture"), (sets, "a set")):
+    for kind, of in ((scorers, "a picture"), (distribution, "a set")):
         verified = kind.verified()
         for name, text in kind.variants().items():
             table.add_row(name, of, verified.get(name, "not verified"), text)
@@ -152,8 +152,8 @@ def summary(
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv.")] = None,
 ) -> None:  # fmt: skip
     """Tell what a run measured, of all prompts and by a group of them."""
-    from evaluate import summary as summarising
-    from evaluate.records import Records
+    from evaluate.results import summary as summarising
+    from evaluate.results.records import Records
 
     run = Records.load(records)
     rows = summarising.summarise(run, by=by)
@@ -170,8 +170,8 @@ def compare(
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")] = None,
 ) -> None:  # fmt: skip
     """Hold two runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate."""
-    from evaluate import compare as comparison
-    from evaluate.records import Records
+    from evaluate.results import compare as comparison
+    from evaluate.results.records import Records
 
     one, other = Records.load(a), Records.load(b)
     rows = comparison.compare(one, other, by=by)
@@ -187,8 +187,8 @@ def baseline(
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet.")] = None,
 ) -> None:  # fmt: skip
     """Accept a run as what 'evaluate check' judges later ones by. Exit code 4 if it is incomplete."""
-    from evaluate import gate
-    from evaluate.records import Records
+    from evaluate.results import gate
+    from evaluate.results.records import Records
 
     run = Records.load(records)
     if run.missing:
@@ -234,8 +234,8 @@ def check(
     junit: Annotated[Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")] = None,
 ) -> None:  # fmt: skip
     """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell, 4 incomplete or not comparable."""
-    from evaluate import gate
-    from evaluate.records import Records
+    from evaluate.results import gate
+    from evaluate.results.records import Records
 
     current, known = Records.load(records), Records.load(baseline)
     share, margins = gate.parse_min_effect(min_effect or ())
@@ -267,7 +267,7 @@ def time_model(
     """Time a model: seconds for 10 pictures, by stage, and peak memory. Writes a row of timings.csv."""
     import torch
 
-    from evaluate import timing
+    from evaluate.bench import timing
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = timing.TimingSettings(
@@ -320,8 +320,8 @@ def bench(
     """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
     import torch
 
-    from evaluate import bench as benchmark
-    from evaluate.timing import DTYPES
+    from evaluate.bench import scorers as benchmark
+    from evaluate.bench.timing import DTYPES
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
@@ -347,7 +347,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from evaluate.hub import redact
+        from prompts.io.hub import redact
 
         print(f"evaluate: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 class Prediction(NamedTuple):

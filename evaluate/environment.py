@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def check() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 MAX_EDGE = 16_384  # pixels: above it something went wrong before us, and every scorer would shrink it 70-fold
 MAX_PIXELS = 2**26  # 8192 x 8192, 192 MiB once decoded

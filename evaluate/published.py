@@ -22,15 +22,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from evaluate import leaderboard, pipelines, timing
+from evaluate import pipelines
+from evaluate.bench import timing
 from evaluate.console import console, printer
-from evaluate.files import replace
-from evaluate.generate import digest
-from evaluate.records import Records
-from evaluate.summary import summarise
-from evaluate.tables import read_csv, write_csv
+from evaluate.results import leaderboard
+from evaluate.results.csv_io import read_csv, write_csv
+from evaluate.results.records import Records
+from evaluate.results.summary import summarise
+from evaluate.runs.generate import digest
 from prompts import suites
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 _SHIPPED, _CHECKOUT = Path(__file__).parent / "paper", Path(__file__).parents[1] / "leaderboards" / "paper"
 HERE = _SHIPPED if _SHIPPED.is_dir() else _CHECKOUT
@@ -578,7 +580,7 @@ def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
 
 def run_missing(name: str, folder: Path, *, limit: int | None = None, device: str | None = None) -> bool:
     """Run what is missing and can be run, after saying what that is. Returns False where something failed; the rest is run all the same."""
-    from evaluate import run
+    from evaluate.runs import run
 
     work, say = plan(name, folder, limit=limit), console.print
     for suite, (models, metrics) in work.runs.items():

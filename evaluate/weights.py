@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from evaluate import hub
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 REMEDY = "these are the weights of another model"
 

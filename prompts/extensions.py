@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 VARIABLE = "ALIGN_EXTENSIONS"
 

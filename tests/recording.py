@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate import leaderboard
-from evaluate.records import Records
+from evaluate.results import leaderboard
+from evaluate.results.records import Records
 
 
 def make(scores: Mapping[str, np.ndarray], *, seeds: int = 1, **meta: Any) -> Records:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from align.config import CENTRE, EqualReward, LessStable, SweepConfig
-from evaluate.stats import holm, paired_difference
+from evaluate.results.stats import holm, paired_difference
 
 LEVEL = 0.05  # of all answers together
 POWER = 0.8

@@ -33,8 +33,8 @@ from align.training.compare import pictures_of
 from align.training.interrupt import stop_on_signal
 from evaluate import distribution, scorers
 from evaluate.console import Watch, console
-from evaluate.files import replace
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 BASELINE = "baseline.yaml"
 SEED = 20_000  # of the captions that are measured, and of the noise of best-of-n's further pictures; else noise is `align.training.compare.SEED`'s

@@ -12,8 +12,8 @@ from align.ablation.claims import LEVEL, POWER, Interval, Results, cell_rows, fi
 from align.ablation.plot import curves_svg
 from align.config import CENTRE, SweepConfig
 from evaluate.console import printer
-from evaluate.files import replace
-from evaluate.tables import write_csv
+from evaluate.results.csv_io import write_csv
+from prompts.io.files import replace
 
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:

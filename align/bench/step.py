@@ -25,9 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from align import config as configs
 from align.config import TrainConfig
 from align.training.process import DTYPES
-from evaluate import environment, hub, timing
+from evaluate import environment
+from evaluate.bench import timing
 from evaluate.console import console
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
 MODES = [

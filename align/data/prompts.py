@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluate import hub
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 MAX_WORDS = 1000
 

@@ -26,9 +26,9 @@ from align.config import TrainConfig
 from align.data.prompts import Prompts
 from evaluate import pipelines
 from evaluate.console import Watch
-from evaluate.files import flush
-from prompts import cache
-from prompts.errors import UserError
+from prompts.io import cache
+from prompts.io.errors import UserError
+from prompts.io.files import flush
 
 ROWS = 512  # texts in a file
 BATCH = 128  # texts encoded at a time

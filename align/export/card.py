@@ -12,9 +12,10 @@ import yaml
 from align import config as configs
 from align.config import TrainConfig
 from align.networks.initial import hub_id
-from evaluate import environment, hub
+from evaluate import environment
 from evaluate.pipelines import Recipe
-from evaluate.stats import percent
+from evaluate.results.stats import percent
+from prompts.io import hub
 
 #: What is described: a whole pipeline, a LoRA, or a network alone with a recipe.
 Kind = Literal["pipeline", "lora", "network"]
@@ -179,7 +180,7 @@ def card(
 
 def write(folder: Path, text: str) -> None:
     """Put a card into a model's folder."""
-    from evaluate.files import replace
+    from prompts.io.files import replace
 
     replace(folder / README, lambda draft: draft.write_text(text, encoding="utf-8"))
 

@@ -16,11 +16,12 @@ from align.config import TrainConfig
 from align.export import card, push
 from align.export.lora import lora_recipe
 from align.networks.initial import LORA
-from evaluate import families, layers, pipelines, weights
-from evaluate.files import replace as put
+from evaluate import families, pipelines, weights
 from evaluate.pipelines import Recipe
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate.pipelines import overlays as layers
+from evaluate.results.csv_io import read_csv
+from prompts.io.errors import UserError
+from prompts.io.files import replace as put
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from evaluate import hub
 from evaluate.pipelines import Recipe, Weights, locate
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

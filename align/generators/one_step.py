@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from align.config import GeneratorOptions
 from align.data.batches import Batch
 from align.networks.preconditioning import Preconditioning
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 #: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
 #: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.

@@ -32,9 +32,9 @@ from align.training import setup
 from align.training.loop import update_critics, update_student
 from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch
-from evaluate import hub
-from evaluate.timing import random_pipeline
-from prompts.errors import UserError
+from evaluate.bench.timing import random_pipeline
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 #: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
 RESERVE = 2**30

@@ -8,7 +8,7 @@ from align.config import TrainConfig, place, validate
 from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import families
 from evaluate.console import console
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:

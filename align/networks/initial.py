@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from evaluate import hub, lora, pipelines, weights
-from prompts.errors import UserError
+from evaluate import pipelines, weights
+from evaluate.pipelines import lora
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 SUFFIXES = ("safetensors", "bin", "pt", "pth", "ckpt")
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it

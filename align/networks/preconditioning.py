@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from evaluate.diffusion import PREDICTIONS, Denoiser, Schedule, denoise
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 class Preconditioning:

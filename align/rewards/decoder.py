@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.networks.initial import hub_id
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.pipelines import locate
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 
 def load_tiny(source: str) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from align.config import Reward
 from align.rewards.decoder import Decoder
 from evaluate import scorers
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 #: Latents whose reward's activations are kept at once; one where memory is to be saved.
 AT_A_TIME = 16

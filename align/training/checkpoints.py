@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from align.networks import sharding
-from evaluate.files import flush
 from evaluate.weights import sha256
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import flush
 
 MANIFEST = "manifest.json"
 

@@ -15,9 +15,9 @@ from align.networks.initial import is_pipeline, load_into
 from align.training import compare_image as comparison
 from evaluate import families, pipelines, scorers
 from evaluate.console import Watch, console
-from evaluate.pipelines import Recipe
 from evaluate.distribution.fd_shapes import fd_shapes
-from evaluate.stats import paired_difference, percent
+from evaluate.pipelines import Recipe
+from evaluate.results.stats import paired_difference, percent
 
 SEED = 10_000  # noise that no training and no watching has seen
 CHUNK = 64

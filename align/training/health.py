@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 #: A figure this many times its recent median is an explosion.
 EXPLOSION = 1e4

@@ -13,7 +13,7 @@ from align.config import Optimizer
 from align.networks import sharding
 from align.objectives.metrics import Metrics
 from align.training.process import Alone
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

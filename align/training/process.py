@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from align.config import TrainConfig
 from align.objectives.metrics import Metrics
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 

@@ -5,7 +5,7 @@ from align.export.card import facts
 from align.export.pipeline import export
 from align.networks.lora import adapter, merged
 from align.training.setup import Run
-from evaluate import hub
+from prompts.io import hub
 
 
 def finish(run: Run, step: int) -> None:

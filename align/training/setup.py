@@ -29,10 +29,11 @@ from align.training.ema import Average
 from align.training.optimizers import Learner
 from align.training.process import Alone, precisions
 from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, latent_shape, load_scorers
-from evaluate import families, hub, pipelines, scorers
+from evaluate import families, pipelines, scorers
+from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import TIMES
-from evaluate.timing import random_pipeline
 from prompts.extensions import member
+from prompts.io import hub
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,7 @@ from align.training.log import trim_log
 from evaluate.console import Watch, console
 from evaluate.diffusion import TIMES, Schedule, denoise
 from evaluate.pipelines import quiet
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES, MIX, edited
 

@@ -15,7 +15,7 @@ from align.data.batches import seeded
 from align.world.pretrain import fit, save_half
 from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 CHUNK = 256  # pairs scored at a time
 

@@ -3,7 +3,7 @@
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
 device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name. `VERIFIED_BY` is as in `evaluate.scorers`.
 
->>> from evaluate import sets
+>>> from evaluate import distribution
 >>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
 >>> metric.update(pictures, captions)  # doctest: +SKIP
 >>> metric.compute()  # doctest: +SKIP
@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from prompts.errors import UserError
 from prompts.extensions import extended
+from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "distribution")
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.distribution import Estimate, SetMetric, fid, fd_shapes, t_interval
+from evaluate.distribution import Estimate, SetMetric, fd_shapes, fid, t_interval
 from evaluate.distribution.frechet import Features
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 VARIANTS = {
     "diversity/shapes-clip": "mean 1 - cosine between pictures of a prompt, on the features of shapes/clip; higher is more diverse",
@@ -67,7 +67,7 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     if reference:
         raise UserError(f"{name} compares pictures with each other; leave out {reference}")
     if name == "diversity/shapes-clip":
-        features, digest = shapes.encoder(device, weights)
+        features, digest = fd_shapes.encoder(device, weights)
     else:
         network, digest = fid.load_inception(device, weights)
         features = fid.features_of(network, fid.PROTOCOLS["fid/coco2014-30k"].size, device)

@@ -14,7 +14,7 @@ from evaluate import embedded, scorers
 from evaluate import weights as weight_files
 from evaluate.distribution import Estimate, SetMetric
 from evaluate.distribution.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
 VERIFIED_BY = {"fd-shapes": "formula"}

@@ -27,8 +27,8 @@ from torch import Tensor
 from evaluate import weights as weight_files
 from evaluate.distribution import SetMetric, inception
 from evaluate.distribution.frechet import Features, FrechetMetric, Moments, union
-from prompts import cache as cached
-from prompts.errors import UserError
+from prompts.io import cache as cached
+from prompts.io.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.console import console
-from prompts import cache
-from prompts.errors import UserError
+from prompts.io import cache, hub
+from prompts.io.errors import UserError
 
 WIDTH = 2048  # features that it gives
 #: Of `pt_inception-2015-12-05-6726825d.pth`, 95,628,359 bytes.

@@ -18,8 +18,8 @@ import importlib
 import pkgutil
 from typing import Any
 
-from prompts.errors import UserError
 from prompts.extensions import extended
+from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "families")
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from evaluate.console import Watch
-from evaluate.files import replace
 from evaluate.report import measured, training
 from evaluate.report.picture import Picture
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 GENERATOR = "onestep-align evaluate report"
 #: In the folder of pictures: that it is ours, and may be replaced.

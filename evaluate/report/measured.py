@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from evaluate import distribution, records
-from evaluate.records import Records
+from evaluate import distribution
 from evaluate.report.picture import Picture
-from evaluate.stats import clustered_mean
-from prompts.errors import UserError
+from evaluate.results import records
+from evaluate.results.records import Records
+from evaluate.results.stats import clustered_mean
+from prompts.io.errors import UserError
 
 #: Pixels a side that a picture in the grid has at most.
 LARGEST = 384

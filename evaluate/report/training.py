@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from evaluate.report.picture import Picture
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 #: Points a curve has at most; of a longer one each is the mean of as many steps as it takes.
 POINTS = 1500

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.preprocess import Preprocess
-from prompts.errors import UserError
 from prompts.extensions import extended
+from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "scorers")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from evaluate import weights
 from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 class Cosine(Scorer):

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import regressor, transformers_clip
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 REPOSITORY, REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
 # No commit of the head's repository is on record anywhere; the author's file is, by its hash, so that is what is pinned.

@@ -8,9 +8,10 @@ square, Lanczos to 256, bicubic to 224, 'A photo depicts ' before the prompt, th
 torchmetrics' maximum with 0 is of the mean, not of a picture.
 """
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.preprocess import PROCESSOR_224, Preprocess, Resize
 from evaluate.scorers import Scorer
+from prompts.io import hub
 
 LAION, LAION_REVISION = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305adc6802b2632e11cbe6606a9bdd43d35c9"
 OPENAI, OPENAI_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"

@@ -9,9 +9,10 @@ protocols: `/aa` is what the original computes with a current torchvision, `/noa
 original runs under fp16 autocast; here precision is `load`'s `dtype`.
 """
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.preprocess import Preprocess, Resize
 from evaluate.scorers import Scorer
+from prompts.io import hub
 
 REPOSITORY = "xswu/HPSv2"
 REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"

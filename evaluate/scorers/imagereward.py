@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import regressor
+from prompts.io import hub
 
 REPOSITORY, REVISION = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
 WORDS, WORDS_REVISION = "bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"

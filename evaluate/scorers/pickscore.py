@@ -7,9 +7,10 @@ Hub: `yuvalkirstain/PickScore_v1`, files `config.json` and `model.safetensors`; 
 
 from pathlib import Path
 
-from evaluate import hub, weights
+from evaluate import weights
 from evaluate.preprocess import PROCESSOR_224
 from evaluate.scorers import Scorer
+from prompts.io import hub
 
 REPOSITORY, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
 WORDS, WORDS_REVISION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c"

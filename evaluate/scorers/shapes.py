@@ -11,7 +11,7 @@ from evaluate import embedded, weights
 from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import TransformersClip
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 VARIANTS = {
     "shapes/oracle": "1 where every fact of the caption is read off the pixels, else 0; learned from nothing",

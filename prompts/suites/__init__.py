@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
 from prompts.suites._read import SUFFIXES, Rows, coco_rows, table_rows

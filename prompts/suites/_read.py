@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".txt")
 TEXT_COLUMNS = ("prompt", "text", "caption")

@@ -9,8 +9,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prompts import cache
-from prompts.errors import UserError
+from prompts.io import cache
+from prompts.io.errors import UserError
 
 TIMEOUT = 30.0  # seconds without a byte
 

@@ -17,9 +17,10 @@ from align.config import TrainConfig
 from align.memory import estimate as memory
 from align.training import checkpoints as state
 from align.training.loop import train
-from evaluate import hub, weights
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate import weights
+from evaluate.results.csv_io import read_csv
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 EXACT = {"precision": "fp64", "ema": 0.0, "steps": 3, "student": {"name": "sgd", "learning_rate": 1e-3}}
 REWARDED = {"method": "di*", "rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}

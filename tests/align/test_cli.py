@@ -15,7 +15,7 @@ from tiny import SMALL_RUN
 from align import cli, run_folder
 from align import config as configs
 from align.training import checkpoints as state
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 Run = Callable[..., tuple[int, str]]
 

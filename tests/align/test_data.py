@@ -13,7 +13,7 @@ from hub import Hub, commit
 from align import config as configs
 from align.data import prompts as data
 from align.data.prompts import MAX_WORDS, dataset_id, read_prompts
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 LAION = "ChristophSchuhmann/improved_aesthetics_6.25plus"
 TEXTS = ["a cat, 3 °C", "null", "", "007", 'a "quoted" word', "a cat, 3 °C"]

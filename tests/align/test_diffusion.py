@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from torch import Tensor
 
 from evaluate.diffusion import PREDICTIONS, TIMES, Schedule, denoise, expand
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PIXART_BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}

@@ -24,9 +24,10 @@ from align import commands as runs
 from align import config as configs
 from align.config import TrainConfig
 from align.export import card as cards
-from evaluate import environment, families, hub, pipelines
-from evaluate.tables import write_csv
-from prompts.errors import UserError
+from evaluate import environment, families, pipelines
+from evaluate.results.csv_io import write_csv
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 Run = Callable[..., tuple[int, str]]
 FAMILIES = sorted(tiny_families.FAMILIES)
@@ -359,7 +360,7 @@ def test_a_config_with_a_token_is_refused_untold(
 
 
 def test_a_leaderboards_command_has_no_token(tmp_path: Path) -> None:
-    from evaluate.timing import TimingSettings
+    from evaluate.bench.timing import TimingSettings
 
     told = TimingSettings(
         model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}", random_weights=True, device="cpu", dtype="fp32", batch=1, repeats=1

@@ -20,7 +20,7 @@ from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import guided
 from evaluate import families
 from evaluate.diffusion import expand
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 #: noise_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.

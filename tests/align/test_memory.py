@@ -22,7 +22,7 @@ from align.memory import estimate as memory
 from align.memory import remedies
 from align.memory.tracker import ACTIVATIONS, CASTS, GRADIENTS, WEIGHTS, Tracker
 from evaluate import pipelines
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 MIB = 2**20
 

@@ -14,7 +14,7 @@ from align.training import checkpoints as state
 from align.training.loop import train
 from align.training.optimizers import make_optimizer
 from evaluate import weights
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 EIGHT = {name: {"name": "adam8bit", "learning_rate": 1e-4} for name in ("student", "assistant")}
 

@@ -10,7 +10,7 @@ from align.rewards import differentiable as rewards_module
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from evaluate import pipelines
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle on a white background", "two blue squares on a grey background"]
 

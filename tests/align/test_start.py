@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from align import config as configs
 from align.networks.initial import hub_id, load_into
 from align.networks.roles import Roles
-from evaluate import lora as loras
-from prompts.errors import UserError
+from evaluate.pipelines import lora as loras
+from prompts.io.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from align import config as configs
 from align.ablation import claims, sweep, table
 from align.ablation.plot import INK
 from align.config import SWEEP, SweepConfig
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate.results.csv_io import read_csv
+from prompts.io.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 

@@ -23,7 +23,7 @@ from align.data.prompts import Prompts, read_prompts
 from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 FAMILIES = ["sd15", "sdxl", "pixart"]
 TEXTS = [f"a circle number {i % 30}" for i in range(40)]

@@ -28,7 +28,7 @@ from align.training.loop import train
 from align.training.result import finish
 from align.training.setup import Run
 from evaluate import pipelines, weights
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def make(tiny: Path, **changes: Any) -> TrainConfig:

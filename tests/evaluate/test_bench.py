@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate import bench
-from evaluate.bench import Originals, bench_frechet, bench_harness, bench_scorer
-from prompts.errors import UserError
+from evaluate.bench import scorers as bench
+from evaluate.bench.scorers import Originals, bench_frechet, bench_harness, bench_scorer
+from prompts.io.errors import UserError
 
 SHA = "a" * 64
 

@@ -9,10 +9,10 @@ import pytest
 from recording import make
 from scipy import stats
 
-from evaluate.compare import ComparedMetric, compare, show, write
-from evaluate.stats import wilson
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate.results.compare import ComparedMetric, compare, show, write
+from evaluate.results.csv_io import read_csv
+from evaluate.results.stats import wilson
+from prompts.io.errors import UserError
 
 A = np.array([1.0, 2.0, 3.0, 4.0])
 B = np.array([2.0, 2.0, 5.0, 3.5])

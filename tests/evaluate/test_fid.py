@@ -16,7 +16,7 @@ from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_pictures, or
 from evaluate import distribution, weights
 from evaluate.distribution import fid, inception
 from evaluate.distribution.frechet import Moments
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import pytest
 from recording import make, score_pairs
 from scipy import stats
 
-from evaluate import cli, gate
-from evaluate.gate import Verdict, decide, overall, tail
-from evaluate.records import Records
-from evaluate.stats import bootstrap_means, clustered_mean, expand, holm, shrink
-from prompts.errors import UserError
+from evaluate import cli
+from evaluate.results import gate
+from evaluate.results.gate import Verdict, decide, overall, tail
+from evaluate.results.records import Records
+from evaluate.results.stats import bootstrap_means, clustered_mean, expand, holm, shrink
+from prompts.io.errors import UserError
 
 PARTI = 1632
 ALPHA = 0.05

@@ -9,9 +9,10 @@ import torch
 from hub import Hub
 from upstream import seeded
 
-from evaluate import hub, scorers, weights
+from evaluate import scorers, weights
 from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 PICTURE = torch.from_numpy(seeded.pictures()["small"]).permute(2, 0, 1)[None]
 #: What each variant asks a hub for: repository, revision, file.

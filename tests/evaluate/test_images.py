@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from evaluate.images import MAX_EDGE, read_image
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 RED = Image.new("RGB", (20, 10), (255, 0, 0))
 

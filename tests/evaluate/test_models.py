@@ -16,9 +16,13 @@ from hub import Hub
 from safetensors.torch import load_file, save_file
 from tiny_models import SIDE
 
-from evaluate import cli, embedded, hub, layers, pipelines, run, timing, weights
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate import cli, embedded, pipelines, weights
+from evaluate.bench import timing
+from evaluate.pipelines import overlays as layers
+from evaluate.results.csv_io import read_csv
+from evaluate.runs import run
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 RECIPES = {name: pipelines.recipe(name) for name in pipelines.names()}
 RUNNABLE = [name for name, how in RECIPES.items() if not how.reported_only]
@@ -372,7 +376,7 @@ def test_an_address_is_told_without_its_password() -> None:
 
 
 def test_a_straight_flow_is_followed_in_any_number_of_steps() -> None:
-    from evaluate.schedulers import RectifiedFlowScheduler
+    from evaluate.pipelines.schedulers import RectifiedFlowScheduler
 
     torch.manual_seed(0)
     noise, data = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
@@ -386,7 +390,7 @@ def test_a_straight_flow_is_followed_in_any_number_of_steps() -> None:
 
 
 def test_a_window_is_crossed_where_its_noise_is_known() -> None:
-    from evaluate.schedulers import PiecewiseRectifiedFlowScheduler
+    from evaluate.pipelines.schedulers import PiecewiseRectifiedFlowScheduler
 
     torch.manual_seed(0)
     scheduler = PiecewiseRectifiedFlowScheduler(**tiny_models.SD_BETAS)

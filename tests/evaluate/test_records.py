@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from recording import make
 
-from evaluate.records import Records
-from evaluate.tables import read_csv, write_csv
-from prompts.errors import UserError
+from evaluate.results.csv_io import read_csv, write_csv
+from evaluate.results.records import Records
+from prompts.io.errors import UserError
 
 SCORES = {"hpsv2.1/aa": np.array([27.5, 28.25, np.nan, 31.0]), "pickscore": np.array([0.21, 0.22, 0.23, 0.1 + 0.2])}
 #: What a spreadsheet would take for a formula, or might.

@@ -18,12 +18,12 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from evaluate import report as reporting
-from evaluate import run as runner
 from evaluate.cli import app
-from evaluate.generate import pixels_sha256
-from evaluate.records import Records
 from evaluate.report import measured, training
-from prompts.errors import UserError
+from evaluate.results.records import Records
+from evaluate.runs import run as runner
+from evaluate.runs.generate import pixels_sha256
+from prompts.io.errors import UserError
 
 SCORES = ("oracle/a", "taste/b")
 HOSTILE = [

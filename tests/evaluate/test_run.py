@@ -17,11 +17,13 @@ from PIL import Image
 from recording import write_rows
 from torch import Tensor
 
-from evaluate import cli, distribution, generate, leaderboard, pipelines, run, scorers
-from evaluate.records import Records
-from evaluate.run import Settings
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate import cli, distribution, pipelines, scorers
+from evaluate.results import leaderboard
+from evaluate.results.csv_io import read_csv
+from evaluate.results.records import Records
+from evaluate.runs import generate, run
+from evaluate.runs.run import Settings
+from prompts.io.errors import UserError
 from prompts.suites import Prompt, Suite
 
 N = 22

@@ -12,7 +12,7 @@ from upstream import seeded
 
 from evaluate import scorers
 from evaluate.preprocess import Preprocess
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
 CAPTIONS = sample_captions(6, split="test", seed=0)

@@ -18,9 +18,9 @@ from torch import Tensor
 from evaluate import distribution, scorers
 from evaluate.distribution import fid
 from evaluate.distribution.diversity import Diversity
-from evaluate.distribution.frechet import FrechetMetric, Moments, frechet_distance, group_of
 from evaluate.distribution.fd_shapes import RENDERS, fd_shapes
-from prompts.errors import UserError
+from evaluate.distribution.frechet import FrechetMetric, Moments, frechet_distance, group_of
+from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
 CAPTIONS = sample_captions(30, split="test", seed=0) * 2

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from recording import make
 
-from evaluate.summary import show, summarise, write
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate.results.csv_io import read_csv
+from evaluate.results.summary import show, summarise, write
+from prompts.io.errors import UserError
 
 SCORES = np.array([1.0, 2.0, 3.0, 6.0])
 

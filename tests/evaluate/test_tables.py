@@ -14,12 +14,13 @@ import yaml
 from hub import Hub
 from recording import make
 
-from evaluate import cli, distribution, leaderboard, pipelines, published, scorers
-from evaluate.generate import digest
+from evaluate import cli, distribution, pipelines, published, scorers
 from evaluate.published import cells, columns, figures
-from evaluate.tables import read_csv, write_csv
+from evaluate.results import leaderboard
+from evaluate.results.csv_io import read_csv, write_csv
+from evaluate.runs.generate import digest
 from prompts import suites
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 from prompts.shapes import sample_captions
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
@@ -447,7 +448,7 @@ def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.Mo
 def test_run_fills_the_table_and_goes_on(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from evaluate import run
+    from evaluate.runs import run
 
     done: list[str] = []
     original = run.run
@@ -489,7 +490,7 @@ def test_run_fills_the_table_and_goes_on(
 def test_a_model_that_fails_leaves_the_others(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from evaluate import run
+    from evaluate.runs import run
 
     tried: list[str] = []
 

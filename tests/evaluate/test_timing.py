@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate import cli, pipelines, timing
-from evaluate.tables import read_csv
-from prompts.errors import UserError
+from evaluate import cli, pipelines
+from evaluate.bench import timing
+from evaluate.results.csv_io import read_csv
+from prompts.io.errors import UserError
 
 RECIPE = pipelines.Recipe(steps=2, guidance_scale=1.0)
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from evaluate import pipelines, weights
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 class Evil:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from prompts import suites
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 from prompts.shapes import captions
 from prompts.shapes.grammar import FAMILIES
 from prompts.suites import _recipe

@@ -29,7 +29,7 @@ WARMUP, REPEATS = 1, 2
 
 
 def pictures() -> list[Image.Image]:
-    """As `evaluate.bench.pictures` draws them."""
+    """As `evaluate.bench.scorers.scorers.pictures` draws them."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
     return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).numpy()]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -21,9 +21,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evaluate import environment, hub, layers, pipelines, weights
-from evaluate.tables import read_csv, write_csv
-from prompts.errors import UserError
+from evaluate import environment, pipelines, weights
+from evaluate.pipelines import overlays as layers
+from evaluate.results.csv_io import read_csv, write_csv
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 #: Calls that are not counted: memory is claimed and kernels are chosen in them.
 WARMUP = 2

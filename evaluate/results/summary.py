@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate.compare import groups_of
-from evaluate.records import Records
-from evaluate.stats import clustered_mean
-from evaluate.tables import write_csv
-from prompts.errors import UserError
+from evaluate.results.compare import groups_of
+from evaluate.results.csv_io import write_csv
+from evaluate.results.records import Records
+from evaluate.results.stats import clustered_mean
+from prompts.io.errors import UserError
 
 
 class SummarisedMetric(NamedTuple):

@@ -25,11 +25,11 @@ from xml.etree import ElementTree
 import numpy as np
 from scipy import stats
 
-from evaluate.compare import mismatch
-from evaluate.files import replace
-from evaluate.records import Records
-from evaluate.stats import bootstrap_means, expand, holm, shrink
-from prompts.errors import UserError
+from evaluate.results.compare import mismatch
+from evaluate.results.records import Records
+from evaluate.results.stats import bootstrap_means, expand, holm, shrink
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 #: Smallest drop that matters where none is named: this share of the baseline's mean.
 MIN_EFFECT = 0.01

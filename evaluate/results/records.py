@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.files import replace
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 #: Where a file keeps `meta`, as JSON: in the metadata of its schema.
 KEY = b"onestep"

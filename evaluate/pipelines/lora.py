@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 #: The ends of a LoRA's keys -> what the tensor is. peft, diffusers before it, and kohya's scripts each have their own.
 PARTS = {

@@ -17,8 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from evaluate import hub, lora, weights
-from prompts.errors import UserError
+from evaluate import weights
+from evaluate.pipelines import lora
+from prompts.io import hub
+from prompts.io.errors import UserError
 
 #: Parts that are not loaded: a picture that a safety checker has blackened would be scored as the model's own.
 UNUSED = ("safety_checker", "feature_extractor")
@@ -182,10 +184,10 @@ def replace_network(pipeline: Any, layer: Layer) -> None:
 
 
 def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> None:
-    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of `evaluate.schedulers`."""
+    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of `evaluate.pipelines.schedulers`."""
     import diffusers
 
-    from evaluate import schedulers
+    from evaluate.pipelines import schedulers
 
     name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) or getattr(schedulers, name, None)

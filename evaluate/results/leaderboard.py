@@ -8,10 +8,10 @@ from typing import Any
 from filelock import FileLock
 
 from evaluate import environment
-from evaluate.records import Records
-from evaluate.stats import clustered_mean
-from evaluate.tables import read_csv, write_csv
-from prompts.errors import UserError
+from evaluate.results.csv_io import read_csv, write_csv
+from evaluate.results.records import Records
+from evaluate.results.stats import clustered_mean
+from prompts.io.errors import UserError
 
 #: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`), `NAME n`, `NAME weights`.
 FIXED = (

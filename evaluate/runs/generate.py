@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from evaluate import pipelines
-from evaluate.files import replace
 from evaluate.images import read_image
 from evaluate.weights import sha256
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 from prompts.suites import Prompt
 
 T = TypeVar("T")

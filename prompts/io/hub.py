@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from prompts.errors import UserError
+from prompts.io.errors import UserError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 

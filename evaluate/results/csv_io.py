@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.files import replace
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 _FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@'＝＋－＠]")

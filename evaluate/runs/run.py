@@ -23,10 +23,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evaluate import distribution, environment, hub, leaderboard, pipelines, scorers, summary
+from evaluate import distribution, environment, pipelines, scorers
 from evaluate.console import Watch, console
-from evaluate.files import replace
-from evaluate.generate import (
+from evaluate.distribution import Estimate, SetMetric
+from evaluate.preprocess import Preprocess
+from evaluate.results import leaderboard, summary
+from evaluate.results.records import Records
+from evaluate.runs.generate import (
     Block,
     Drawer,
     Drawn,
@@ -42,12 +45,11 @@ from evaluate.generate import (
     pictures_digest,
     pictures_in,
 )
-from evaluate.preprocess import Preprocess
-from evaluate.records import Records
 from evaluate.scorers import Images, Scorer, prepare_all
-from evaluate.distribution import Estimate, SetMetric
 from prompts import suites
-from prompts.errors import UserError
+from prompts.io import hub
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 from prompts.suites import Suite
 
 #: What is measured where nothing is named.
@@ -243,7 +245,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
         pictures_in(settings.images)
     else:
         pipelines.runnable(settings.model)
-    names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, sets)}
+    names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, distribution)}
     measures = [
         distribution.load(
             name,
@@ -251,7 +253,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
             weights=settings.weights.get(name),
             reference=str(settings.reference) if settings.reference and name.startswith("fid/") else None,
         )
-        for name in names[sets]
+        for name in names[distribution]
     ]
     loaded = [load(name, device="cpu", weights=settings.weights.get(name)) for name in names[scorers]]
     size = None if settings.images else pipelines.size(settings.model)

@@ -34,11 +34,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
-from evaluate import embedded, hub, layers
-from evaluate.layers import Layer
-from prompts.errors import UserError
+from evaluate import embedded
+from evaluate.pipelines import overlays as layers
+from evaluate.pipelines.overlays import Layer
+from prompts.io import hub
+from prompts.io.errors import UserError
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 #: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and a name that could be a hub id.
 ALIKE, HUB_ALIKE = 0.6, 0.85
 
@@ -67,7 +69,7 @@ class Weights(_Fields):
 
 
 class Scheduler(_Fields):
-    """A scheduler's class, of diffusers or of `evaluate.schedulers`, and options over those of the pipeline's own."""
+    """A scheduler's class, of diffusers or of `evaluate.pipelines.schedulers`, and options over those of the pipeline's own."""
 
     name: str
     options: dict[str, Any] = {}

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from evaluate import environment, scorers
-from evaluate.files import replace
+from evaluate.bench.timing import time_call
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
-from evaluate.timing import time_call
-from prompts.errors import UserError
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 #: Pictures a call, and their edge in pixels.
 PICTURES, EDGE = 32, 512
@@ -208,7 +208,7 @@ def bench_harness(
     Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
     a record outside them.
     """
-    from evaluate import run
+    from evaluate.runs import run
     from prompts.suites import Prompt, Suite
 
     naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluate.files import replace
-from evaluate.records import Records
-from evaluate.stats import paired_difference, percent
-from evaluate.tables import write_csv
-from prompts.errors import UserError
+from evaluate.results.csv_io import write_csv
+from evaluate.results.records import Records
+from evaluate.results.stats import paired_difference, percent
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 
 class ComparedMetric(NamedTuple):

@@ -1,0 +1,1 @@
+"""What was measured: records, leaderboards, summaries, comparisons, the gate, and their statistics."""
