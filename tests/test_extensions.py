@@ -187,16 +187,19 @@ def command(folder: Path, *words: str, files: tuple[str, ...] = ()) -> subproces
     return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=settings, capture_output=True, text=True, check=False)
 
 
+def start(tiny: Path, folder: Path, name: str, files: tuple[str, ...], **changes: Any) -> subprocess.CompletedProcess[str]:
+    """A short run's command."""
+    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+    content |= {"initial": None, "cfg": {"mode": "off", "scale": 1.0}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(content | changes))
+    return command(folder, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", name, files=files)
+
+
 def train(
     tiny: Path, folder: Path, name: str, *files: str, **changes: Any
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """The network and the log of a short run."""
-    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
-        "reference": str(tiny),
-        "cfg": {"mode": "off", "scale": 1.0},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(content | {"report": 0, "initial": None} | changes))
-    done = command(folder, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", name, files=files)
+    done = start(tiny, folder, name, files, **changes)
     assert done.returncode == 0, done.stderr[-3000:]
     log = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
     return weights.read(folder / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"), log
@@ -265,12 +268,7 @@ def test_a_family(tmp_path: Path) -> None:
     ],
 )
 def test_a_slip_is_told(tiny: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
-        "reference": str(tiny),
-        "cfg": {"mode": "off", "scale": 1.0},
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content | {"report": 0, "initial": None} | changes))
-    done = command(tmp_path, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", "run", files=tuple(FILES))
+    done = start(tiny, tmp_path, "run", tuple(FILES), **changes)
     assert done.returncode == 2, done.stderr[-3000:]
     assert words in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()

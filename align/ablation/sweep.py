@@ -6,39 +6,29 @@ other run goes on from its newest state. One that diverged, or that its guard st
 """
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from align import config as configs
 from align.config import CENTRE, TRAIN, WIN, Baseline, Measure, SweepConfig, TrainConfig
-from align.data.prompts import read_prompts
 from align.run_folder import open_folder
-from align.training.compare import pictures_of
 from align.training.interrupt import stop_on_signal
-from evaluate import distribution, scorers
 from evaluate.console import Watch, console
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
 BASELINE = "baseline.yaml"
-SEED = 20_000  # of the captions that are measured, and of the noise of best-of-n's further pictures; else noise is `align.training.compare.SEED`'s
-CHUNK = 256  # pictures scored together
 POLL = 0.5  # seconds
 
 
@@ -76,6 +66,8 @@ class Trial:
 
 def cells(config: SweepConfig) -> dict[str, TrainConfig]:
     """Every cell's training, the centre first. UserError for the first that cannot be trained, or a metric that is not known."""
+    from evaluate import distribution, scorers
+
     for metric in config.measure.metrics:
         name = metric.removeprefix(WIN)
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
@@ -205,87 +197,10 @@ def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
 # ---- one run ---------------------------------------------------------------------------------------------------------------
 
 
-def measure(model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None) -> dict[str, Any]:
-    """`metrics`: every metric of a model, its value and the pictures it is of, None where the model draws no finite pictures.
-    `drawing_seconds`: core-seconds for ten pictures.
-
-    cache: a file for what `over` scores, which is the same for every model.
-    """
-    texts = _captions(options)
-    began = time.process_time()
-    pictures = _drawn(model, texts, options, baseline or Baseline(model=model))
-    drawing = 10 * (time.process_time() - began) / len(texts)
-    if not pictures.isfinite().all():
-        return {"metrics": None, "drawing_seconds": drawing}
-    names = {name: name.removeprefix(WIN) for name in options.metrics}
-    wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
-    scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], pictures, texts)
-    found = {name: scores[name].mean().item() for name in options.metrics if name in scores}
-    if wins:
-        rivals = _rivals(options, texts, sorted(wins.values()), cache)
-        for name, scorer in wins.items():
-            gap = scores[scorer] - rivals[scorer]
-            found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
-    for name in options.metrics:
-        if name not in found:
-            metric = distribution.load(name)
-            for first in range(0, len(texts), CHUNK):
-                metric.update(pictures[first : first + CHUNK], texts[first : first + CHUNK])
-            found[name] = metric.compute().value
-    metrics = {name: {"value": found[name], "n": len(texts)} for name in options.metrics}
-    return {"metrics": metrics, "drawing_seconds": drawing}
-
-
-def _captions(options: Measure) -> list[str]:
-    listed = read_prompts(options.prompts)
-    order = np.random.default_rng(SEED).permutation(len(listed))
-    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.pictures
-
-
-def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
-    """A picture a text; of `best_of`, the one that the reward likes best, each after the first from noise of its own."""
-    asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
-    overrides = {key: value for key, value in asked.items() if value}
-    best = pictures_of(model, texts, title="measuring", **overrides)
-    if how.best_of == 1:
-        return best
-    reward = next(iter(options.metrics))
-    highest = _scores([reward], best, texts)[reward]
-    for candidate in range(1, how.best_of):
-        other = pictures_of(
-            model, texts, title=f"measuring, {candidate + 1} of {how.best_of}", seed=SEED + candidate, **overrides
-        )
-        score = _scores([reward], other, texts)[reward]
-        better = score > highest
-        best[better], highest = other[better], torch.where(better, score, highest)
-    return best
-
-
-@torch.no_grad()
-def _scores(names: Sequence[str], pictures: Tensor, texts: list[str]) -> dict[str, Tensor]:
-    loaded = {name: scorers.load(name) for name in names}
-    parts = [
-        scorers.score_all(loaded, pictures[first : first + CHUNK], texts[first : first + CHUNK])
-        for first in range(0, len(texts), CHUNK)
-    ]
-    return {name: torch.cat([part[name].double() for part in parts]) for name in names}
-
-
-def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
-    """What the scorers say of the pictures of `options.over`, of the same captions and the same noise."""
-    if cache and cache.is_file():
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-    else:
-        assert options.over is not None
-        found = _scores(names, pictures_of(options.over, texts, title=f"drawing {options.over}"), texts)
-        kept = {name: score.tolist() for name, score in found.items()}
-        if cache:
-            _write(cache, kept)
-    return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}
-
-
 def carry_out(folder: Path) -> bool:
     """Train and measure the run that `folder` was made for, or measure the baseline. Returns whether it has a result now."""
+    from align.ablation.measure import measure
+
     options = configs.validate(Measure, configs.read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
     cache = folder.parent.parent / "over.json"
     if (folder / BASELINE).is_file():
@@ -293,8 +208,8 @@ def carry_out(folder: Path) -> bool:
         found = measure(baseline.model, options, baseline=baseline, cache=cache)
         _write(folder / "result.json", {"stopped": None, **found, "training_seconds": 0.0})
         return True
-    stopped, seconds = _trained(folder)
-    if stopped is None and seconds is None:
+    ended, stopped, seconds = _trained(folder)
+    if not ended:
         return False
     found = {"metrics": None, "drawing_seconds": None}
     if stopped is None or stopped["by"] == "guard":  # there is no checkpoint of a run that diverged
@@ -307,8 +222,8 @@ def carry_out(folder: Path) -> bool:
     return True
 
 
-def _trained(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
-    """Why training stopped itself, if it did, and its core-seconds, NaN where it was gone on with; None and None if a signal stopped it."""
+def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:
+    """Whether training has ended, why it stopped itself if it did, and its core-seconds, None where another process had begun it."""
     from align.training.health import Guarded, Stopped
     from align.training.loop import train
 
@@ -318,12 +233,12 @@ def _trained(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
     try:
         # A run that stopped itself must not go on from its last state when it is killed while it is measured.
         if not note.is_file() and not train(config, folder, resume=True, show=False):
-            return None, None
+            return False, None, None
     except Stopped as stop:
         why = str(stop).partition(";")[0]  # the remedy that follows is for a run by itself
         _write(note, {"step": stop.step, "why": why, "by": "guard" if isinstance(stop, Guarded) else "divergence"})
     stopped = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return stopped, time.process_time() - began if whole else math.nan
+    return True, stopped, time.process_time() - began if whole else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -338,6 +253,8 @@ def _end_with_parent() -> None:
 
 
 def _main(folder: Path) -> int:
+    import torch
+
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -118,7 +118,7 @@ def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
         update={
             "prompts": "shapes:train", "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
             "accumulate": passes, "batch_size": config.batch_size // (processes * config.accumulate) * passes,
-            "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}), "text_encoding": config.text_encoding,
+            "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}),
         }
     )  # fmt: skip
 

@@ -1,13 +1,16 @@
 """The denoisers that terms compare, bound to the prompts of a batch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from align.data.batches import Batch
-from align.networks.preconditioning import Preconditioning
-from align.networks.roles import Roles
 from evaluate.diffusion import Denoiser
+
+if TYPE_CHECKING:
+    from align.data.batches import Batch
+    from align.networks.preconditioning import Preconditioning
+    from align.networks.roles import Roles
 
 
 def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Denoiser:
@@ -29,22 +32,22 @@ class Denoisers:
     guidance: the scale g inside the reference; 1 is none.
     """
 
-    preconditioning: Preconditioning
-    roles: Roles
+    preconditioning: "Preconditioning"
+    roles: "Roles"
     guidance: float = 1.0
 
-    def assistant(self, batch: Batch) -> Denoiser:
+    def assistant(self, batch: "Batch") -> Denoiser:
         """The score of the student's own distribution."""
         return self.preconditioning.denoiser(self.roles.assistant, batch.cond)
 
-    def conditional(self, batch: Batch) -> Denoiser:
+    def conditional(self, batch: "Batch") -> Denoiser:
         """The reference, without guidance."""
         return self.preconditioning.denoiser(self.roles.reference, batch.cond)
 
-    def unconditional(self, batch: Batch) -> Denoiser:
+    def unconditional(self, batch: "Batch") -> Denoiser:
         """The reference at the null prompt."""
         return self.preconditioning.denoiser(self.roles.reference, batch.uncond)
 
-    def reference(self, batch: Batch) -> Denoiser:
+    def reference(self, batch: "Batch") -> Denoiser:
         """The reference, guided where guidance goes inside it."""
         return guided(self.conditional(batch), self.unconditional(batch), self.guidance)

@@ -25,6 +25,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
     run = setup.build(config, folder, Launched(config, folder), show=show)
     step = run.checkpoints.restore() if resume else 0
     with stop_on_signal() as signal, Observer(run, step, show=show) as observer:
+        observer.look_first()
         while step < run.steps and not observer.stopped:
             metrics = Metrics()
             with observer.timed():

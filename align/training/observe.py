@@ -34,15 +34,18 @@ class Observer:
     def __enter__(self) -> "Observer":
         self.run.process.start_trackers(self.run.config)
         self.watch.__enter__()
-        if self.start == 0:
-            self.run.validation.evaluate(self.run.roles.student)  # the guard's baseline
-            self._draw(0)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.watch.__exit__(kind, error, trace)
         if error is None:
             self.run.process.end_trackers()
+
+    def look_first(self) -> None:
+        """The student as it begins: the guard's baseline, and samples. Nothing where a run is gone on with."""
+        if self.start == 0:
+            self.run.validation.evaluate(self.run.roles.student)
+            self._draw(0)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -11,9 +11,7 @@ Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
 """
 
 import copy
-import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from prompts.extensions import extended
-from prompts.io.errors import UserError
+from prompts.extensions import Variants, extended
 
 __path__ = extended(__path__, "distribution")
 
@@ -88,26 +85,8 @@ def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
     return value - half, value + half
 
 
-def _families() -> dict[str, Any]:
-    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
-    return {name: module for name, module in modules.items() if hasattr(module, "VARIANTS")}
-
-
-def variants() -> dict[str, str]:
-    """Every set metric's name and what it is."""
-    return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
-
-
-def verified() -> dict[str, str]:
-    """What a set metric was held against, by its name; those of which nobody says it are not verified."""
-    return {name: by for family in _families().values() for name, by in getattr(family, "VERIFIED_BY", {}).items()}
-
-
-def resolve(name: str) -> str | None:
-    """The variant that `name` stands for: itself, or a family's default; None where there is none."""
-    families = _families()
-    name = next(iter(families[name].VARIANTS)) if name in families else name
-    return name if name in variants() else None
+_files = Variants(__name__, what="set metric")
+variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
 def load(name: str, *, device: Any = "cpu", weights: str | None = None, reference: str | None = None) -> SetMetric:
@@ -116,9 +95,6 @@ def load(name: str, *, device: Any = "cpu", weights: str | None = None, referenc
     weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
     compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
-    variant = resolve(name)
-    for family in _families().values():
-        if variant in family.VARIANTS:
-            metric: SetMetric = family.load(variant, device, weights, reference)
-            return metric
-    raise UserError(f"no set metric {name!r}; there are {', '.join(variants())}")
+    variant, module = _files.find(name)
+    metric: SetMetric = module.load(variant, device, weights, reference)
+    return metric

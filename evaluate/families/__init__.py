@@ -14,23 +14,18 @@ a tiny pipeline of it, and else skip it by name. It has
   size, is found here; pixels: of the image along each side of a latent's, as the pipeline's autoencoder has it.
 """
 
-import importlib
-import pkgutil
 from typing import Any
 
-from prompts.extensions import extended
-from prompts.io.errors import UserError
+from prompts import extensions
 
-__path__ = extended(__path__, "families")
+__path__ = extensions.extended(__path__, "families")
 
 
 def names() -> list[str]:
     """The families there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return extensions.names(__name__)
 
 
 def load(name: str) -> Any:
     """The module of the family `name`; UserError where there is none."""
-    if name not in names():
-        raise UserError(f"family = {name}: unknown; choose from {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return extensions.member(__name__, name, what="family")

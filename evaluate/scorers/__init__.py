@@ -5,8 +5,6 @@ weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothi
 the tests hold a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -14,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.preprocess import Preprocess
-from prompts.extensions import extended
-from prompts.io.errors import UserError
+from prompts.extensions import Variants, extended
 
 __path__ = extended(__path__, "scorers")
 
@@ -128,29 +125,8 @@ def path_gap(scorer: Scorer, images: Images, prompts: Sequence[str]) -> float:
     return (scorer.score(images, prompts) - scorer.score(floats, prompts)).abs().max().item()
 
 
-def _families() -> dict[str, Any]:
-    return {
-        m.name: importlib.import_module(f"{__name__}.{m.name}")
-        for m in pkgutil.iter_modules(__path__)
-        if not m.name.startswith("_")
-    }
-
-
-def variants() -> dict[str, str]:
-    """Every scorer's name and what it is."""
-    return {name: text for family in _families().values() for name, text in family.VARIANTS.items()}
-
-
-def verified() -> dict[str, str]:
-    """What a scorer was held against, by its name; those of which nobody says it are not verified."""
-    return {name: by for family in _families().values() for name, by in getattr(family, "VERIFIED_BY", {}).items()}
-
-
-def resolve(name: str) -> str | None:
-    """The variant that `name` stands for: itself, or a family's default; None where there is none."""
-    families = _families()
-    name = next(iter(families[name].VARIANTS)) if name in families else name
-    return name if name in variants() else None
+_files = Variants(__name__, what="scorer")
+variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
 def load(name: str, *, device: Any = "cpu", dtype: torch.dtype = torch.float32, weights: str | None = None) -> Scorer:
@@ -158,9 +134,6 @@ def load(name: str, *, device: Any = "cpu", dtype: torch.dtype = torch.float32, 
 
     weights: a local path in place of the scorer's own. Raises UserError for an unknown name.
     """
-    variant = resolve(name)
-    for family in _families().values():
-        if variant in family.VARIANTS:
-            scorer: Scorer = family.load(variant, weights)
-            return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    raise UserError(f"no scorer {name!r}; there are {', '.join(variants())}")
+    variant, module = _files.find(name)
+    scorer: Scorer = module.load(variant, weights)
+    return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -11,13 +11,13 @@ A suite is a YAML file (`_recipe.Recipe` has its fields) or a Python file that d
 import hashlib
 import importlib
 import json
-import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from prompts import extensions
 from prompts.io.errors import UserError
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
@@ -64,8 +64,7 @@ class Card:
 
 def names() -> list[str]:
     """The suites that there are."""
-    modules = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
-    return sorted(modules | {path.stem for path in HERE.glob("*.yaml")})
+    return sorted({*extensions.names(__name__), *(path.stem for path in HERE.glob("*.yaml"))})
 
 
 def card(name: str) -> Card:

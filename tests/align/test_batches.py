@@ -89,3 +89,4 @@ def test_prompts_come_epoch_by_epoch_and_noise_is_standard_normal() -> None:
         assert abs(values.mean()) < 4 / n**0.5
         assert abs(values.std() - 1) < 4 / (2 * n) ** 0.5
     assert abs(logs.mean()) < 4 / len(logs) ** 0.5
+    assert abs(logs.std() - 1) < 4 / (2 * len(logs)) ** 0.5

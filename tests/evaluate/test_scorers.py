@@ -12,6 +12,7 @@ from upstream import seeded
 
 from evaluate import scorers
 from evaluate.preprocess import Preprocess
+from prompts.extensions import names
 from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
@@ -183,7 +184,7 @@ def test_a_protocol_is_a_name_of_its_own() -> None:
     assert {"pickscore", "pickscore/scaled", "clipscore/vit-g-14-dmd2", "clipscore/vit-l-14-torchmetrics"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("module", list(scorers._families()))
+@pytest.mark.parametrize("module", names("evaluate.scorers"))
 def test_a_family_declares_what_it_must(module: str) -> None:
     family = importlib.import_module(f"evaluate.scorers.{module}")
     assert family.VARIANTS

@@ -1,0 +1,100 @@
+"""What is measured of a run of a sweep, or of a baseline."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.config import WIN, Baseline, Measure
+from align.data.prompts import read_prompts
+from align.training.compare import pictures_of
+from evaluate import distribution, scorers
+from prompts.io.files import replace
+
+SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
+CANDIDATES = 30_000  # best-of-n's further pictures have noise that nothing was trained on
+CHUNK = 256  # pictures scored together
+
+
+def measure(model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None) -> dict[str, Any]:
+    """`metrics`: every metric of a model, its value and the pictures it is of, None where the model draws no finite pictures.
+    `drawing_seconds`: core-seconds for ten pictures.
+
+    cache: a file for what `over` scores, which is the same for every model.
+    """
+    texts = _captions(options)
+    began = time.process_time()
+    pictures = _drawn(model, texts, options, baseline or Baseline(model=model))
+    drawing = 10 * (time.process_time() - began) / len(texts)
+    if not pictures.isfinite().all():
+        return {"metrics": None, "drawing_seconds": drawing}
+    names = {name: name.removeprefix(WIN) for name in options.metrics}
+    wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
+    scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], pictures, texts)
+    found = {name: scores[name].mean().item() for name in options.metrics if name in scores}
+    if wins:
+        rivals = _rivals(options, texts, sorted(wins.values()), cache)
+        for name, scorer in wins.items():
+            gap = scores[scorer] - rivals[scorer]
+            found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
+    for name in options.metrics:
+        if name not in found:
+            metric = distribution.load(name)
+            for first in range(0, len(texts), CHUNK):
+                metric.update(pictures[first : first + CHUNK], texts[first : first + CHUNK])
+            found[name] = metric.compute().value
+    metrics = {name: {"value": found[name], "n": len(texts)} for name in options.metrics}
+    return {"metrics": metrics, "drawing_seconds": drawing}
+
+
+def _captions(options: Measure) -> list[str]:
+    listed = read_prompts(options.prompts)
+    order = np.random.default_rng(SEED).permutation(len(listed))
+    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.pictures
+
+
+def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
+    """A picture a text; of `best_of`, the one that the reward likes best, each after the first from noise of its own."""
+    asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
+    overrides = {key: value for key, value in asked.items() if value}
+    best = pictures_of(model, texts, title="measuring", **overrides)
+    if how.best_of == 1:
+        return best
+    reward = next(iter(options.metrics))
+    highest = _scores([reward], best, texts)[reward]
+    for candidate in range(1, how.best_of):
+        other = pictures_of(
+            model, texts, title=f"measuring, {candidate + 1} of {how.best_of}", seed=CANDIDATES + candidate, **overrides
+        )
+        score = _scores([reward], other, texts)[reward]
+        better = score > highest
+        best[better], highest = other[better], torch.where(better, score, highest)
+    return best
+
+
+@torch.no_grad()
+def _scores(names: Sequence[str], pictures: Tensor, texts: list[str]) -> dict[str, Tensor]:
+    loaded = {name: scorers.load(name) for name in names}
+    parts = [
+        scorers.score_all(loaded, pictures[first : first + CHUNK], texts[first : first + CHUNK])
+        for first in range(0, len(texts), CHUNK)
+    ]
+    return {name: torch.cat([part[name].double() for part in parts]) for name in names}
+
+
+def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
+    """What the scorers say of the pictures of `options.over`, of the same captions and the same noise."""
+    if cache and cache.is_file():
+        kept = json.loads(cache.read_text(encoding="utf-8"))
+    else:
+        assert options.over is not None
+        found = _scores(names, pictures_of(options.over, texts, title=f"drawing {options.over}"), texts)
+        kept = {name: score.tolist() for name, score in found.items()}
+        if cache:
+            replace(cache, lambda draft: draft.write_text(json.dumps(kept), encoding="utf-8"))
+    return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}
