@@ -92,7 +92,7 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     import torch
 
     from align.training.validation import save_grid
-    from evaluate import pipelines
+    from evaluate import pipelines, samplers
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: pictures are written as PNG; give it a name ending in .png")
@@ -100,7 +100,7 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     device = "cuda" if torch.cuda.is_available() else "cpu"
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    pictures = pipelines.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
+    pictures = samplers.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
     try:
         save_grid(pictures, output, columns=n)
     except OSError as error:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import SMALL_RUN, save_tiny
 
 from evaluate import weights
@@ -153,26 +155,48 @@ build = Shrunk
 FAMILY = '''
 """Stable Diffusion 1.x under another name, its text turned down."""
 
-from evaluate.families import sd15
-
-network, arguments, tiny_vae = sd15.network, {}, sd15.tiny_vae
+from evaluate.families.sd15 import StableDiffusion
 
 
-def encode(pipeline, prompts):
-    """Half of what it was."""
-    return {key: value / 2 for key, value in sd15.encode(pipeline, prompts).items()}
+class Quiet(StableDiffusion):
+    """Half of the text."""
+
+    pipelines = ()
+
+    def encode(self, pipeline, prompts):
+        """Half of what it was."""
+        return {key: value / 2 for key, value in super().encode(pipeline, prompts).items()}
 
 
-def null(pipeline):
-    """The same of the empty prompt."""
-    return encode(pipeline, [""])
+family = Quiet()
+'''
+SAMPLER = '''
+"""What another sampler draws, mirrored."""
+
+from pydantic import BaseModel
+
+from evaluate.samplers import stock
 
 
-call = sd15.call
+class Options(BaseModel):
+    """axis: -1 mirrors left and right, -2 top and bottom."""
+
+    axis: int = -1
+
+
+class Mirrored(stock.Stock):
+    """Stock diffusers, mirrored."""
+
+    def draw(self, pipeline, recipe, prompts, **rest):
+        """Images `[B, 3, H, W]`."""
+        return super().draw(pipeline, recipe, prompts, **rest).flip(self.options.axis)
+
+
+build = Mirrored
 '''
 FILES = {
     "scorers/redness.py": SCORER, "distribution/spread.py": DISTRIBUTION, "objectives/pull.py": TERM, "critics/guess.py": CRITIC,
-    "generators/shrunk.py": GENERATOR, "families/quiet.py": FAMILY,
+    "generators/shrunk.py": GENERATOR, "families/quiet.py": FAMILY, "samplers/mirrored.py": SAMPLER,
 }  # fmt: skip
 
 
@@ -252,6 +276,33 @@ def test_a_family(tmp_path: Path) -> None:
     usual, _ = train(tiny, tmp_path, "usual")
     quiet, _ = train(tiny, tmp_path, "quiet", "families/quiet.py", family="quiet")
     assert any(not quiet[key].equal(usual[key]) for key in usual)
+
+
+#: How `shapes/base` is drawn.
+BASE = {"pipeline": "shapes/base", "steps": 1, "timesteps": [625], "guidance_scale": 1.0}
+
+
+def test_a_sampler(tmp_path: Path) -> None:
+    for name, options in {"across": {"name": "mirrored"}, "down": {"name": "mirrored", "axis": -2}}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(BASE | {"sampler": options}))
+    words = ["evaluate.cli", "run", "--suite", "shapes", "--limit", "4", "--output", "out", "--metric", "shapes/oracle"]
+    words += [word for model in ("shapes/base", "across.yaml", "down.yaml") for word in ("--model", model)]
+    done = command(tmp_path, *words, files=("samplers/mirrored.py",))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def drawn(model: str) -> list[np.ndarray]:
+        (run,) = (tmp_path / "out" / "runs").glob(f"{model}-*")
+        return [np.array(Image.open(path)) for path in sorted(run.rglob("*.png"))]
+
+    usual = drawn("shapes-base")
+    assert len(usual) == 4
+    for model, axis in (("across.yaml", 1), ("down.yaml", 0)):
+        assert all(np.array_equal(a, np.flip(b, axis)) for a, b in zip(drawn(model), usual, strict=True))
+    (tmp_path / "across.yaml").write_text(yaml.safe_dump(BASE | {"sampler": {"name": "mirrord"}}))
+    done = command(tmp_path, *words)
+    assert done.returncode == 2 and "sampler.name = mirrord: unknown; choose from best_of, stock, mirrored" in " ".join(
+        done.stderr.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from evaluate import distribution, scorers
 from prompts.io.files import replace
 
 SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
-CANDIDATES = 30_000  # best-of-n's further pictures have noise that nothing was trained on
 CHUNK = 256  # pictures scored together
 
 
@@ -59,22 +58,12 @@ def _captions(options: Measure) -> list[str]:
 
 
 def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
-    """A picture a text; of `best_of`, the one that the reward likes best, each after the first from noise of its own."""
+    """A picture a text; of `best_of`, the one that the reward likes best."""
     asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
     overrides = {key: value for key, value in asked.items() if value}
-    best = pictures_of(model, texts, title="measuring", **overrides)
-    if how.best_of == 1:
-        return best
     reward = next(iter(options.metrics))
-    highest = _scores([reward], best, texts)[reward]
-    for candidate in range(1, how.best_of):
-        other = pictures_of(
-            model, texts, title=f"measuring, {candidate + 1} of {how.best_of}", seed=CANDIDATES + candidate, **overrides
-        )
-        score = _scores([reward], other, texts)[reward]
-        better = score > highest
-        best[better], highest = other[better], torch.where(better, score, highest)
-    return best
+    sampler = {"name": "best_of", "n": how.best_of, "scorer": reward} if how.best_of > 1 else None
+    return pictures_of(model, texts, title="measuring", sampler=sampler, **overrides)
 
 
 @torch.no_grad()

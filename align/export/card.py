@@ -64,17 +64,17 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
 pipeline({prompt!r}, {arguments}).images[0].save("picture.png")
 """,
-    "recipe": """from evaluate import pipelines
+    "recipe": """from evaluate import pipelines, samplers
 
 pipeline, how = pipelines.load({place!r}), pipelines.recipe({place!r})
-pictures = pipelines.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
-    "fetched recipe": """from evaluate import pipelines
+    "fetched recipe": """from evaluate import pipelines, samplers
 from huggingface_hub import snapshot_download
 
 folder = snapshot_download({place!r})
 pipeline, how = pipelines.load(folder), pipelines.recipe(folder)
-pictures = pipelines.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
 }
 #: What stands before the code of a kind.

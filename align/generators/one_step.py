@@ -47,7 +47,7 @@ class OneStep:
         timestep = int(self.preconditioning.schedule.timestep(torch.tensor([self.sigma_init])))
         name, options, guidance = SCHEDULERS[self.options.noise_scale]
         recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
-        arguments = self.preconditioning.family.arguments
+        arguments = dict(self.preconditioning.family.arguments)
         extra = {"arguments": arguments} if arguments else {}
         return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | extra
 

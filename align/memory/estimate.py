@@ -163,7 +163,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     generator = setup.make_generator(config, preconditioning)
     make = partial(
         setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched, network=reference,
+        roles=roles, texts=texts, scoring=scoring, watched=watched,
     )  # fmt: skip
     return make, Parts(scoring, same)
 

@@ -23,7 +23,7 @@ def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
         found.append(("divergence.gradient", "exact_sequential"))
     if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
         found.append(("parallel", "fsdp2"))
-    tiny = getattr(families.load(config.family), "tiny_vae", None)
+    tiny = families.load(config.family).tiny_vae
     if config.rewards and config.reward_vae is None and tiny:
         found.append(("reward_vae", tiny))
     if config.lora is None:

@@ -5,18 +5,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evaluate.diffusion import PREDICTIONS, Denoiser, Schedule, denoise
+from evaluate.diffusion import PREDICTIONS, Denoiser, denoise
+from evaluate.families import Family
 from prompts.io.errors import UserError
 
 
 class Preconditioning:
     """How a family's network is fed and read at a noise level, by the scheduler that its pipeline has."""
 
-    def __init__(self, family: Any, pipeline: Any, autocast: Callable[[], Any], *, source: str):
+    def __init__(self, family: Family, pipeline: Any, autocast: Callable[[], Any], *, source: str):
         """source: what to call the pipeline in an error."""
         self.family, self.autocast = family, autocast
         self.pixels: int = pipeline.vae_scale_factor
-        self.schedule = Schedule.from_scheduler(pipeline.scheduler)
+        self.latent_shape = family.latent_shape(pipeline, *family.size(pipeline))
+        self.schedule = family.noise_levels(pipeline.scheduler)
         self.prediction = pipeline.scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise UserError(

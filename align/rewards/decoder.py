@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.networks.initial import hub_id
 from evaluate import weights
+from evaluate.families import Family
 from evaluate.pipelines import locate
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -37,13 +38,22 @@ def load_tiny(source: str) -> Any:
 class Decoder:
     """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
 
-    def __init__(self, vae: Any, *, tiny: str | None = None, checkpointing: bool = False, device: Any = None):
+    def __init__(
+        self,
+        vae: Any,
+        *,
+        family: Family | None = None,
+        tiny: str | None = None,
+        checkpointing: bool = False,
+        device: Any = None,
+    ):
         vae = vae if tiny is None else load_tiny(tiny)
         self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
+        self.to_vae = (family or Family()).to_vae
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        scaled = self.to_vae(latents.to(self.vae.dtype), self.vae.config)
         # One picture at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
         parts = [self._recomputed(one) for one in scaled.split(1)] if self.checkpointing else [self._decode(scaled)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

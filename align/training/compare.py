@@ -13,7 +13,7 @@ from align.config import TrainConfig, read_run
 from align.data.prompts import read_prompts
 from align.networks.initial import is_pipeline, load_into
 from align.training import compare_image as comparison
-from evaluate import families, pipelines, scorers
+from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import Watch, console
 from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.pipelines import Recipe
@@ -39,20 +39,30 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
     return pipeline, pipelines.recipe(result)
 
 
-def pictures_of(model: str, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
-    """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers."""
-    return _draw(pipelines.load(model), pipelines.recipe(model), prompts, title=title, seed=seed, **overrides)
+def pictures_of(
+    model: str, prompts: list[str], *, title: str, seed: int = SEED, sampler: dict[str, Any] | None = None, **overrides: Any
+) -> Tensor:
+    """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
+    how = pipelines.recipe(model)
+    how = how.model_copy(update={"sampler": sampler}) if sampler else how
+    return _draw(pipelines.load(model), how, prompts, title=title, seed=seed, **overrides)
 
 
 def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    sampler = samplers.make(how)
     drawn = []
     with Watch(title, len(prompts)) as watch:
         for first in range(0, len(prompts), CHUNK):
             chunk = prompts[first : first + CHUNK]
             drawn.append(
-                pipelines.draw(
-                    pipeline, how, chunk, seed=seed, keys=[f"{first + i}" for i in range(len(chunk))], **overrides
+                sampler.draw(
+                    pipeline,
+                    how,
+                    chunk,
+                    seeds=[seed] * len(chunk),
+                    keys=[f"{first + i}" for i in range(len(chunk))],
+                    **overrides,
                 ).cpu()
             )
             watch(min(first + CHUNK, len(prompts)))

@@ -28,7 +28,7 @@ from align.training.checkpoints import Checkpoints
 from align.training.ema import Average
 from align.training.optimizers import Learner
 from align.training.process import Alone, precisions
-from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, latent_shape, load_scorers
+from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import TIMES
@@ -73,7 +73,10 @@ class Scoring:
     """What judges images: the decoder, the rewards, and the scorers that nothing is trained on."""
 
     def __init__(self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype):
-        self.decoder = Decoder(pipeline.vae, tiny=config.reward_vae, checkpointing=config.gradient_checkpointing, device=device)
+        self.decoder = Decoder(
+            pipeline.vae, family=families.load(config.family), tiny=config.reward_vae,
+            checkpointing=config.gradient_checkpointing, device=device,
+        )  # fmt: skip
         self.rewards = Rewards(config.rewards, self.decoder, device=device, dtype=dtype)
         self.held_out: dict[str, scorers.Scorer] = load_scorers(config, device=device, dtype=dtype)
 
@@ -105,15 +108,15 @@ def build(
         torch.manual_seed(seeded(config.seed, 2, process.rank))
     return assemble(
         config, folder, process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched, network=reference,
+        roles=roles, texts=texts, scoring=scoring, watched=watched,
     )  # fmt: skip
 
 
 def assemble(
     config: TrainConfig, folder: Path, process: Alone, *, pipeline: Any, preconditioning: Preconditioning, generator: Generator,
-    roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None, network: Any,
+    roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None,
 ) -> Run:  # fmt: skip
-    """What has been read, as a run: averages, optimisers, terms, critics. network: the reference's, whose config says what latents are like."""
+    """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
         preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
     )
@@ -126,7 +129,7 @@ def assemble(
     return Run(
         config=config, folder=folder, process=process, pipeline=pipeline, preconditioning=preconditioning, roles=roles,
         generator=generator, terms=terms(config, context), critics=list(critics.values()), learners=learners,
-        average=average, batches=make_batches(config, process, preconditioning, network, texts, len(texts.prompts)),
+        average=average, batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
         rewards=scoring.rewards, validation=validation, samples=SampleGrid(config, sampler, preconditioning),
         checkpoints=Checkpoints(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
@@ -215,11 +218,11 @@ def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *,
 
 
 def make_batches(
-    config: TrainConfig, process: Alone, preconditioning: Preconditioning, network: Any, texts: Texts, prompts: int
+    config: TrainConfig, process: Alone, preconditioning: Preconditioning, texts: Texts, prompts: int
 ) -> BatchSampler:
-    """What draws this process's batches, of the size that `network` was made for."""
+    """What draws this process's batches, of the size that the network was made for."""
     sigmas = TIMES[config.sigmas.name](preconditioning.schedule, **config.sigmas.parameters)
     return BatchSampler(
-        texts, prompts, latent_shape(network.config), config.batch_size, sigmas, seed=config.seed, rank=process.rank,
+        texts, prompts, preconditioning.latent_shape, config.batch_size, sigmas, seed=config.seed, rank=process.rank,
         world=process.world, micro_batches=config.accumulate, device=process.device, dtype=precisions(config)[0],
     )  # fmt: skip

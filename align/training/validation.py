@@ -40,16 +40,10 @@ def fixed_batch(
     picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
     texts = [prompts[i] for i in picks]
     cond = {key: value.to(device, dtype) for key, value in family.encode(pipeline, texts).items()}
-    network = getattr(pipeline, family.network).config
     return Batch(
         prompts=texts, cond=cond, uncond={}, sigma=torch.zeros(n, device=device, dtype=dtype), seed=config.seed,
-        keys=tuple(f"validation/{row}" for row in range(n)), shape=latent_shape(network),
+        keys=tuple(f"validation/{row}" for row in range(n)), shape=family.latent_shape(pipeline, *family.size(pipeline)),
     )  # fmt: skip
-
-
-def latent_shape(network: Any) -> tuple[int, ...]:
-    """Of one image's latents, by the config of a network."""
-    return network.in_channels, network.sample_size, network.sample_size
 
 
 class Sampler:

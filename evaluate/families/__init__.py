@@ -1,31 +1,93 @@
-"""How a family's network becomes a denoiser: what it is conditioned on, its null prompt, and how it is called.
+"""What is known of an architecture, known once: for drawing, training and sampling alike.
 
-A file here is a family. Nothing else in the code knows one. The tests hold it against stock diffusers where `tests/tiny_families.py` makes
-a tiny pipeline of it, and else skip it by name. It has
-
-- `network`, the name of the network among the parts of a diffusers pipeline;
-- `arguments`, what stock diffusers' call is told so that it conditions the network as `encode` does;
-- `tiny_vae`, a tiny autoencoder of the same latents on the hub, where there is one;
-- `encode(pipeline, prompts)`, everything the network is told of a prompt: a dict of tensors with a row `[B, ...]` for each.
-  It depends on nothing else, so rows can be kept and mixed;
-- `null(pipeline)`, the same for the null prompt, `[1, ...]`;
-- `call(network, x, t, conditioning, pixels)`, the network's raw output for latents x `[B, C, H, W]`, already scaled as it
-  expects them, timesteps t `[B]`, and rows of `encode` or `null`. What follows from the latents alone, such as the image's
-  size, is found here; pixels: of the image along each side of a latent's, as the pipeline's autoencoder has it.
+A file here, or in an extension's `families/`, is a family where it has `family`, an instance of a `Family`. Nothing else in the code
+knows one. The tests hold it against stock diffusers where `tests/tiny_families.py` makes a tiny pipeline of it, and else skip it by name.
 """
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor, nn
+
+from evaluate.diffusion import Schedule
 from prompts import extensions
+from prompts.io.errors import UserError
 
 __path__ = extensions.extended(__path__, "families")
 
 
+#: The ends of the names of a UNet's layers that have most of its weights.
+UNET_LAYERS = (
+    "to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "net.0.proj", "net.2",
+)  # fmt: skip
+
+
+class Family:
+    """An architecture. What most have in common stands here, and a family says what is otherwise.
+
+    pipelines: the classes of diffusers that it is drawn with. network: the network's name among their parts. arguments: what their
+    call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same latents on the hub.
+    lora_targets: the ends of the names of the layers that a LoRA is put on.
+    """
+
+    pipelines: tuple[str, ...] = ()
+    network: str = "transformer"
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    tiny_vae: str | None = None
+    lora_targets: tuple[str, ...] = ()
+
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
+        """Of the noise of one image of height x width pixels, as the pipeline's call takes it."""
+        scale: int = pipeline.vae_scale_factor
+        return getattr(pipeline, self.network).config.in_channels, height // scale, width // scale
+
+    def size(self, pipeline: Any) -> tuple[int, int]:
+        """Height and width in pixels that the network was made for."""
+        edge = getattr(pipeline, "default_sample_size", None) or getattr(pipeline, self.network).config.sample_size
+        return (edge * pipeline.vae_scale_factor,) * 2
+
+    def noise_levels(self, scheduler: Any) -> Schedule:
+        """The noise levels that the pipeline's scheduler says the network was trained at."""
+        return Schedule.from_scheduler(scheduler)
+
+    def to_vae(self, latents: Tensor, vae_config: Any) -> Tensor:
+        """Latents `[B, ...]` as the autoencoder's decoder takes them."""
+        scaled = latents / vae_config.scaling_factor
+        return scaled + vae_config.shift_factor if getattr(vae_config, "shift_factor", None) else scaled
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each, which depends on its prompt alone."""
+        raise UserError(f"{type(pipeline).__name__}: can be evaluated but not trained yet; choose another reference")
+
+    def null(self, pipeline: Any) -> dict[str, Tensor]:
+        """The same for the null prompt, `[1, ...]`."""
+        return self.encode(pipeline, [""])
+
+    def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
+        """The network's raw output for latents x `[B, C, H, W]`, scaled as it expects them, timesteps t `[B]`, and rows of `encode`.
+
+        What follows from the latents alone, such as the image's size, is found here; pixels: of the image along each side of a
+        latent's.
+        """
+        raise NotImplementedError
+
+
 def names() -> list[str]:
     """The families there are."""
-    return extensions.names(__name__)
+    return extensions.names(__name__, "family")
 
 
-def load(name: str) -> Any:
-    """The module of the family `name`; UserError where there is none."""
-    return extensions.member(__name__, name, what="family")
+def load(name: str) -> Family:
+    """The family `name`; UserError where there is none."""
+    found: Family = extensions.member(__name__, name, "family", what="family").family
+    return found
+
+
+def of(pipeline: Any) -> Family:
+    """The family of a loaded pipeline, by its class or one that it is derived from; UserError where none draws with it."""
+    classes = {kind.__name__ for kind in type(pipeline).__mro__}
+    for name in names():
+        if classes & set(load(name).pipelines):
+            return load(name)
+    raise UserError(f"{type(pipeline).__name__}: no family draws with it; add one to evaluate/families, or use another model")

@@ -16,6 +16,7 @@ YAML file, or the name of one of those in `evaluate/models`. A folder may hold a
     guidance_scale: 1.0         1 is no guidance
     width: 1024                 pixels; without it and `height`, the network's own size
     arguments: {eta: 0.3}       further arguments of the pipeline's call
+    sampler: {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call
     dtype: fp16                 what it was published to run in, on a GPU
     about: {title: ...}         what it is, for people
     reported_only: why          there are no weights to load
@@ -23,7 +24,7 @@ YAML file, or the name of one of those in `evaluate/models`. A folder may hold a
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -94,6 +95,7 @@ class Recipe(_Fields):
     height: int | None = Field(None, ge=8, multiple_of=8)
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
     arguments: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
 
     def call(self) -> dict[str, Any]:
         """Arguments for the pipeline's call."""
@@ -300,16 +302,7 @@ def _configs(found: Sequence[Layer]) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
-# ---- drawing -------------------------------------------------------------------------------------------------------------
-
-#: The shape of a picture's noise, by the class of the network: of its config, and the height and width of the latents.
-LATENTS: dict[str, Callable[[Any, int, int], tuple[int, ...]]] = {
-    **dict.fromkeys(
-        ("UNet2DConditionModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"),
-        lambda config, height, width: (config.in_channels, height, width),
-    ),
-    "FluxTransformer2DModel": lambda config, height, width: (height // 2 * (width // 2), config.in_channels),
-}
+# ---- noise ---------------------------------------------------------------------------------------------------------------
 
 
 def generator(seed: int, key: str) -> torch.Generator:
@@ -321,46 +314,3 @@ def generator(seed: int, key: str) -> torch.Generator:
 def noise(shape: Sequence[int], *, seed: int, key: str) -> Tensor:
     """Standard normal noise that depends on (seed, key) alone, drawn on the CPU in float32."""
     return torch.randn(*shape, generator=generator(seed, key))
-
-
-@torch.no_grad()
-def draw(
-    pipeline: Any,
-    how: Recipe,
-    prompts: Sequence[str],
-    *,
-    seed: int | Sequence[int],
-    keys: Sequence[str] | None = None,
-    **overrides: Any,
-) -> Tensor:
-    """Pictures `[B, 3, H, W]`, float32 in [0, 1], one per prompt, on the pipeline's device.
-
-    Noise, and what a scheduler adds between steps, is drawn from a seed, one for all or one each, and a key: by default the
-    prompt.
-    """
-    network = getattr(pipeline, layers.network_name(pipeline))
-    arguments = _sizes(pipeline, network) | how.call() | overrides
-    height, width = (arguments[side] // pipeline.vae_scale_factor for side in ("height", "width"))
-    if type(network).__name__ not in LATENTS:
-        raise UserError(
-            f"{type(pipeline).__name__}: it is not known what noise a {type(network).__name__} takes; use another model"
-        )
-    shape = LATENTS[type(network).__name__](network.config, height, width)
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
-    named = list(zip(seeds, keys or prompts, strict=True))
-    latents = torch.stack([noise(shape, seed=s, key=key) for s, key in named])
-    result = pipeline(
-        list(prompts),
-        latents=latents.to(pipeline.device, network.dtype),
-        generator=[generator(s, f"{key}\0steps") for s, key in named],
-        output_type="pt",
-        **arguments,
-    )
-    images: Tensor = result.images.float()
-    return images
-
-
-def _sizes(pipeline: Any, network: Any) -> dict[str, int]:
-    """The pictures' size, in pixels, where nobody asks for another."""
-    size = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
-    return dict.fromkeys(("height", "width"), size * pipeline.vae_scale_factor)

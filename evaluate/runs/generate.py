@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluate import pipelines
+from evaluate import pipelines, samplers
 from evaluate.images import read_image
 from evaluate.weights import sha256
 from prompts.io.errors import UserError
@@ -231,9 +231,10 @@ Drawer = Callable[..., Draw]
 def drawer(model: str, *, device: str, dtype: torch.dtype) -> Draw:
     """What draws from a model: (prompts, prompt ids, seeds) -> `[B, 3, H, W]` in [0, 1]."""
     pipeline, how = pipelines.load(model, dtype=dtype).to(device), pipelines.recipe(model)
+    sampler = samplers.make(how)
 
     def draw(prompts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return pipelines.draw(pipeline, how, prompts, seed=seeds, keys=ids)
+        return sampler.draw(pipeline, how, prompts, seeds=seeds, keys=ids)
 
     return draw
 

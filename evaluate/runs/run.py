@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evaluate import distribution, environment, pipelines, scorers
+from evaluate import distribution, environment, pipelines, samplers, scorers
 from evaluate.console import Watch, console
 from evaluate.distribution import Estimate, SetMetric
 from evaluate.preprocess import Preprocess
@@ -223,9 +223,12 @@ def identity(settings: Settings) -> dict[str, Any]:
     """Everything a picture of this run depends on besides its prompt and seed."""
     if settings.images:
         return {"pictures": pictures_digest(settings.images)}
+    recipe = pipelines.recipe(settings.model)
+    read = samplers.make(recipe).weights_sha256
     return {
         "model_sha256": pipelines.digest(settings.model),
-        "recipe": pipelines.recipe(settings.model).record(),
+        **({"sampler_sha256": read} if read else {}),
+        "recipe": recipe.record(),
         "dtype": settings.dtype,
         "hardware": environment.processor(settings.device),
         "batch": settings.batch,

@@ -24,7 +24,7 @@ from align import commands as runs
 from align import config as configs
 from align.config import TrainConfig
 from align.export import card as cards
-from evaluate import environment, families, pipelines
+from evaluate import environment, families, pipelines, samplers
 from evaluate.results.csv_io import write_csv
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -100,7 +100,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
 def draw(pipeline: Any, folder: Path) -> Tensor:
     """Pictures by a stock pipeline, called as the folder's recipe says."""
     pipeline.set_progress_bar_config(disable=True)
-    return pipelines.draw(pipeline, pipelines.recipe(str(folder)), ["a circle", "two squares"], seed=0)
+    return samplers.draw(pipeline, pipelines.recipe(str(folder)), ["a circle", "two squares"], seed=0)
 
 
 def started(run: Path) -> Any:

@@ -16,7 +16,7 @@ from hub import Hub
 from safetensors.torch import load_file, save_file
 from tiny_models import SIDE
 
-from evaluate import cli, embedded, pipelines, weights
+from evaluate import cli, embedded, families, pipelines, samplers, weights
 from evaluate.bench import timing
 from evaluate.pipelines import overlays as layers
 from evaluate.results.csv_io import read_csv
@@ -32,7 +32,7 @@ ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1":
 
 
 def draw(pipeline: Any, how: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
-    return pipelines.draw(pipeline, how, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
+    return samplers.draw(pipeline, how, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
 
 
 def own(tmp_path: Path, text: str, **changes: Any) -> str:
@@ -289,10 +289,10 @@ def test_a_lora_for_another_architecture(models: Hub, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_network_whose_noise_is_not_known(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_of_no_family(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = pipelines.load("pixart-15step")
-    monkeypatch.delitem(pipelines.LATENTS, "PixArtTransformer2DModel")
-    with pytest.raises(UserError, match="PixArtAlphaPipeline: it is not known what noise"):
+    monkeypatch.setattr(type(families.load("pixart")), "pipelines", ())
+    with pytest.raises(UserError, match="PixArtAlphaPipeline: no family draws with it"):
         draw(pipeline, RECIPES["pixart-15step"], PROMPTS)
 
 

@@ -1,0 +1,63 @@
+"""Ways to draw."""
+
+import pytest
+import torch
+
+from evaluate import pipelines, samplers, scorers
+from prompts.io.errors import UserError
+from prompts.shapes import sample_captions
+
+PROMPTS = sample_captions(6, split="test", seed=3)
+
+
+def recipe(**sampler: object) -> pipelines.Recipe:
+    return pipelines.recipe("shapes/base").model_copy(update={"sampler": sampler or None})
+
+
+@pytest.fixture(scope="module")
+def base() -> object:
+    return pipelines.load("shapes/base")
+
+
+def test_best_of_keeps_the_candidate_that_the_scorer_likes_best(base: object) -> None:
+    scorer = scorers.load("shapes/clip")
+    usual = samplers.draw(base, recipe(), PROMPTS, seed=5)
+    drawn = [usual] + [
+        samplers.draw(base, recipe(), PROMPTS, seed=5, keys=[f"{p}\0candidate {i}" for p in PROMPTS]) for i in (1, 2, 3)
+    ]
+    candidates = torch.stack(drawn)
+    scores = torch.stack([scorer.score(images, PROMPTS) for images in candidates])
+    assert len({*scores.argmax(0).tolist()}) > 1, "the choice is one"
+    best = samplers.draw(base, recipe(name="best_of", n=4, scorer="shapes/clip"), PROMPTS, seed=5)
+    assert best.equal(candidates[scores.argmax(0), torch.arange(len(PROMPTS))])
+    two = samplers.draw(base, recipe(name="best_of", n=2, scorer="shapes/clip"), PROMPTS, seed=5)
+    assert two.equal(candidates[scores[:2].argmax(0), torch.arange(len(PROMPTS))])
+
+
+def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> None:
+    how = recipe(name="best_of", n=3, scorer="shapes/clip")
+    together = samplers.draw(base, how, PROMPTS, seed=5)
+    alone = samplers.draw(base, how, PROMPTS[2:3], seed=5)
+    torch.testing.assert_close(alone[0], together[2], atol=1e-4, rtol=0)
+    assert (samplers.draw(base, how, PROMPTS[2:3], seed=6) - alone).abs().max() > 0.1
+
+
+def test_what_chooses_is_part_of_what_was_drawn() -> None:
+    assert samplers.make(recipe()).weights_sha256 is None
+    made = samplers.make(recipe(name="best_of", n=3, scorer="shapes/clip"))
+    assert made.weights_sha256 == scorers.load("shapes/clip").weights_sha256 and made.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "best", "n": 3}, "sampler.name = best: unknown; choose from best_of, stock"),
+        ({"name": "best_of", "n": 1, "scorer": "shapes/clip"}, "sampler best_of: n: .* greater than or equal to 2"),
+        ({"name": "best_of", "n": 2}, "sampler best_of: scorer: field required"),
+        ({"name": "best_of", "n": 2, "scorer": "shapes/clop"}, "no scorer 'shapes/clop'"),
+        ({"name": "stock", "n": 2}, "sampler stock: n: extra inputs"),
+    ],
+)
+def test_a_slip_is_told(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        samplers.make(recipe(**options))
