@@ -38,13 +38,14 @@ def train(
     ] = None,
 ) -> None:  # fmt: skip
     """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
-    from align import config as configs
-
-    resolved: Any = configs.resolve(preset, configs.TRAIN, config=config, sets=sets or ())
     from align import commands as runs
+    from align.config.train import TRAIN
+    from align.options import dump
+    from align.presets.load import resolve
 
+    resolved: Any = resolve(preset, TRAIN, config=config, sets=sets or ())
     if dry_run:
-        print(configs.dump(resolved), end="", flush=True)
+        print(dump(resolved), end="", flush=True)
         runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
         return
     if not runs.train(resolved, output or Path("runs") / preset, resume=resume, preset=preset):
@@ -58,9 +59,10 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Train the parts of an embedded world: autoencoder, reference diffusion model, CLIP."""
     from align import commands as runs
-    from align import config as configs
+    from align.presets.load import resolve
+    from align.world.config import PRETRAIN
 
-    resolved: Any = configs.resolve(preset, configs.PRETRAIN, config=config, sets=sets or ())
+    resolved: Any = resolve(preset, PRETRAIN, config=config, sets=sets or ())
     if not runs.pretrain(resolved, output or Path("runs") / preset, resume=resume):
         raise typer.Exit(130)
 
@@ -73,9 +75,10 @@ def reward(
 ) -> None:  # fmt: skip
     """Train a preference model on pairs of pictures of one prompt (Bradley-Terry)."""
     from align import commands as runs
-    from align import config as configs
+    from align.presets.load import resolve
+    from align.world.config import REWARD
 
-    resolved: Any = configs.resolve(preset, configs.REWARD, config=config, sets=sets or ())
+    resolved: Any = resolve(preset, REWARD, config=config, sets=sets or ())
     if not runs.reward(resolved, pairs, output or Path("runs") / preset, resume=resume):
         raise typer.Exit(130)
 
@@ -150,10 +153,11 @@ def bench(
     leaderboards: Annotated[Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")] = None,
 ) -> None:  # fmt: skip
     """Time a step, and measure its memory, for every gradient mode and storage of roles."""
-    from align import config as configs
     from align.bench.step import bench as run
+    from align.config.train import TRAIN
+    from align.presets.load import resolve
 
-    resolved: Any = configs.resolve(preset, configs.TRAIN, sets=sets or ())
+    resolved: Any = resolve(preset, TRAIN, sets=sets or ())
     run(
         resolved, preset, sets=sets or (), steps=steps, rounds=rounds, random_weights=random_weights, plain=plain,
         roles=roles or (), gradients=gradients or (), output=output, leaderboards=leaderboards,
@@ -168,11 +172,12 @@ def sweep(
     table: Annotated[Optional[Path], typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there.")] = None,
 ) -> None:  # fmt: skip
     """Train every cell of an ablation with several seeds, and write its table and curves; go on where it was left."""
-    from align import config as configs
     from align.ablation import sweep as sweeps
+    from align.ablation.config import SWEEP
     from align.ablation.table import write
+    from align.presets.load import resolve
 
-    resolved: Any = configs.resolve(preset, configs.SWEEP, config=config, sets=sets or ())
+    resolved: Any = resolve(preset, SWEEP, config=config, sets=sets or ())
     folder = output or Path("runs") / preset
     if table is None and not sweeps.sweep(resolved, folder, processes=processes):
         raise typer.Exit(130)

@@ -5,17 +5,21 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from align import config as configs
-from align.config import Config, RewardConfig, TrainConfig
 from align.run_folder import opened
 from evaluate.console import console
 from prompts.io.errors import UserError
 
+if TYPE_CHECKING:
+    from align.config.train import TrainConfig
+    from align.options import Config
+    from align.world.config import RewardConfig
 
-def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None = None) -> bool:
+
+def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | None = None) -> bool:
     """`align train`."""
     import torch
     from accelerate import PartialState
@@ -37,7 +41,7 @@ def train(config: TrainConfig, output: Path, *, resume: bool, preset: str | None
     return finished
 
 
-def check_memory(config: TrainConfig, *, processes: int, available: int) -> None:
+def check_memory(config: "TrainConfig", *, processes: int, available: int) -> None:
     """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and go on."""
     from align.memory import remedies
 
@@ -51,7 +55,7 @@ def check_memory(config: TrainConfig, *, processes: int, available: int) -> None
         )
 
 
-def dry_run(config: TrainConfig, *, processes: int | None, gpu_memory: float | None) -> None:
+def dry_run(config: "TrainConfig", *, processes: int | None, gpu_memory: float | None) -> None:
     """`align train --dry-run`: what is trained, and what it needs of a GPU's memory, on stderr; stdout is the config's.
 
     gpu_memory: GiB; by default the GPU's at hand, and where there is none, no limit. Raises UserError where it cannot fit.
@@ -69,7 +73,7 @@ def dry_run(config: TrainConfig, *, processes: int | None, gpu_memory: float | N
     remedies.show(remedies.check(config, processes=n, available=limit), processes=n)
 
 
-def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
+def pretrain(config: "Config", output: Path, *, resume: bool) -> bool:
     """`align pretrain`."""
     from align.world.pretrain import run
 
@@ -77,7 +81,7 @@ def pretrain(config: Config, output: Path, *, resume: bool) -> bool:
         return run(config, output, resume=resume)
 
 
-def reward(config: RewardConfig, pairs: Path, output: Path, *, resume: bool) -> bool:
+def reward(config: "RewardConfig", pairs: Path, output: Path, *, resume: bool) -> bool:
     """`align reward`."""
     from align.world.reward_model import read_pairs
     from align.world.reward_model import train as fit
@@ -156,8 +160,9 @@ def export(
 
 def list_presets() -> None:
     """`align presets`."""
-    table = Table("preset", "command", "what it is")
-    contents = configs.presets()
-    for path in configs.preset_files():
-        table.add_row(path.stem, f"align {configs.command(contents[path.stem]['stage'])}", configs.describe(path))
+    from align.presets import load
+
+    table, stages = Table("preset", "command", "what it is"), load.stages()
+    for path in load.preset_files():
+        table.add_row(path.stem, f"align {load.COMMANDS[stages[path.stem]]}", load.describe(path))
     console.print(table)

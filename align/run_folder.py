@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from align import config as configs
-from align.config import Config
+from align.config.overrides import difference
+from align.options import Config, dump
 from prompts.io.errors import UserError
 from prompts.io.files import replace
+from prompts.io.yaml import read_yaml
 
 #: What may differ when a run goes on: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
@@ -24,24 +26,34 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
     if resume:
         if not path.is_file():
             raise UserError(f"{output}: no run to resume there; leave out --resume to start one")
-        old, new = configs.read_yaml(path), config.model_dump(mode="json")
+        old, new = read_yaml(path), config.model_dump(mode="json")
         old, new = ({key: value for key, value in each.items() if key not in FREE} for each in (old, new))
-        if changed := configs.difference(old, new):
+        if changed := difference(old, new):
             raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        text = configs.dump(config)
+        text = dump(config)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             draft = output / ".config.yaml.partial"
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
         if preset:
-            told = configs.read_run(output) | {"preset": preset}
+            told = read_run(output) | {"preset": preset}
             replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """A run folder's `run.json`, which says what its config does not; empty where there is none."""
+    path = folder / "run.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: not JSON; delete it, and --resume the run to have it written again") from None
+    return content
 
 
 @contextmanager

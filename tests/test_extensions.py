@@ -83,7 +83,7 @@ def load(name, device, weights, reference):
 TERM = '''
 """A pull of latents to nought."""
 
-from align.config import Config
+from align.options import Config
 from align.objectives.term import ByAutograd
 
 
@@ -102,7 +102,7 @@ CRITIC = '''
 
 import torch
 
-from align.config import Optimizer
+from align.networks.optimizers import Optimizer
 
 
 class Options(Optimizer):
@@ -132,7 +132,7 @@ def build(options, denoisers):
 GENERATOR = '''
 """One step from noise that is made smaller first."""
 
-from align.config import GeneratorOptions
+from align.generators import GeneratorOptions
 from align.generators.one_step import OneStep
 
 

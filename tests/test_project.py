@@ -74,8 +74,8 @@ def test_no_function_is_long_and_the_algorithm_is_a_page() -> None:
 
 #: A room may use those behind it.
 ROOMS = (
-    "cli", "commands", "world", "ablation", "bench", "memory", "run_folder", "training", "export", "generators", "critics", "objectives",
-    "rewards", "networks", "data", "config", "presets",
+    "cli", "commands", "world", "ablation", "bench", "memory", "training", "export", "run_folder", "presets", "config",
+    "generators", "critics", "objectives", "rewards", "networks", "data", "options",
 )  # fmt: skip
 
 

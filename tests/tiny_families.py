@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from hub import Hub
 
-from align import config as configs
+from align.config.train import TRAIN
 from align.networks.initial import hub_id
+from align.presets.load import presets
 from evaluate import families
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -155,7 +156,7 @@ def publish(hub: Hub, folder: Path) -> None:
     """Put every model that a paper's preset loads on the hub, at the revision it pins, and nothing else under its id."""
     from diffusers import AutoencoderTiny
 
-    contents = [content for content in configs.presets().values() if content.get("family")]
+    contents = [content for content in presets(TRAIN).values() if content.get("family")]
     sources: dict[str, tuple[str, str]] = {}
     for content in contents:
         whole = content.get("pipeline", content["reference"])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from align.config import CENTRE, EqualReward, LessStable, SweepConfig
+from align.ablation.config import CENTRE, EqualReward, LessStable, SweepConfig
 from evaluate.results.stats import holm, paired_difference
 
 LEVEL = 0.05  # of all answers together

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.config import WIN, Baseline, Measure
+from align.ablation.config import WIN, Baseline, Measure
 from align.data.prompts import read_prompts
 from align.training.compare import pictures_of
 from evaluate import distribution, scorers

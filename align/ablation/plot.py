@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from align.ablation.claims import Results, by_seed, mean_of
-from align.config import CENTRE, SweepConfig
+from align.ablation.config import CENTRE, SweepConfig
 
 
 def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:

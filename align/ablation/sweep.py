@@ -20,13 +20,17 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from align import config as configs
-from align.config import CENTRE, TRAIN, WIN, Baseline, Measure, SweepConfig, TrainConfig
+from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
+from align.config.overrides import difference, merge, validate
+from align.config.train import TRAIN, TrainConfig
+from align.options import Config
+from align.presets.load import presets
 from align.run_folder import open_folder
 from align.training.interrupt import stop_on_signal
 from evaluate.console import Watch, console
 from prompts.io.errors import UserError
 from prompts.io.files import replace
+from prompts.io.yaml import read_yaml
 
 BASELINE = "baseline.yaml"
 POLL = 0.5  # seconds
@@ -73,15 +77,13 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
             there = ", ".join([*scorers.variants(), *distribution.variants()])
             raise UserError(f"measure.metrics: no metric {metric!r}; there are {there}; {WIN}SCORER takes a scorer")
-    presets = configs.presets()
-    if presets.get(config.centre, {}).get("stage") not in TRAIN:
+    known = presets(TRAIN)
+    if config.centre not in known:
         raise UserError(f"centre = {config.centre}: no preset of 'align train'; 'align presets' lists them")
-    base = configs.merge(TrainConfig, presets[config.centre], config.common)
+    base = merge(TrainConfig, known[config.centre], config.common)
     changes: dict[str, dict[str, Any]] = {CENTRE: {}, **config.cells}
-    return {
-        name: configs.validate(TrainConfig, configs.merge(TrainConfig, base, change), f"cell {name}")
-        for name, change in changes.items()
-    }
+    contents = {name: merge(TrainConfig, base, change) for name, change in changes.items()}
+    return {name: validate(TrainConfig, content, f"cell {name}") for name, content in contents.items()}
 
 
 def plan(config: SweepConfig, output: Path) -> list[Trial]:
@@ -101,7 +103,7 @@ def plan(config: SweepConfig, output: Path) -> list[Trial]:
         for path, new in ((run.file, run.config), (run.folder / "measure.yaml", config.measure)):
             if not path.is_file():
                 continue
-            if changed := configs.difference(configs.read_yaml(path), new.model_dump(mode="json")):
+            if changed := difference(read_yaml(path), new.model_dump(mode="json")):
                 raise UserError(f"{path}: {changed}; keep the old value, or choose another --output")
     return runs
 
@@ -176,7 +178,7 @@ def open_run(run: Trial, measure: Measure) -> None:
     _write_yaml(run.folder / "measure.yaml", measure)
 
 
-def _write_yaml(path: Path, content: configs.Config) -> None:
+def _write_yaml(path: Path, content: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False)
     replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
@@ -201,10 +203,10 @@ def carry_out(folder: Path) -> bool:
     """Train and measure the run that `folder` was made for, or measure the baseline. Returns whether it has a result now."""
     from align.ablation.measure import measure
 
-    options = configs.validate(Measure, configs.read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
+    options = validate(Measure, read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
     cache = folder.parent.parent / "over.json"
     if (folder / BASELINE).is_file():
-        baseline = configs.validate(Baseline, configs.read_yaml(folder / BASELINE), str(folder / BASELINE))
+        baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
         found = measure(baseline.model, options, baseline=baseline, cache=cache)
         _write(folder / "result.json", {"stopped": None, **found, "training_seconds": 0.0})
         return True
@@ -227,7 +229,7 @@ def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:
     from align.training.health import Guarded, Stopped
     from align.training.loop import train
 
-    config = configs.validate(TrainConfig, configs.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    config = validate(TrainConfig, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     note, began = folder / "stopped.json", time.process_time()
     whole = not (folder / "log.jsonl").is_file()
     try:

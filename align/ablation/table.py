@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from align.ablation.claims import LEVEL, POWER, Interval, Results, cell_rows, findings
+from align.ablation.config import CENTRE, SweepConfig
 from align.ablation.plot import curves_svg
-from align.config import CENTRE, SweepConfig
 from evaluate.console import printer
 from evaluate.results.csv_io import write_csv
 from prompts.io.files import replace

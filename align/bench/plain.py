@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.data.batches import Batch
 from align.networks.roles import Roles
 from align.objectives.distances import default_huber_c, distance_gradient

@@ -22,14 +22,15 @@ import yaml
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.training.process import DTYPES
 from evaluate import environment
 from evaluate.bench import timing
 from evaluate.console import console
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.yaml import read_yaml
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
 MODES = [
@@ -174,7 +175,7 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
 
 def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -> None:
     """Print the figures of one combination. count: its operations too."""
-    config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
+    config = validate(TrainConfig, read_yaml(path), str(path))
     figures: dict[str, float | None] = dict.fromkeys(FIGURES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in LIBRARIES:

@@ -1,13 +1,24 @@
 """The assistant: a diffusion model of what the student makes, so that the student's score is known (DI* Algorithm 1, upper half)."""
 
+from typing import Literal
+
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from align.config import AssistantConfig
 from align.data.batches import Batch
+from align.networks.optimizers import Optimizer
 from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import Denoisers
 from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import WEIGHTS, Weight
+
+
+class AssistantConfig(Optimizer):
+    """The assistant's optimiser and how often it runs."""
+
+    updates: PositiveInt = Field(1, description="per generator update; k_ta of DI* Algorithm 1")
+    warmup: int = Field(0, ge=0, description="updates on the student's samples before the student's first")
+    weight: Literal["constant", "edm"] = "edm"
 
 
 class Assistant:

@@ -4,16 +4,25 @@ processes nor an interruption changes what is drawn."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from align.options import Config
 from evaluate import pipelines
 
 #: `(positions of prompts) -> (conditioning, the null prompt's, the prompts)`, rows `[B, ...]` each.
 Texts = Callable[[Any], tuple[dict[str, Tensor], dict[str, Tensor], list[str]]]
+
+
+class Sigmas(Config):
+    """The distribution that noise levels are drawn from: a name in `evaluate.diffusion.TIMES` and its parameters."""
+
+    name: Literal["lognormal", "uniform"] = "lognormal"
+    parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
 
 
 def seeded(*key: int) -> int:

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.config import TrainConfig
 from align.data.prompts import Prompts
 from evaluate import pipelines
 from evaluate.console import Watch
@@ -83,28 +82,30 @@ class Ahead(Live):
 
 
 def prepare(
-    config: TrainConfig, family: Any, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype, show: bool = True
-) -> Live:
-    """The texts of a run, by `config.text_encoding`. Text encoders are on `device` afterwards.
+    name: str, family: Any, pipeline: Any, prompts: Prompts, *, encoding: str, folder: str | None, device: Any,
+    dtype: torch.dtype, show: bool = True,
+) -> Live:  # fmt: skip
+    """The texts of a run, `ahead` or `live` by `encoding`. Text encoders are on `device` afterwards.
 
-    dtype: in which the networks use the rows. Raises UserError for a folder that something else made, or too small a disk.
+    name: the family's. folder: where what is encoded ahead is kept, by default one of the cache. dtype: in which the
+    networks use the rows. Raises UserError for a folder that something else made, or too small a disk.
     """
-    ahead = config.text_encoding == "ahead"
-    made_by = manifest(config.family, pipeline, prompts, dtype) if ahead else {}
+    ahead = encoding == "ahead"
+    made_by = manifest(name, pipeline, prompts, dtype) if ahead else {}
     for part in encoders(pipeline).values():
         if isinstance(part, torch.nn.Module):
             part.to(device)
     if not ahead:
         return Live(family, pipeline, prompts, device=device, dtype=dtype)
-    folder = Path(config.text_cache) if config.text_cache else default_folder(made_by)
+    place = Path(folder) if folder else default_folder(made_by)
     try:
-        fill(folder, made_by, family, pipeline, prompts, dtype=dtype, show=show)
+        fill(place, made_by, family, pipeline, prompts, dtype=dtype, show=show)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{folder}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set text_encoding to live"
+            f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set text_encoding to live"
         ) from None
-    return Ahead(prompts, folder, device=device, dtype=dtype)
+    return Ahead(prompts, place, device=device, dtype=dtype)
 
 
 def release(pipeline: Any) -> None:
@@ -112,11 +113,11 @@ def release(pipeline: Any) -> None:
     pipeline.register_modules(**dict.fromkeys(encoders(pipeline)))
 
 
-def restore(pipeline: Any, config: TrainConfig) -> None:
-    """Read again from `config`'s pipeline what `release` let go of."""
+def restore(pipeline: Any, source: str) -> None:
+    """Read again from `source`, a pipeline, what `release` let go of."""
     missing = [name for name, part in pipeline.components.items() if _is_encoder(name) and part is None]
     if missing:
-        whole = pipelines.load(config.pipeline or config.reference, dtype=pipeline.vae.dtype)
+        whole = pipelines.load(source, dtype=pipeline.vae.dtype)
         pipeline.register_modules(**{name: getattr(whole, name) for name in missing})
 
 

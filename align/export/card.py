@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 import yaml
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.train import TRAIN, TrainConfig
 from align.networks.initial import hub_id
+from align.presets.load import presets, resolve
 from evaluate import environment
 from evaluate.pipelines import Recipe
 from evaluate.results.stats import percent
@@ -262,9 +262,9 @@ def _source(run: Mapping[str, Any], name: str) -> str:
 def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:
     """The preset, and which of its settings were changed."""
     preset = run.get("preset")
-    if preset not in configs.presets():
+    if preset not in presets(TRAIN):
         return "none"
-    before, after = (each.model_dump() for each in (configs.resolve(preset, configs.TRAIN), config))
+    before, after = (each.model_dump() for each in (resolve(preset, TRAIN), config))
     changed = ", ".join(code(key) for key in after if before[key] != after[key])
     return code(preset) + (f"; changed: {changed}" if changed else "")
 

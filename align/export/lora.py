@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.networks.initial import LORA, hub_id, is_pipeline, weights_file
 from evaluate import pipelines
 from evaluate.pipelines import Recipe

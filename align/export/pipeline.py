@@ -11,17 +11,19 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.export import card, push
 from align.export.lora import lora_recipe
 from align.networks.initial import LORA
+from align.run_folder import read_run
 from evaluate import families, pipelines, weights
 from evaluate.pipelines import Recipe
 from evaluate.pipelines import overlays as layers
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import replace as put
+from prompts.io.yaml import read_yaml
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,7 +44,7 @@ def export(
     fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
     components = {**pipeline.components, name: fresh, "scheduler": scheduler}
     whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
-    run = configs.read_run(output) | dict(facts)
+    run = read_run(output) | dict(facts)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         whole.save_pretrained(draft)
@@ -62,7 +64,7 @@ def export(
 
 def describe(config: TrainConfig, output: Path) -> None:
     """Write the card of `output/checkpoint` again, with the scores that were measured since."""
-    folder, run = output / "checkpoint", configs.read_run(output)
+    folder, run = output / "checkpoint", read_run(output)
     how, name = pipelines.recipe(str(folder)), output.resolve().name
     card.write(folder, card.card(config, run, how, name=name, place=folder.name, comparison=_comparison(output, run)))
 
@@ -110,13 +112,13 @@ def copy(
 
     scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
     """
-    precision, run = DTYPES[dtype], configs.read_run(source.parent)
+    precision, run = DTYPES[dtype], read_run(source.parent)
     kind: card.Kind = "pipeline"
     how = pipelines.recipe(str(source))
     config: TrainConfig | None = None
     if run.get("step") is not None:
         path = source.parent / "config.yaml"
-        config = configs.validate(TrainConfig, configs.read_yaml(path), str(path))
+        config = validate(TrainConfig, read_yaml(path), str(path))
     if lora:
         if config is None or not (source / LORA).is_file():
             raise UserError(f"{source}: no LoRA of a run there; train with 'lora' in its config, or leave out --lora")

@@ -1,18 +1,42 @@
 """Generators: how the student's network makes an image of a batch's noise.
 
-A file here, or in an extension's `generators/`, is one where it has `Options`, a `config.GeneratorOptions` with what else it wants to be
-told, and `build(options, preconditioning, source=...) -> Generator`; source is what to call the reference in an error."""
+A file here, or in an extension's `generators/`, is one where it has `Options`, a `GeneratorOptions` with what else it
+wants to be told, and `build(options, preconditioning, source=...) -> Generator`; source is what to call the reference in
+an error."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
+from pydantic import BeforeValidator, PositiveFloat, SerializeAsAny
 from torch import Tensor, nn
 
-from prompts.extensions import extended
+from align.options import Config
+from prompts.extensions import extended, member
 
 __path__ = extended(__path__, "generators")
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
+
+
+class GeneratorOptions(Config):
+    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
+
+    name: str = "one_step"
+    sigma_init: PositiveFloat = 2.5
+    noise_scale: Literal["sigma", "unit"] = "sigma"
+
+
+def _as_its_own(value: Any) -> Any:
+    """The generator's options as its file has them; of `one_step`, and of what is no mapping, pydantic sees to it."""
+    name = value.get("name", "one_step") if isinstance(value, Mapping) else "one_step"
+    if name == "one_step":
+        return value
+    return member("align.generators", name, "build", what="generator.name").Options.model_validate(value)
+
+
+#: Options as a config holds them: those of the generator that they name.
+AnyGenerator = Annotated[SerializeAsAny[GeneratorOptions], BeforeValidator(_as_its_own)]
 
 
 class Generator(Protocol):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.config import GeneratorOptions
 from align.data.batches import Batch
+from align.generators import GeneratorOptions
 from align.networks.preconditioning import Preconditioning
 from prompts.io.errors import UserError
 

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import record_function
 from torch.utils._pytree import tree_leaves
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.data.batches import Batch
 from align.data.prompts import read_prompts
 from align.data.text_embeddings import Live, encoders

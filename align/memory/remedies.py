@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from align.config import TrainConfig, place, validate
+from align.config.overrides import place, validate
+from align.config.train import TrainConfig
 from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import families
 from evaluate.console import console

@@ -6,10 +6,30 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from align.config import LoraConfig
 from align.networks.sharding import gathered
+from align.options import Config
+
+
+class LoraConfig(Config):
+    """LoRA adapters in place of full copies."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 64.0
+    targets: tuple[str, ...] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "conv1",
+        "conv2",
+        "proj_in",
+        "proj_out",
+        "net.0.proj",
+        "net.2",
+    )
 
 
 class Adapted(nn.Module):

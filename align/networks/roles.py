@@ -15,8 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from align.config import LoraConfig
-from align.networks.lora import Adapted, _add_adapter
+from align.networks.lora import Adapted, LoraConfig, _add_adapter
 
 
 class Roles:

@@ -1,18 +1,27 @@
 """Classifier-free guidance as a reward."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from align.objectives.denoising import add_noise, dot
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
+from align.options import Config
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
     from align.objectives.metrics import Metrics
 from evaluate.diffusion import Denoiser
+
+
+class Guidance(Config):
+    """Classifier-free guidance: inside the reference (`in`), as a reward (`out`, alpha_cfg = scale - 1), or off."""
+
+    mode: Literal["off", "in", "out"] = "off"
+    scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
 
 
 class GuidanceReward(NamedTuple):

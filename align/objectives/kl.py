@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from align.config import Divergence
 from align.objectives.denoising import add_noise, dot
+from align.objectives.divergence import Divergence
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
 

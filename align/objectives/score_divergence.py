@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from align.config import Divergence
 from align.objectives.denoising import add_noise, dot
 from align.objectives.distances import DISTANCES, default_huber_c, distance_gradient, hessian_vector_product
+from align.objectives.divergence import Divergence
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
 

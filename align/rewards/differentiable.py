@@ -4,15 +4,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from align.config import Reward
+from align.options import Config
 from align.rewards.decoder import Decoder
 from evaluate import scorers
 from prompts.io.errors import UserError
 
 #: Latents whose reward's activations are kept at once; one where memory is to be saved.
 AT_A_TIME = 16
+
+
+class Reward(Config):
+    """A scorer that training maximises."""
+
+    scorer: str
+    scale: float = Field(description="alpha_rew, per picture, where the divergence is summed over C, H, W")
+    weights: str | None = Field(None, description="a local path in place of the scorer's own")
 
 
 class Rewards:

@@ -9,9 +9,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from align.config import TrainConfig, read_run
+from align.config.train import TrainConfig
 from align.data.prompts import read_prompts
 from align.networks.initial import is_pipeline, load_into
+from align.run_folder import read_run
 from align.training import compare_image as comparison
 from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import Watch, console

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import record_function
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.objectives.metrics import Metrics
 from align.training import setup
 from align.training.health import Guarded

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.objectives.metrics import Metrics
 from prompts.io.errors import UserError
 

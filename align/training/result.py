@@ -13,7 +13,7 @@ def finish(run: Run, step: int) -> None:
     with run.average.applied():
         weights, added = merged(run.roles.student), adapter(run.roles.student)
         if run.process.main and not hub.without_weights():  # random weights are worth no checkpoint
-            restore(run.pipeline, run.config)
+            restore(run.pipeline, run.config.pipeline or run.config.reference)
             metadata = facts(
                 run.config, step=step, prompts=run.batches.prompts, example=run.example,
                 protocols={name: scorer.protocol for name, scorer in run.rewards.scorers.items()},

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.config import Optimizer, TrainConfig, validate
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
 from align.data.prompts import read_prompts
@@ -17,17 +18,18 @@ from align.data.text_embeddings import Live, prepare, release
 from align.generators import Generator
 from align.networks import sharding
 from align.networks.initial import load_into
+from align.networks.optimizers import Optimizer
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
 from align.objectives.denoisers import Denoisers
 from align.objectives.term import Context, Term
-from align.objectives.terms import terms
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from align.training.checkpoints import Checkpoints
 from align.training.ema import Average
-from align.training.optimizers import Learner
+from align.training.learner import Learner
 from align.training.process import Alone, precisions
+from align.training.terms import terms
 from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
@@ -92,8 +94,8 @@ def build(
     generator = make_generator(config, preconditioning)
     initial, reference, same = load_networks(config, pipeline)
     texts = prepare(
-        config, preconditioning.family, pipeline, read_prompts(config.prompts),
-        device=process.device, dtype=narrow or dtype, show=process.main and show,
+        config.family, preconditioning.family, pipeline, read_prompts(config.prompts), encoding=config.text_encoding,
+        folder=config.text_cache, device=process.device, dtype=narrow or dtype, show=process.main and show,
     )  # fmt: skip
     scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
     watched = fixed_batch(config, preconditioning.family, pipeline, device=process.device, dtype=dtype)

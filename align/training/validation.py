@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 from align.data.batches import Batch, seeded
 from align.data.prompts import read_prompts
 from align.generators import Generator

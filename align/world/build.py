@@ -14,16 +14,19 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from align import config as configs
+from align.config.train import TRAIN
 from align.export.pipeline import copy
+from align.presets.load import resolve
 from align.run_folder import opened
 from align.training.compare import pictures_of
 from align.training.loop import train
 from align.training.validation import save_grid
 from align.world import pretrain, reward_model
+from align.world.config import PRETRAIN, REWARD
 from evaluate import embedded
 from evaluate.console import console
 from evaluate.distribution.fd_shapes import fd_shapes
+from prompts.io.yaml import read_yaml
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
 from prompts.shapes.oracle import accuracy
@@ -75,7 +78,7 @@ def _finished(output: Path, run: Callable[[bool], bool]) -> Path:
 
 
 def _pretrain(preset: str, work: Path, *sets: str) -> Path:
-    config = configs.resolve(preset, configs.PRETRAIN, sets=sets)
+    config = resolve(preset, PRETRAIN, sets=sets)
 
     def run(resume: bool) -> bool:
         with opened(config, work / preset, resume=resume):
@@ -85,7 +88,7 @@ def _pretrain(preset: str, work: Path, *sets: str) -> Path:
 
 
 def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
-    config: Any = configs.resolve(preset, configs.REWARD, sets=[f"initial={clip}"])
+    config: Any = resolve(preset, REWARD, sets=[f"initial={clip}"])
 
     def run(resume: bool) -> bool:
         with opened(config, work / preset, resume=resume):
@@ -95,7 +98,7 @@ def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
 
 
 def _train(name: str, preset: str, work: Path, *sets: str) -> Path:
-    config: Any = configs.resolve(preset, configs.TRAIN, sets=sets)
+    config: Any = resolve(preset, TRAIN, sets=sets)
 
     def run(resume: bool) -> bool:
         with opened(config, work / name, resume=resume, preset=preset):
@@ -193,9 +196,9 @@ def write_card(work: Path, home: Path) -> None:
     stages = [path.parent.name for path in begun]
     made = {
         name: {
-            "seed": configs.read_yaml(work / name / "config.yaml")["seed"],
+            "seed": read_yaml(work / name / "config.yaml")["seed"],
             "minutes": _minutes(work / name),
-            "config": configs.read_yaml(work / name / "config.yaml"),
+            "config": read_yaml(work / name / "config.yaml"),
         }
         for name in stages
     }

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.config import ClipConfig, Config, Fit, TeacherConfig, VaeConfig
 from align.data.batches import seeded
 from align.export.pipeline import replace
 from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import WEIGHTS
+from align.options import Config
 from align.training import checkpoints as state
 from align.training.ema import Average
 from align.training.interrupt import stop_on_signal
 from align.training.log import trim_log
+from align.world.config import ClipConfig, Fit, TeacherConfig, VaeConfig
 from evaluate.console import Watch, console
 from evaluate.diffusion import TIMES, Schedule, denoise
 from evaluate.pipelines import quiet

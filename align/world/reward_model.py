@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from align.config import RewardConfig
 from align.data.batches import seeded
+from align.world.config import RewardConfig
 from align.world.pretrain import fit, save_half
 from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load

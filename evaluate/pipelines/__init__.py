@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from evaluate import embedded
@@ -40,6 +39,7 @@ from evaluate.pipelines import overlays as layers
 from evaluate.pipelines.overlays import Layer
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.yaml import read_model
 
 MODELS = Path(__file__).parents[1] / "models"
 #: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and a name that could be a hub id.
@@ -157,7 +157,7 @@ def recipe(model: str) -> Recipe:
     if path is None:
         return _published(model)
     path = path / "recipe.yaml" if path.is_dir() else path
-    return _read(path) if path.is_file() else Recipe()
+    return read_model(path, Recipe) if path.is_file() else Recipe()
 
 
 @lru_cache
@@ -165,22 +165,13 @@ def _published(model: str) -> Recipe:
     """The recipe.yaml that a pipeline on the hub may have beside it, as `align export --push-to-hub` puts it there."""
     repo, _, revision = model.partition("@")
     path = hub.find(repo, "recipe.yaml", revision or "main")
-    how = Recipe() if path is None else _read(path)
+    how = Recipe() if path is None else read_model(path, Recipe)
     if how.pipeline or how.unet or how.delta or how.lora:
         raise UserError(
             f"{model}: holds only part of a model, and a recipe for the rest; "
             f"'hf download {repo} --local-dir DIR', and give that folder"
         )
     return how
-
-
-def _read(path: Path) -> Recipe:
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
-        raise UserError(f"{path}: {field}; mend it") from None
 
 
 def runnable(model: str) -> Recipe:

@@ -1,1 +1,1 @@
-"""The ground floor: errors, files that are there whole or not at all, the hub, the cache."""
+"""The ground floor: errors, files that are there whole or not at all, YAML, the hub, the cache."""

@@ -6,11 +6,11 @@ import urllib.request
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from prompts.io import cache
 from prompts.io.errors import UserError
+from prompts.io.yaml import read_model
 
 TIMEOUT = 30.0  # seconds without a byte
 
@@ -55,12 +55,7 @@ class Recipe(_Strict):
 
 def read(path: Path) -> Recipe:
     """The recipe in a YAML file."""
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
-        raise UserError(f"{path}: {field}; mend it") from None
+    return read_model(path, Recipe)
 
 
 def obtain(recipe: Recipe, file: File, suite: str, path: Path | None) -> Path:

@@ -10,10 +10,10 @@ import torch
 import yaml
 from tiny import SMALL_RUN
 
-from align import config as configs
 from align.bench import plain as plain_module
 from align.bench import step as module
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.training import checkpoints as state
 from align.training.loop import train
@@ -29,7 +29,7 @@ REWARDED = {"method": "di*", "rewards": [{"scorer": "shapes/clip", "scale": 0.5}
 def make(reference: Path, **changes: Any) -> TrainConfig:
     assistant = {"name": "sgd", "learning_rate": 1e-3, "warmup": 0, "updates": 2}
     content = SMALL_RUN | {"reference": str(reference), "assistant": assistant, "held_out": {}} | changes
-    return configs.validate(TrainConfig, content, "test")
+    return validate(TrainConfig, content, "test")
 
 
 @pytest.mark.parametrize(

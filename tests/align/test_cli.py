@@ -13,9 +13,14 @@ from PIL import Image
 from tiny import SMALL_RUN
 
 from align import cli, run_folder
-from align import config as configs
+from align.ablation.config import SWEEP
+from align.config.overrides import difference, validate
+from align.config.train import TRAIN, TrainConfig
+from align.presets import load
 from align.training import checkpoints as state
+from align.world.config import PRETRAIN, REWARD
 from prompts.io.errors import UserError
+from prompts.io.yaml import read_yaml
 
 Run = Callable[..., tuple[int, str]]
 
@@ -172,13 +177,13 @@ def test_a_refused_start_leaves_no_folder_of_its_own(align: Run, tmp_path: Path,
     ],
 )  # fmt: skip
 def test_the_value_that_changed_is_named(old: dict[str, Any], new: dict[str, Any], said: str | None) -> None:
-    assert configs.difference(old, new) == said
+    assert difference(old, new) == said
 
 
 def test_resuming_names_a_nested_value(tmp_path: Path) -> None:
-    config, run = configs.resolve("shapes-distar", configs.TRAIN), tmp_path / "run"
+    config, run = load.resolve("shapes-distar", TRAIN), tmp_path / "run"
     run_folder.open_folder(config, run, resume=False)
-    other = configs.resolve("shapes-distar", configs.TRAIN, sets=["steps=7", "student.learning_rate=0.5"])
+    other = load.resolve("shapes-distar", TRAIN, sets=["steps=7", "student.learning_rate=0.5"])
     with pytest.raises(
         UserError, match=r"config.yaml: student.learning_rate was \S+ and is now 0.5; resume with the old value"
     ):
@@ -187,7 +192,7 @@ def test_resuming_names_a_nested_value(tmp_path: Path) -> None:
 
 def interrupted(output: Path, file: str, content: str, *, resume: bool = False) -> None:
     """A run that writes one file and is stopped by Ctrl-C."""
-    config = configs.resolve("shapes-di", configs.TRAIN)
+    config = load.resolve("shapes-di", TRAIN)
     with pytest.raises(KeyboardInterrupt), run_folder.opened(config, output, resume=resume):
         (output / file).parent.mkdir(parents=True, exist_ok=True)
         (output / file).write_text(content)
@@ -206,7 +211,7 @@ def test_what_a_run_has_written_is_kept(tmp_path: Path, file: str) -> None:
 
 
 def test_a_resumed_run_is_never_removed(tmp_path: Path) -> None:
-    run_folder.open_folder(configs.resolve("shapes-di", configs.TRAIN), tmp_path / "run", resume=False)
+    run_folder.open_folder(load.resolve("shapes-di", TRAIN), tmp_path / "run", resume=False)
     interrupted(tmp_path / "run", "log.jsonl", "", resume=True)
     assert (tmp_path / "run" / "config.yaml").is_file()
 
@@ -286,15 +291,15 @@ def test_a_dry_run_prints_what_would_run(
         cli.main()
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["steps"] == 7
-    assert configs.validate(configs.TrainConfig, printed, "printed")
+    assert validate(TrainConfig, printed, "printed")
 
 
-@pytest.mark.parametrize("preset", configs.presets())
+@pytest.mark.parametrize("preset", load.stages())
 def test_every_preset_is_valid_and_says_what_it_is(preset: str) -> None:
-    models = configs.TRAIN | configs.PRETRAIN | configs.REWARD | configs.SWEEP
-    assert configs.resolve(preset, models)
-    path = next(path for path in configs.preset_files() if path.stem == preset)
-    assert len(configs.describe(path)) > 20
+    models = TRAIN | PRETRAIN | REWARD | SWEEP
+    assert load.resolve(preset, models)
+    path = next(path for path in load.preset_files() if path.stem == preset)
+    assert len(load.describe(path)) > 20
 
 
 def test_presets_are_listed(align: Run) -> None:
@@ -401,6 +406,6 @@ def test_another_owner_of_the_name_evaluate_is_named(align: Run, monkeypatch: py
 
 
 def test_a_folder_opens_once(tmp_path: Path) -> None:
-    config = configs.resolve("shapes-di", configs.TRAIN)
+    config = load.resolve("shapes-di", TRAIN)
     run_folder.open_folder(config, tmp_path / "run", resume=False)
-    assert configs.validate(configs.TrainConfig, configs.read_yaml(tmp_path / "run" / "config.yaml"), "written") == config
+    assert validate(TrainConfig, read_yaml(tmp_path / "run" / "config.yaml"), "written") == config

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tiny import SMALL_RUN
 
-from align import config as configs
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.training import compare as report
 from align.training import compare_image as comparison
 from align.training.compare_image import COLUMNS, Scores, Section, sections
@@ -164,7 +165,7 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
         "method": "di++" if rewards else "di",
         "held_out": {"scorers": held_out, "prompts": str(tmp_path / "prompts.txt"), "guard": "off"},
     }
-    config = configs.validate(configs.TrainConfig, SMALL_RUN | changes, "test")
+    config = validate(TrainConfig, SMALL_RUN | changes, "test")
     monkeypatch.setattr(report, "beginning", lambda config, result: (None, None))
     monkeypatch.setattr(report, "_draw", lambda *_, **__: images(9))
     monkeypatch.setattr(report, "pictures_of", lambda *_, **__: 1 - images(9))

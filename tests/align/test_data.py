@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from hub import Hub, commit
 
-from align import config as configs
+from align.config.train import TRAIN
 from align.data import prompts as data
 from align.data.prompts import MAX_WORDS, dataset_id, read_prompts
+from align.presets.load import presets
 from prompts.io.errors import UserError
 
 LAION = "ChristophSchuhmann/improved_aesthetics_6.25plus"
@@ -157,7 +158,7 @@ def test_captions_in_an_archive(hub: Hub) -> None:
             member = tarfile.TarInfo(f"sa_{i}.txt")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text))
-    prompts = read_prompts(configs.presets()["pixart-di"]["prompts"])
+    prompts = read_prompts(presets(TRAIN)["pixart-di"]["prompts"])
     assert list(prompts) == [f"the image shows {i} cats" for i in range(3)]
 
 
@@ -202,7 +203,7 @@ def test_no_token_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_preset_reads_prompts() -> None:
-    found = {name: content["prompts"] for name, content in configs.presets().items() if content["stage"] == "train"}
+    found = {name: content["prompts"] for name, content in presets(TRAIN).items()}
     assert found
     for name, source in found.items():
         assert source.startswith("shapes:") or dataset_id(source), name

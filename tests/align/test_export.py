@@ -21,13 +21,14 @@ from torch import Tensor
 
 from align import cli
 from align import commands as runs
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.export import card as cards
 from evaluate import environment, families, pipelines, samplers
 from evaluate.results.csv_io import write_csv
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.yaml import read_yaml
 
 Run = Callable[..., tuple[int, str]]
 FAMILIES = sorted(tiny_families.FAMILIES)
@@ -92,7 +93,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
         "generator": {"noise_scale": "unit" if family == "sdxl" else "sigma"}, "student": {"learning_rate": 0.03},
     }  # fmt: skip
-    config = configs.validate(TrainConfig, content, family)
+    config = validate(TrainConfig, content, family)
     assert runs.train(config, folder / family / "run", resume=False, preset="shapes-di")
     return folder / family / "run"
 
@@ -107,7 +108,7 @@ def started(run: Path) -> Any:
     """What the student started from: the reference's pipeline with the bare file's network, and the run's scheduler."""
     from diffusers import DiffusionPipeline
 
-    config = configs.validate(TrainConfig, configs.read_yaml(run / "config.yaml"), "run")
+    config = validate(TrainConfig, read_yaml(run / "config.yaml"), "run")
     reference, start = (DiffusionPipeline.from_pretrained(run / "checkpoint") for _ in range(2))
     name = families.load(config.family).network
     from align.networks.initial import load_into
@@ -159,7 +160,7 @@ def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_pa
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bare_network_is_a_model_of_its_own(trained: dict[str, Path], tmp_path: Path, align: Run, family: str) -> None:
-    reference = str(configs.read_yaml(trained[family] / "config.yaml")["reference"])
+    reference = str(read_yaml(trained[family] / "config.yaml")["reference"])
     code, said = align("export", trained[family], "--pipeline", reference, "--dtype", "fp32", "--output", tmp_path / "bare")
     assert code == 0, said
     checkpoint = trained[family] / "checkpoint"

@@ -13,8 +13,8 @@ import torch
 from tiny import SMALL_RUN
 from torch import Tensor
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import guided
@@ -34,7 +34,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def make(family: str, pipeline: Any, noise_scale: str = "sigma", sigma_init: float | None = None) -> OneStep:
     generator = {"noise_scale": noise_scale, "sigma_init": sigma_init or CONVENTIONS[noise_scale][0]}
-    config = configs.validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator}, "test")
+    config = validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator}, "test")
     preconditioning = Preconditioning(families.load(family), pipeline, nullcontext, source="a/b")
     return OneStep(config.generator, preconditioning, source="a/b")
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from align import cli
 from align import commands as runs
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import place, validate
+from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.memory import remedies
 from align.memory.tracker import ACTIVATIONS, CASTS, GRADIENTS, WEIGHTS, Tracker
@@ -28,7 +28,7 @@ MIB = 2**20
 
 
 def config(folder: Path, **changes: Any) -> TrainConfig:
-    return configs.validate(TrainConfig, SMALL_RUN | {"reference": str(folder)} | changes, "test")
+    return validate(TrainConfig, SMALL_RUN | {"reference": str(folder)} | changes, "test")
 
 
 # ---- the tracker -----------------------------------------------------------------------------------------------------------
@@ -81,7 +81,8 @@ import json, os, sys
 import diffusers, peft, torch, transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pathlib import Path
-from align import config as configs
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.training.loop import train
 torch.set_num_threads(1)
@@ -91,7 +92,7 @@ def held(field):
     return int(line.split()[1]) * 1024
 
 def measure(content, folder):
-    config = configs.validate(configs.TrainConfig, content, "test")
+    config = validate(TrainConfig, content, "test")
     read, write = os.pipe()
     for what in ("estimate", "measure"):
         if os.fork():
@@ -110,7 +111,7 @@ def measure(content, folder):
     return [int(each) for each in os.read(read, 100).split()]
 
 first, cases = json.load(sys.stdin)
-train(configs.validate(configs.TrainConfig, first, "test"), Path(sys.argv[1]) / "first", show=False)  # what is loaded on first use
+train(validate(TrainConfig, first, "test"), Path(sys.argv[1]) / "first", show=False)  # what is loaded on first use
 for name, content in cases.items():
     print(json.dumps([name, *measure(content, Path(sys.argv[1]) / name.replace(" ", "-"))]), flush=True)
 """
@@ -314,7 +315,7 @@ def dry_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_a_dry_run_shows_roles_and_memory_beside_the_config(dry_run: Any) -> None:
     code, out, err = dry_run("--gpu-memory", 24, "--processes", 2)
     assert code == 0, err
-    assert configs.validate(TrainConfig, yaml.safe_load(out), "printed")
+    assert validate(TrainConfig, yaml.safe_load(out), "printed")
     for word in (
         "student",
         "assistant",
@@ -353,8 +354,8 @@ def test_a_remedy_is_enough(tiny: Path) -> None:
     content = made.model_dump(mode="json")
     for each in sets:
         key, _, value = each.rstrip(",;").partition("=")
-        content = configs.place(content, key.split("."), yaml.safe_load(value))
-    mended = configs.validate(TrainConfig, content, "mended")
+        content = place(content, key.split("."), yaml.safe_load(value))
+    mended = validate(TrainConfig, content, "mended")
     assert memory.estimate(mended).total <= (needed + least) / 2
 
 

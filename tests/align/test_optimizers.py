@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import SMALL_RUN, save_tiny
 
-from align import config as configs
-from align.config import Optimizer, TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
+from align.networks.optimizers import Optimizer, make_optimizer
 from align.training import checkpoints as state
 from align.training.loop import train
-from align.training.optimizers import make_optimizer
 from evaluate import weights
 from prompts.io.errors import UserError
 
@@ -20,7 +20,7 @@ EIGHT = {name: {"name": "adam8bit", "learning_rate": 1e-4} for name in ("student
 
 
 def make(tiny: Path, **changes: Any) -> TrainConfig:
-    return configs.validate(TrainConfig, SMALL_RUN | {"reference": str(tiny)} | EIGHT | changes, "test")
+    return validate(TrainConfig, SMALL_RUN | {"reference": str(tiny)} | EIGHT | changes, "test")
 
 
 def descend(name: str, steps: int = 60) -> tuple[float, torch.optim.Optimizer]:

@@ -12,14 +12,14 @@ import tiny_scorers
 import torch
 from hub import Hub
 
-from align import config as configs
-from align.config import TRAIN, TrainConfig
+from align.config.train import TRAIN, TrainConfig
 from align.data.prompts import dataset_id
+from align.presets import load
 from align.training.compare import beginning
 from align.training.loop import train
 from evaluate import pipelines, weights
 
-PAPERS = [name for name, content in configs.presets().items() if content.get("family")]
+PAPERS = [name for name, content in load.presets(TRAIN).items() if content.get("family")]
 #: One of each family is held against a run that was not broken off.
 UNBROKEN = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
 
@@ -46,7 +46,7 @@ def resolve(preset: str, **changes: Any) -> TrainConfig:
     """A preset with a small batch, few steps and prompts at hand; nothing else is changed."""
     small = {"prompts": "prompts.txt", "batch_size": 2, "accumulate": 1, "steps": 3, "save_every": 2, "sample_every": 3}
     sets = [f"{key}={value}" for key, value in (small | changes).items()]
-    config = configs.resolve(preset, TRAIN, sets=sets)
+    config = load.resolve(preset, TRAIN, sets=sets)
     assert isinstance(config, TrainConfig)
     return config
 
@@ -98,7 +98,7 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
 
 
 def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path) -> None:
-    source = configs.presets()["sd15-di"]["prompts"]
+    source = load.presets(TRAIN)["sd15-di"]["prompts"]
     where = dataset_id(source)
     assert where
     folder = published.folder(f"datasets/{where.repository}", "main") / "data"
@@ -133,7 +133,7 @@ def test_what_the_papers_say() -> None:
     """The rows of DI* Table 2, of DI++ Table 2 and of DI++ A.3: (method, guidance, its scale, reward, its scale)."""
     rows = {}
     for name in PAPERS:
-        config = configs.resolve(name, TRAIN)
+        config = load.resolve(name, TRAIN)
         assert isinstance(config, TrainConfig)
         reward = config.rewards[0] if config.rewards else None
         rows[name] = (config.method, config.cfg.mode, config.cfg.scale, reward and reward.scorer, reward and reward.scale)
@@ -168,7 +168,7 @@ def test_what_the_papers_say() -> None:
 
 
 def test_a_preset_is_laid_over_its_base() -> None:
-    base, own = configs.presets()["sdxl-distar"], configs.presets()["sdxl-distar-48gb"]
+    base, own = load.presets(TRAIN)["sdxl-distar"], load.presets(TRAIN)["sdxl-distar-48gb"]
     assert own["reference"] == base["reference"]
     assert own["divergence"] == base["divergence"] | {"gradient": "exact_sequential"}
     assert own["lora"]["rank"] == 64

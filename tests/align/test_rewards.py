@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config import Reward
 from align.rewards import differentiable as rewards_module
 from align.rewards.decoder import Decoder
-from align.rewards.differentiable import Rewards
+from align.rewards.differentiable import Reward, Rewards
 from evaluate import pipelines
 from prompts.io.errors import UserError
 

@@ -14,17 +14,18 @@ import pytest
 import yaml
 from tiny import SMALL_RUN
 
-from align import config as configs
 from align.ablation import claims, sweep, table
+from align.ablation.config import SWEEP, SweepConfig
 from align.ablation.plot import INK
-from align.config import SWEEP, SweepConfig
+from align.config.overrides import validate
+from align.presets.load import presets, resolve
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 HELD = {"scorers": {}, "prompts": "shapes:validation"}
-SWEEPS = [name for name, content in configs.presets().items() if content["stage"] == "sweep"]
+SWEEPS = list(presets(SWEEP))
 
 
 def content(tiny: Path, **changes: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def content(tiny: Path, **changes: Any) -> dict[str, Any]:
 
 
 def make(tiny: Path, **changes: Any) -> SweepConfig:
-    return configs.validate(SweepConfig, content(tiny, **changes), "test")
+    return validate(SweepConfig, content(tiny, **changes), "test")
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def prepare(config: SweepConfig, output: Path) -> list[sweep.Trial]:
 
 @pytest.mark.parametrize("preset", SWEEPS)
 def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: str) -> None:
-    config = configs.resolve(preset, SWEEP)
+    config = resolve(preset, SWEEP)
     assert isinstance(config, SweepConfig)
     cells = sweep.cells(config)
     assert len(cells) == len(config.cells) + 1
@@ -140,9 +141,11 @@ def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path,
     output = tmp_path / "two"
     code = f"""
 from pathlib import Path
-from align import config as configs
 from align.ablation import sweep
-config = configs.validate(configs.SweepConfig, configs.read_yaml(Path({str(tmp_path / "sweep.yaml")!r})), "test")
+from align.ablation.config import SweepConfig
+from align.config.overrides import validate
+from prompts.io.yaml import read_yaml
+config = validate(SweepConfig, read_yaml(Path({str(tmp_path / "sweep.yaml")!r})), "test")
 raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) else 130)
 """
     runs = sweep.plan(config, output)

@@ -16,8 +16,8 @@ import tiny_families
 import torch
 from tiny import SMALL_RUN
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.data import text_embeddings as texts
 from align.data.prompts import Prompts, read_prompts
 from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
@@ -49,7 +49,7 @@ def prompts(folder: Path, lines: list[str] = TEXTS) -> Prompts:
 
 
 def run_config(family: str, **changes: Any) -> TrainConfig:
-    return configs.validate(TrainConfig, SMALL_RUN | {"reference": "r", "family": family} | changes, "test")
+    return validate(TrainConfig, SMALL_RUN | {"reference": "r", "family": family} | changes, "test")
 
 
 class Counted:
@@ -81,7 +81,10 @@ def ready(
     """The texts, and how many were encoded for them."""
     counted = Counted(family)
     config = run_config(family, text_cache=str(folder) if folder else None, **changes)
-    made = prepare(config, counted, pipeline, given, device="cpu", dtype=dtype, show=False)
+    made = prepare(
+        family, counted, pipeline, given, encoding=config.text_encoding, folder=config.text_cache, device="cpu",
+        dtype=dtype, show=False,
+    )  # fmt: skip
     return made, counted.texts
 
 
@@ -322,14 +325,14 @@ def test_text_encoders_leave_and_come_back(tiny: Path) -> None:
     import gc
     import weakref
 
-    pipeline, config = pipelines.load(str(tiny)), run_config("sd15", reference=str(tiny))
+    pipeline = pipelines.load(str(tiny))
     before, gone = texts.sha256(pipeline), weakref.ref(pipeline.text_encoder)
     release(pipeline)
     gc.collect()
     assert pipeline.text_encoder is None and pipeline.tokenizer is None
     assert gone() is None
     unet = pipeline.unet
-    restore(pipeline, config)
+    restore(pipeline, str(tiny))
     assert texts.sha256(pipeline) == before
     assert pipeline.unet is unet
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from tiny import SMALL_RUN, save_tiny
 
-from align import config as configs
-from align.config import TrainConfig
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.networks.initial import LORA
-from align.networks.lora import merged
+from align.networks.lora import LoraConfig, merged
 from align.networks.roles import Roles
 from align.training import checkpoints as state
 from align.training import loop as module
@@ -33,7 +33,7 @@ from prompts.io.errors import UserError
 
 def make(tiny: Path, **changes: Any) -> TrainConfig:
     content = SMALL_RUN | {"reference": str(tiny)} | changes
-    return configs.validate(TrainConfig, content, "test")
+    return validate(TrainConfig, content, "test")
 
 
 def run(config: TrainConfig, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
@@ -198,7 +198,7 @@ def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
     with torch.no_grad():
         expected = base(x, t, encoder_hidden_states=text)[0]
-    roles = Roles(base, base, same=True, lora=configs.LoraConfig(rank=2, alpha=4.0), checkpointing=False)
+    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0), checkpointing=False)
     student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
     assert student.keys().isdisjoint(assistant.keys())
     assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
@@ -273,9 +273,10 @@ import json, os, sys, weakref
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from align import config
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.networks import sharding
-from align.training import loop, optimizers, result
+from align.training import learner, loop, result
 from align.memory.tracker import Tracker
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
@@ -284,13 +285,13 @@ if sys.argv[3] == "drop" and os.environ["RANK"] == "1":
     from accelerate import Accelerator
     backward = Accelerator.backward
     Accelerator.backward = lambda self, loss: backward(self, 0 * loss)
-original = optimizers.make_optimizer
+original = learner.make_optimizer
 def watched(options, parameters):
     assert torch.distributed.get_world_size() == 2
     kinds = {isinstance(parameter, DTensor) for parameter in parameters}
     assert kinds == {'"fsdp2"' in Path(sys.argv[1]).read_text()}, "accelerate falls back to whole copies without a word"
     return original(options, parameters)
-optimizers.make_optimizer = watched
+learner.make_optimizer = watched
 content = json.loads(Path(sys.argv[1]).read_text())
 first, peaks, sizes = os.environ["RANK"] == "0", {}, {}
 def size(tensor):
@@ -325,7 +326,7 @@ if content["parallel"] == "fsdp2":
     DTensor.full_tensor = full_tensor
     sharding.gathered, sharding.like = gathers("state", sharding.gathered), like
     result.merged, result.adapter = gathers("merged", result.merged), gathers("adapter", result.adapter)
-assert loop.train(config.validate(config.TrainConfig, content, "test"), Path(sys.argv[2]), show=False, resume=sys.argv[4] == "resume")
+assert loop.train(validate(TrainConfig, content, "test"), Path(sys.argv[2]), show=False, resume=sys.argv[4] == "resume")
 if content["parallel"] == "fsdp2":
     assert gathered and peaks.keys() == {"state", "merged", "adapter"}
     # gloo's threads let go of one or two in their own time.

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from align.config import TrainConfig, validate
+from align.config.overrides import validate
+from align.config.train import TrainConfig
 from align.objectives.guidance import GuidanceReward
 from align.objectives.term import Context, Term
 from prompts.extensions import member

@@ -1,0 +1,123 @@
+"""Settings laid over one another, compared and validated; an unknown key names the nearest known one."""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from align.options import Config
+from prompts.io.errors import UserError
+from prompts.io.hub import redact
+
+C = TypeVar("C", bound=Config)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that is not known: the nearest known one, or all of them."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
+
+
+def _section(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The model of the section `key` of `model`, None where the field is no section."""
+    field = model.model_fields.get(key) if model else None
+    types = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
+
+
+def merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` laid over `base`: sections are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        section, old = _section(model, key), merged.get(key)
+        merged[key] = merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def assign(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """`content` with `a.b=value` carried out, the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: not of the form key=value; write for example --set batch_size=8")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: the value is not valid YAML; quote it") from None
+    if isinstance(parsed, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
+            parsed = float(parsed)
+    return place(content, key.split("."), parsed)
+
+
+def place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of `content` with `value` at `path`, in place of what was there."""
+    first, *rest = path
+    inner = content.get(first)
+    return {**content, first: place(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def difference(old: Any, new: Any, *path: str) -> str | None:
+    """`a.b was 1 and is now 2`, of the first of two configs' values that differ; None where none does. Positions in lists
+    count from 0."""
+    if old == new:
+        return None
+    parts = [_parts(old), _parts(new)]
+    if parts[0] is not None and parts[1] is not None:
+        for key in sorted(parts[0].keys() | parts[1].keys()):
+            if found := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
+                return found
+    said = ["not set" if value is None else repr(value) for value in (old, new)]
+    return f"{'.'.join(path)} was {said[0]} and is now {said[1]}"
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What a value consists of, by name or by position; None for one that is a whole."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return {} if value is None else value if isinstance(value, dict) else None
+
+
+def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys known beside the last one of `location`."""
+    inner: type[BaseModel] | None = model
+    for part in location[:-1]:
+        inner = inner if isinstance(part, int) else _section(inner, str(part))
+    return list(inner.model_fields) if inner else []
+
+
+def validate(model: type[C], content: dict[str, Any], source: str | Callable[[str], str]) -> C:
+    """A config from plain values. UserError names the source (or what `source` makes of the field), the field and the
+    remedy."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        field = ".".join(str(part) for part in error["loc"])
+        where = source(field) if callable(source) else source
+        if error["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}: unknown key {field!r}; {nearest(str(error['loc'][-1]), _keys(model, error['loc']))}"
+            ) from None
+        if error["type"] == "missing":
+            raise UserError(f"{where}: {field!r} is missing; give it a value") from None
+        if error["type"] == "value_error":
+            raise UserError(f"{where}: {error['ctx']['error']}") from None
+        raise UserError(f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
+
+
+def refuse_tokens(content: Any, source: str) -> None:
+    """Raise UserError where a text in `content` holds a token of the hub or a password: configs are written to disk."""
+    if isinstance(content, str) and redact(content) != content:
+        raise UserError(
+            f"{source}: holds a token or a password, and a config is written to disk; take it out, and use 'hf auth login' or HF_TOKEN"
+        )
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            refuse_tokens(str(key), source)
+            refuse_tokens(value, source)
+    elif isinstance(content, list):
+        for value in content:
+            refuse_tokens(value, source)

@@ -1,0 +1,110 @@
+"""Stage `train`: all its settings, the parts' own among them, and what must hold between them."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from align.critics.assistant import AssistantConfig
+from align.data.batches import Sigmas
+from align.generators import AnyGenerator, GeneratorOptions
+from align.networks.lora import LoraConfig
+from align.networks.optimizers import Optimizer
+from align.objectives.divergence import Divergence
+from align.objectives.guidance import Guidance
+from align.options import Config, Fraction, NonNegative
+from align.rewards.differentiable import Reward
+
+
+class HeldOut(Config):
+    """Scorers that are not trained on, watched on fixed captions and noise while training runs."""
+
+    scorers: dict[str, NonNegative] = Field({}, description="scorer -> the fall, in its units, that trips the guard")
+    prompts: str | None = None
+    pictures: PositiveInt = 64
+    every: PositiveInt = Field(50, description="steps")
+    guard: Literal["stop", "warn", "off"] = "warn"
+
+
+class TrainConfig(Config):
+    """Stage `train`: one-step generators by Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
+
+    stage: Literal["train"]
+    method: Literal["di", "sim", "di++", "di*"]
+    seed: int = Field(0, ge=0)
+    reference: str = Field(description="embedded model, folder or hub id, or with `pipeline` anything that `initial` may be")
+    pipeline: str | None = Field(None, description="where everything but the network is, if the reference is a network alone")
+    initial: str | None = Field(
+        None,
+        description="what the student starts from: a folder or hub id, a file of weights, or a LoRA over the reference; "
+        "by default the reference",
+    )
+    family: str = "sd15"
+    generator: AnyGenerator = GeneratorOptions()
+    terms: dict[str, dict[str, Any]] = Field({}, description="further terms of the student's loss: name -> its options")
+    critics: dict[str, dict[str, Any]] = Field({}, description="what else is trained beside the student: name -> its options")
+    prompts: str = Field(
+        description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
+        "file; OWNER/NAME:COLUMN[@REVISION] of the hub"
+    )
+    text_encoding: Literal["ahead", "live"] = Field(
+        "ahead", description="ahead encodes every prompt before training and lets go of the text encoders; live keeps them"
+    )
+    text_cache: str | None = Field(
+        None, description="folder of the encoded prompts; by default one below ALIGN_CACHE or ~/.cache"
+    )
+    steps: PositiveInt
+    batch_size: PositiveInt = Field(description="global: pictures a step, over all processes and micro-batches")
+    accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
+    sigmas: Sigmas = Sigmas()
+    divergence: Divergence = Divergence()
+    cfg: Guidance = Guidance()
+    rewards: tuple[Reward, ...] = ()
+    reward_vae: str | None = Field(None, description="a tiny autoencoder's folder or hub id; by default the reference's own")
+    student: Optimizer
+    assistant: AssistantConfig
+    ema: Fraction = 0.95
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="fsdp2 spreads weights and optimiser states over the processes"
+    )
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    held_out: HeldOut = HeldOut()
+    save_every: PositiveInt = 100
+    sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")
+    report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
+    report_prompts: str | None = Field(None, description="where these captions are; by default those of `held_out`")
+    trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        rewarded = self.method in ("di++", "di*")
+        if rewarded and not self.rewards:
+            raise ValueError(
+                f"method {self.method} needs rewards; add one, or choose {'di' if self.method == 'di++' else 'sim'}"
+            )
+        if not rewarded and self.rewards:
+            raise ValueError(
+                f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}"
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them"
+            )
+        if self.text_encoding == "live" and self.text_cache:
+            raise ValueError(f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead")
+        if self.held_out.scorers and not self.held_out.prompts:
+            raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:validation")
+        for role in ("student", "assistant"):
+            name = getattr(self, role).name
+            if name.endswith("8bit") and (self.parallel == "fsdp2" or self.precision == "fp64"):
+                raise ValueError(
+                    f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to {name.removesuffix('8bit')}"
+                )
+        if self.cfg.mode == "off" and self.cfg.scale != 1:
+            raise ValueError(f"cfg.scale {self.cfg.scale:g} does nothing with cfg.mode off; set cfg.mode to in or out")
+        return self
+
+
+#: Stage -> the model that validates it.
+TRAIN: dict[str, type[Config]] = {"train": TrainConfig}

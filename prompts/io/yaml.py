@@ -1,0 +1,40 @@
+"""YAML files: as a mapping, or as a model of one."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prompts.io.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file holding a mapping; UserError otherwise."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{where}; mend it there") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no keys; write 'key: value' lines")
+    return content
+
+
+def read_model(path: Path, model: type[M]) -> M:
+    """A YAML file as `model` has it; UserError names the first field that is amiss."""
+    try:
+        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else None
+        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
+        raise UserError(f"{path}: {field}; mend it") from None
