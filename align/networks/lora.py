@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from align.networks.sharding import gathered
@@ -18,17 +18,8 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 64
     alpha: PositiveFloat = 64.0
-    targets: tuple[str, ...] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "conv1",
-        "conv2",
-        "proj_in",
-        "proj_out",
-        "net.0.proj",
-        "net.2",
+    targets: tuple[str, ...] | None = Field(
+        None, description="ends of the names of the layers that have one; by default the family's"
     )
 
 
@@ -71,7 +62,7 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
+    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or ()), init_lora_weights=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
         inject_adapter_in_model(config, network, adapter_name=name)

@@ -211,10 +211,13 @@ def load_networks(config: TrainConfig, pipeline: Any) -> tuple[nn.Module, nn.Mod
 
 def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
     """The roles as a config wants them stored, on `device`."""
+    lora = config.lora
+    if lora and lora.targets is None:
+        lora = lora.model_copy(update={"targets": families.load(config.family).lora_targets})
     # What is sharded together has one precision.
     narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
     return Roles(
-        initial, reference, same=same, lora=config.lora, checkpointing=config.gradient_checkpointing,
+        initial, reference, same=same, lora=lora, checkpointing=config.gradient_checkpointing,
         frozen=narrow or torch.float32, device=device,
     )  # fmt: skip
 

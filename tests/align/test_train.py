@@ -28,6 +28,7 @@ from align.training.loop import train
 from align.training.result import finish
 from align.training.setup import Run
 from evaluate import pipelines, weights
+from evaluate.families import UNET_LAYERS
 from prompts.io.errors import UserError
 
 
@@ -198,7 +199,7 @@ def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
     with torch.no_grad():
         expected = base(x, t, encoder_hidden_states=text)[0]
-    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0), checkpointing=False)
+    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, targets=UNET_LAYERS), checkpointing=False)
     student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
     assert student.keys().isdisjoint(assistant.keys())
     assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
