@@ -37,8 +37,9 @@ def run(
 ) -> None:  # fmt: skip
     """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption."""
     from evaluate.runs import run as runner
+    from evaluate.runs.settings import from_options
 
-    settings = runner.settings(
+    settings = from_options(
         suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
         dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
     )  # fmt: skip

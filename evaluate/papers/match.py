@@ -20,8 +20,8 @@ from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
 from evaluate.results.summary import summarise
-from evaluate.runs.generate import digest
 from prompts import suites
+from prompts.io.files import text_sha256
 
 LOST = "the paper's figure is lost in the text"
 
@@ -120,7 +120,7 @@ class Leaderboards:
             value, n = float(row[protocol]), int(row[f"{protocol} n"])
             return None if math.isnan(value) else Ours(value, error, low, high, n, protocol, command, apart)
         by, _, wanted = column.group.partition("=")
-        for path in self.folder.glob(f"runs/*/records-{column.suite}-{digest(command)[:8]}.parquet"):
+        for path in self.folder.glob(f"runs/*/records-{column.suite}-{text_sha256(command)[:8]}.parquet"):
             records = Records.load(path)
             measured = records.meta["model"], records.meta["made_by"].get("model_sha256")
             if measured != (row["model"], row["model_sha256"]):

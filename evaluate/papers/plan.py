@@ -65,6 +65,7 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
     Returns False where something failed; the rest is run all the same.
     """
     from evaluate.runs import run
+    from evaluate.runs.settings import from_options
 
     work, say = missing(name, folder, limit=limit), console.print
     for suite, (models, metrics) in work.runs.items():
@@ -78,7 +79,7 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
     for suite, (models, metrics) in work.runs.items():
         for model in models:
             try:
-                (settings,) = run.settings(
+                (settings,) = from_options(
                     suite, [model], metrics, prompts=None, images=None, limit=limit, seed=0, per_prompt=1, batch=16,
                     dtype=None, device=device, output=folder, shard="1/1",
                 )  # fmt: skip

@@ -20,9 +20,9 @@ from evaluate.papers.figures import TABLES, Column, label, read_columns, read_fi
 from evaluate.papers.match import Cell, cells
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv, write_csv
-from evaluate.runs.generate import digest
 from prompts import suites
 from prompts.io.errors import UserError
+from prompts.io.files import text_sha256
 from prompts.shapes import sample_captions
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
@@ -276,7 +276,7 @@ def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
             made_by={"model_sha256": sha},
         )
         run.frame["group.style"] = ["photo", "photo", "anime", "anime"]
-        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{digest(row['command'])[:8]}.parquet")
+        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{text_sha256(row['command'])[:8]}.parquet")
     cell = cell_of("di-star/3", "Photo", "sdxl-50step", tmp_path, "hpsv2")
     assert cell.ours
     assert (cell.ours.value, cell.ours.error, cell.ours.n) == (28.5, 0.5, 2)
@@ -451,11 +451,12 @@ def test_run_fills_the_table_and_goes_on(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluate.runs import run
+    from evaluate.runs.settings import Settings
 
     done: list[str] = []
     original = run.run
 
-    def interrupted(settings: run.Settings, **options: Any) -> Path | None:
+    def interrupted(settings: Settings, **options: Any) -> Path | None:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(settings.model)
@@ -493,10 +494,11 @@ def test_a_model_that_fails_leaves_the_others(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluate.runs import run
+    from evaluate.runs.settings import Settings
 
     tried: list[str] = []
 
-    def refuse(settings: run.Settings) -> bool:
+    def refuse(settings: Settings) -> bool:
         tried.append(settings.model)
         raise UserError(f"{settings.model}: terms are not accepted")
 
