@@ -16,7 +16,7 @@ import torch
 
 from evaluate import distribution, environment, pipelines, scorers
 from evaluate.console import console
-from evaluate.distribution import SetMetric
+from evaluate.distribution import DistributionMetric
 from evaluate.results import leaderboard, summary
 from evaluate.results.records import Records
 from evaluate.runs.blocks import Block, cut_into_blocks
@@ -97,7 +97,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer], list[SetMetric]]:
+def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer], list[DistributionMetric]]:
     """Scorers, on the CPU, and distribution metrics.
 
     Raises UserError for what is unavailable, and for what cannot measure images of the model's size.
@@ -124,12 +124,12 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
     return loaded, metrics
 
 
-def _check_size(settings: Settings, size: tuple[int, int], metrics: Sequence[Scorer | SetMetric]) -> None:
+def _check_size(settings: Settings, size: tuple[int, int], metrics: Sequence[Scorer | DistributionMetric]) -> None:
     """Raise UserError for a metric that takes no images of the height and width that the model draws."""
     image, prompts = torch.zeros(1, 3, *size, dtype=torch.uint8), [settings.suite.prompts[0].text]
     for metric in metrics:
         try:
-            if isinstance(metric, SetMetric):
+            if isinstance(metric, DistributionMetric):
                 # A copy takes the image in: what the metric itself has gathered stays as it is.
                 copy.copy(metric).update(image, prompts)
             else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluate.console import Watch, console
-from evaluate.distribution import Estimate, SetMetric
+from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.preprocess import Preprocess
 from evaluate.runs.blocks import Block
 from evaluate.runs.prefetch import prefetch
@@ -162,7 +162,11 @@ def _row(value: float | None, error: str | None) -> dict[str, Any]:
 
 
 def measure_blocks(
-    metrics: Sequence[SetMetric], blocks: Sequence[tuple[Block, Sequence[StoredImage]]], store: Store, *, show: bool
+    metrics: Sequence[DistributionMetric],
+    blocks: Sequence[tuple[Block, Sequence[StoredImage]]],
+    store: Store,
+    *,
+    show: bool,
 ) -> dict[str, Any]:
     """Value and interval of each distribution metric, from the images in the suite's order."""
     if not metrics:
@@ -176,7 +180,7 @@ def measure_blocks(
     return {metric.protocol: _estimate(metric) for metric in metrics}
 
 
-def _estimate(metric: SetMetric) -> dict[str, Any]:
+def _estimate(metric: DistributionMetric) -> dict[str, Any]:
     """A distribution metric, as records hold it; one that is unavailable says why in its note."""
     try:
         estimate = metric.compute()
