@@ -37,8 +37,9 @@ def run(
 ) -> None:  # fmt: skip
     """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption."""
     from evaluate.runs import run as runner
+    from evaluate.runs.settings import from_options
 
-    settings = runner.settings(
+    settings = from_options(
         suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
         dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
     )  # fmt: skip
@@ -289,19 +290,19 @@ def table(
     device: Annotated[Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")] = None,
 ) -> None:  # fmt: skip
     """Show a table of the papers beside what was measured here. Exit code 4 if --run left something undone."""
-    from evaluate import published
+    from evaluate.papers import figures, files, match, plan, render
 
     if name is None:
-        published.listing()
+        render.listing()
         raise typer.Exit
-    published.figures(name)
+    figures.read_figures(name)
     if output:
-        published.writer(output)
-    whole = not run or published.run_missing(name, leaderboards, limit=limit, device=device)
-    cells = published.cells(name, leaderboards)
-    published.show(name, cells)
+        files.writer(output)
+    whole = not run or plan.run_missing(name, leaderboards, limit=limit, device=device)
+    cells = match.cells(name, leaderboards)
+    render.show(name, cells)
     if output:
-        published.write(output, name, cells)
+        files.write(output, name, cells)
     if not whole:
         raise typer.Exit(4)
 

@@ -51,12 +51,12 @@ DISTRIBUTION = '''
 
 import torch
 
-from evaluate.distribution import Estimate, SetMetric
+from evaluate.distribution import DistributionMetric, Estimate
 
 VARIANTS = {"spread": "mean square distance to the mean image"}
 
 
-class Spread(SetMetric):
+class Spread(DistributionMetric):
     """state: the images."""
 
     protocol, weights_sha256, state = "spread", "", ()

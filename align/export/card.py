@@ -1,15 +1,16 @@
 """The model card: what a model is, how it was made, how to draw with it, how good it is. Nothing in it is about this machine but the
 hardware, and whatever a user wrote is inert."""
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from align.config.train import TRAIN, TrainConfig
+from align.export.markdown import block, code, plain, public, table
 from align.networks.initial import hub_id
 from align.presets.load import presets, resolve
 from evaluate import environment
@@ -86,9 +87,6 @@ SAID = {
 }
 
 
-# ---- what a run is told by -----------------------------------------------------------------------------------------------
-
-
 def pinned(source: str | None) -> str | None:
     """`source` with the revision that the hub client has fetched of it, where it names a repository and no revision."""
     where = hub_id(source) if source else None
@@ -112,42 +110,6 @@ def facts(
         "version": environment.versions("onestep-align", "torch", "diffusers", "transformers", "peft"),
         "commit": environment.commit(), "hardware": f"{processes} x {environment.processor(str(device))}",
     }  # fmt: skip
-
-
-# ---- text that does nothing ----------------------------------------------------------------------------------------------
-
-
-def public(source: str) -> str:
-    """How a model or a file is named in public: a name or a hub id as it is, a path of this machine by its last two parts."""
-    path = Path(source).expanduser()
-    if hub_id(source) and not path.exists():
-        return source
-    home = Path.home()
-    path = path.relative_to(home) if path.is_relative_to(home) else path
-    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
-    return "/".join(part for part in parts[-2:] if part != home.name) or "-"
-
-
-def code(text: object) -> str:
-    """Text as an inline code span of Markdown, whatever it holds."""
-    line = " ".join(str(text).split())
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}" if line else "-"
-
-
-def plain(text: object) -> str:
-    """Text as Markdown shows it letter by letter."""
-    return re.sub(r"([\\`*_\[\]<>|&~!]|:(?=//))", r"\\\1", " ".join(str(text).split()))
-
-
-def block(text: str) -> str:
-    """Python code as a block that nothing in it can end."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}python\n{text}{fence}"
-
-
-# ---- the card ------------------------------------------------------------------------------------------------------------
 
 
 def card(
@@ -175,7 +137,7 @@ def card(
         "## Making", "", *[f"- {what}: {said}" for what, said in _making(config, run).items()], "",
         *_scores(run, comparison, rows),
     ]  # fmt: skip
-    return f"---\n{yaml.safe_dump(_metadata(config, run, kind), sort_keys=False)}---\n\n" + hub.redact("\n".join(lines))
+    return f"---\n{_head(run, kind, name, rows).to_yaml()}\n---\n\n" + hub.redact("\n".join(lines))
 
 
 def write(folder: Path, text: str) -> None:
@@ -189,17 +151,29 @@ def _cite(paper: Paper) -> str:
     return f"{plain(paper.reference)}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})."
 
 
-def _metadata(config: TrainConfig, run: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """What the hub reads: of no licence, since what it derives from decides that."""
+def _head(run: Mapping[str, Any], kind: Kind, name: str, rows: Sequence[Mapping[str, str]]) -> ModelCardData:
+    """What the hub reads, scores of leaderboards among it: of no licence, since what it derives from decides that."""
     sources = [run["sources"][name] for name in ("reference", "pipeline", "initial")]
     ids = [hub_id(source) for source in sources if source and not Path(source).exists() and not _embedded(source)]
     base = list(dict.fromkeys(where.repository for where in ids if where))
-    return {
-        **({"base_model": base, "base_model_relation": "adapter" if kind == "lora" else "finetune"} if base else {}),
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "one-step", "onestep-align", *(["lora"] if kind == "lora" else [])],
-    }
+    results = [
+        EvalResult(
+            task_type="text-to-image", dataset_type=hub.redact(row["suite"]), dataset_name=hub.redact(row["suite"]),
+            metric_type=hub.redact(metric), metric_value=value, metric_args={"pictures": row[f"{metric} n"]},
+        )
+        for row in rows
+        for metric in _measured(row)
+        if (value := _number(row[metric])) is not None
+    ]  # fmt: skip
+    return ModelCardData(
+        base_model=base or None,
+        base_model_relation=("adapter" if kind == "lora" else "finetune") if base else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "one-step", "onestep-align", *(["lora"] if kind == "lora" else [])],
+        model_name=hub.redact(name) if results else None,
+        eval_results=results or None,
+    )
 
 
 def _embedded(source: str) -> bool:
@@ -271,35 +245,45 @@ def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:
 
 def _scores(run: Mapping[str, Any], comparison: Mapping[str, Any] | None, rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Tables of what was measured."""
-    lines: list[str] = []
-    if comparison:
-        lines += [
-            f"On {comparison['n']:,} held-out captions, the same noise for both; the difference with its 95 % interval, paired.", "",
-            "| metric | start | this model | difference | wins |", "|---|---|---|---|---|",
-            *[
-                f"| {plain(row['metric'])}{' (reward)' if row['metric'] in run['protocols'].values() else ''} | {row['start']:.4f} | {row['result']:.4f} "
-                f"| {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] | {percent(row['win_rate'], row['win_low'], row['win_high'])} |"
-                for row in comparison["rows"]
-            ],
-        ]  # fmt: skip
-        if distance := comparison.get("fd-shapes"):
-            lines.append(
-                f"| fd\\-shapes (lower is better) | {distance['start']:.4f} | {distance['result']:.4f} | x {distance['ratio']:.3f} | |"
-            )
-        lines.append("")
-    for row in rows:
-        lines += [
-            f"On {plain(row['suite'])}, {plain(row['n'])} pictures:",
-            "",
-            "| metric | mean | interval or error | n |",
-            "|---|---|---|---|",
-        ]
-        for metric in [name.removesuffix(" n") for name in row if name.endswith(" n") and row[name]]:
-            spread = (
-                f"[{row[f'{metric} low']}, {row[f'{metric} high']}]"
-                if row.get(f"{metric} low")
-                else f"se {row.get(f'{metric} se', '-')}"
-            )
-            lines.append(f"| {plain(metric)} | {plain(row[metric])} | {plain(spread)} | {plain(row[f'{metric} n'])} |")
-        lines.append("")
+    lines = [*(_compared(run, comparison) if comparison else []), *(line for row in rows for line in _row(row))]
     return ["## Scores", "", *lines] if lines else []
+
+
+def _compared(run: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+    """The model beside what it started from."""
+    cells = []
+    for row in comparison["rows"]:
+        reward = " (reward)" if row["metric"] in run["protocols"].values() else ""
+        interval = f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        wins = percent(row["win_rate"], row["win_low"], row["win_high"])
+        cells.append([f"{plain(row['metric'])}{reward}", f"{row['start']:.4f}", f"{row['result']:.4f}", interval, wins])
+    if distance := comparison.get("fd-shapes"):
+        before, after = f"{distance['start']:.4f}", f"{distance['result']:.4f}"
+        cells.append(["fd\\-shapes (lower is better)", before, after, f"x {distance['ratio']:.3f}", ""])
+    said = f"On {comparison['n']:,} held-out captions, the same noise for both;"
+    said += " the difference with its 95 % interval, paired."
+    return [said, "", *table(["metric", "start", "this model", "difference", "wins"], cells), ""]
+
+
+def _row(row: Mapping[str, str]) -> list[str]:
+    """A row of a leaderboard."""
+    cells = []
+    for metric in _measured(row):
+        low, high = (row.get(f"{metric} {name}", "") for name in ("low", "high"))
+        spread = f"[{low}, {high}]" if low else f"se {row.get(f'{metric} se', '-')}"
+        cells.append([plain(text) for text in (metric, row[metric], spread, row[f"{metric} n"])])
+    said = f"On {plain(row['suite'])}, {plain(row['n'])} pictures:"
+    return [said, "", *table(["metric", "mean", "interval or error", "n"], cells), ""]
+
+
+def _measured(row: Mapping[str, str]) -> list[str]:
+    """The metrics of a leaderboard's row."""
+    return [name.removesuffix(" n") for name in row if name.endswith(" n") and row[name]]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

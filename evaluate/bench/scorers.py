@@ -204,11 +204,12 @@ def bench_harness(
 ) -> dict[str, float]:
     """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
 
-    drawing, scoring: seconds a picture that stand for the forwards of the model and of each of as many scorers as `run.METRICS` names.
+    drawing, scoring: seconds a picture that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
     Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
     a record outside them.
     """
     from evaluate.runs import run
+    from evaluate.runs.settings import METRICS, Settings
     from prompts.suites import Prompt, Suite
 
     naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)
@@ -225,13 +226,13 @@ def bench_harness(
     asked = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
     suite = Suite("stub", asked, "0" * 64, "made up", "none")
     with tempfile.TemporaryDirectory() as folder:
-        settings = run.Settings(suite=suite, model="shapes/base", metrics=run.METRICS, output=Path(folder))
+        settings = Settings(suite=suite, model="shapes/base", metrics=METRICS, output=Path(folder))
         began = time.perf_counter()
         run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, naps[1]))
         total = time.perf_counter() - began
     forward = naps[0].total + naps[1].total
     return {
-        "records": records, "edge": edge, "scorers": len(run.METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
+        "records": records, "edge": edge, "scorers": len(METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
         "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Metrics of a whole set of pictures, which no single picture has. One file here is one family of them.
 
-A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
-device, weights, reference)`, which returns a `SetMetric`. The file's stem is the family's name. `VERIFIED_BY` is as in `evaluate.scorers`.
+A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
+`load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
+`VERIFIED_BY` is as in `evaluate.scorers`.
 
 >>> from evaluate import distribution
 >>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
@@ -38,8 +39,11 @@ class Estimate:
     note: str = ""
 
 
-class SetMetric(ABC):
-    """Gathers what it needs of pictures as they come. In what order and to which process they come changes rounding alone.
+class DistributionMetric(ABC):
+    """Gathers what it needs of images as they come. In what order and to which process they come changes rounding alone.
+
+    It is no `torchmetrics.Metric`, whose states are tensors that are reduced one by one: here a state may hold text, its
+    parts may merge together only, and a process without an image gathers like any other.
 
     protocol: name of what is computed. Numbers of different protocols are never compared.
     weights_sha256: of the file of the network whose features are taken.
@@ -55,7 +59,7 @@ class SetMetric(ABC):
         """Take in pictures `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
 
     @abstractmethod
-    def merge(self, other: "SetMetric") -> None:
+    def merge(self, other: "DistributionMetric") -> None:
         """Take in all that `other` has gathered."""
 
     @abstractmethod
@@ -63,7 +67,7 @@ class SetMetric(ABC):
         """The metric of everything so far. Raises ValueError for too few pictures."""
 
 
-def gather(metric: SetMetric) -> SetMetric:
+def gather(metric: DistributionMetric) -> DistributionMetric:
     """The metric of all processes' pictures, on each process; every process must call it. `metric` itself stays as it is."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return metric
@@ -89,12 +93,18 @@ _files = Variants(__name__, what="set metric")
 variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
-def load(name: str, *, device: Any = "cpu", weights: str | None = None, reference: str | None = None) -> SetMetric:
+def load(
+    name: str,
+    *,
+    device: Any = "cpu",
+    weights: str | None = None,
+    reference: str | None = None,
+) -> DistributionMetric:
     """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
     weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
     compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
     variant, module = _files.find(name)
-    metric: SetMetric = module.load(variant, device, weights, reference)
+    metric: DistributionMetric = module.load(variant, device, weights, reference)
     return metric

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.distribution import Estimate, SetMetric, fd_shapes, fid, t_interval
+from evaluate.distribution import DistributionMetric, Estimate, fd_shapes, fid, t_interval
 from evaluate.distribution.frechet import Features
 from prompts.io.errors import UserError
 
@@ -23,7 +23,7 @@ VARIANTS = {
 VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
-class Diversity(SetMetric):
+class Diversity(DistributionMetric):
     """state: by prompt, how many pictures and the sum `[D]` of their unit features: all that the mean over pairs needs."""
 
     def __init__(self, protocol: str, features: Features, *, weights_sha256: str):
@@ -36,7 +36,7 @@ class Diversity(SetMetric):
         units = torch.nn.functional.normalize(self.features(images).double().cpu(), dim=-1)
         self._add((prompt, 1, unit) for prompt, unit in list(zip(prompts, units, strict=True)))
 
-    def merge(self, other: SetMetric) -> None:
+    def merge(self, other: DistributionMetric) -> None:
         """Add another's sums."""
         assert self.protocol == other.protocol, f"{self.protocol} cannot take in {other.protocol}"
         self._add((prompt, n, total) for prompt, (n, total) in other.state.items())
@@ -62,7 +62,7 @@ class Diversity(SetMetric):
         return Estimate(value, *t_interval(value, error, count - 1), sum(n for n, _ in several), note)
 
 
-def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
+def load(name: str, device: Any, weights: str | None, reference: str | None) -> DistributionMetric:
     """weights: those of `fd-shapes` or of `fid`, whose features these are."""
     if reference:
         raise UserError(f"{name} compares pictures with each other; leave out {reference}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evaluate import embedded, scorers
 from evaluate import weights as weight_files
-from evaluate.distribution import Estimate, SetMetric
+from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
 from prompts.io.errors import UserError
 
@@ -24,7 +24,7 @@ RENDERS = 8
 CHUNK = 256
 
 
-class ShapesDistance(SetMetric):
+class ShapesDistance(DistributionMetric):
     """Pictures `[B, 3, 32, 32]` in [0, 1] against RENDERS renders of each caption, drawn from `seed` when it is computed.
 
     state: features `[1, D]` and caption of each picture. The interval leaves out groups of captions, on both sides.
@@ -41,7 +41,7 @@ class ShapesDistance(SetMetric):
         """Add pictures' features."""
         self.state = [*self.state, *zip(prompts, self.features(images).split(1), strict=True)]
 
-    def merge(self, other: SetMetric) -> None:
+    def merge(self, other: DistributionMetric) -> None:
         """Add another's features."""
         self.state = [*self.state, *other.state]
 
@@ -68,7 +68,7 @@ class ShapesDistance(SetMetric):
         return jackknife({group: pair[0].n for group, pair in parts.items()}, distance)
 
 
-def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
+def load(name: str, device: Any, weights: str | None, reference: str | None) -> DistributionMetric:
     """weights: a folder with a CLIP, in place of the embedded one."""
     if reference:
         raise UserError(f"{name} draws its own reference; leave out {reference}")

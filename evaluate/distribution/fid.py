@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluate import weights as weight_files
-from evaluate.distribution import SetMetric, inception
+from evaluate.distribution import DistributionMetric, inception
 from evaluate.distribution.frechet import Features, FrechetMetric, Moments, union
 from prompts.io import cache as cached
 from prompts.io.errors import UserError
@@ -134,7 +134,7 @@ def read_picture(path: Path) -> Tensor:
         raise UserError(f"{path}: not a picture that can be read ({error}); fetch it again or remove it") from None
 
 
-def load(name: str, device: Any, weights: str | None, reference: str | None) -> SetMetric:
+def load(name: str, device: Any, weights: str | None, reference: str | None) -> DistributionMetric:
     """A folder of real pictures is needed, which are measured when the distance is asked for. weights: a local copy of Inception's."""
     protocol = PROTOCOLS[name]
     if not reference:

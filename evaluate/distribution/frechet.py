@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluate.distribution import Estimate, SetMetric, t_interval
+from evaluate.distribution import DistributionMetric, Estimate, t_interval
 
 #: Parts of a set, each left out once for the interval.
 GROUPS = 10
 #: Pictures whose moments are taken together.
 PENDING = 1024
 
-#: Pictures as `SetMetric.update` takes them -> features [B, D].
+#: Pictures as `DistributionMetric.update` takes them -> features [B, D].
 Features = Callable[[Tensor | Sequence[Tensor]], Tensor]
 
 
@@ -98,7 +98,7 @@ def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float])
     return Estimate(value, max(low, 0.0), high, n)
 
 
-class FrechetMetric(SetMetric):
+class FrechetMetric(DistributionMetric):
     """Fréchet distance of pictures' features to a reference's moments.
 
     features: pictures, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long to
@@ -139,7 +139,7 @@ class FrechetMetric(SetMetric):
             self._pending = ()
             self._add({group: Moments.of(features[groups == group]) for group in groups.unique().tolist()})
 
-    def merge(self, other: SetMetric) -> None:
+    def merge(self, other: DistributionMetric) -> None:
         """Add another's moments."""
         assert self.protocol == other.protocol, f"{self.protocol} cannot take in {other.protocol}"
         self._add(other.state)

@@ -24,6 +24,7 @@ from align import commands as runs
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.export import card as cards
+from align.export import markdown
 from evaluate import environment, families, pipelines, samplers
 from evaluate.results.csv_io import write_csv
 from prompts.io import hub
@@ -277,10 +278,14 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     }
     write_csv([line, line | {"model_sha256": "0", "pickscore": "0.99"}], tmp_path / "parti.csv")
     assert align("export", run, "--output", tmp_path / "out", "--scores", tmp_path / "parti.csv")[0] == 0
-    text = card(tmp_path / "out")[1]
+    metadata, text = card(tmp_path / "out")
     assert "On parti\\|\\<b\\>, 7 pictures" in text
     assert "| pickscore | 0.25 | se 0.01 | 7 |\n| fid | 9.5 | \\[9, 10\\] | 7 |" in text
     assert "0.99" not in text
+    (index,) = metadata["model-index"]
+    (shown,) = index["results"]
+    assert index["name"] == "out" and shown["dataset"]["name"] == "parti|<b>"
+    assert [(each["type"], each["value"]) for each in shown["metrics"]] == [("pickscore", 0.25), ("fid", 9.5)]
 
 
 def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(trained: dict[str, Path], align: Run, tmp_path: Path) -> None:
@@ -301,9 +306,9 @@ def test_what_a_user_wrote_does_nothing_in_a_card(trained: dict[str, Path]) -> N
     outside = re.sub(r"^(`{3,})python\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
     assert "script" in text
     assert "script" not in outside
-    assert cards.code("a ``b`` <i>") == "```a ``b`` <i>```"
-    assert cards.code("`") == "`` ` ``"
-    assert cards.plain("<img src=x> [a](b) *c* https://d") == r"\<img src=x\> \[a\](b) \*c\* https\://d"
+    assert markdown.code("a ``b`` <i>") == "```a ``b`` <i>```"
+    assert markdown.code("`") == "`` ` ``"
+    assert markdown.plain("<img src=x> [a](b) *c* https://d") == r"\<img src=x\> \[a\](b) \*c\* https\://d"
 
 
 def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +318,7 @@ def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "runs/sd15-di/checkpoint": "sd15-di/checkpoint", "shapes:train": "shapes:train", "shapes/base": "shapes/base",
         "a/b/c.bin@main": "a/b/c.bin@main",
     }.items():  # fmt: skip
-        assert cards.public(path) == said
+        assert markdown.public(path) == said
 
 
 def test_a_revision_that_was_fetched_is_pinned(published: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

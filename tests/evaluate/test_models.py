@@ -20,7 +20,7 @@ from evaluate import cli, embedded, families, pipelines, samplers, weights
 from evaluate.bench import timing
 from evaluate.pipelines import overlays as layers
 from evaluate.results.csv_io import read_csv
-from evaluate.runs import run
+from evaluate.runs.settings import from_options
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -432,7 +432,7 @@ def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monke
         "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path, "shard": "1/1"
     }  # fmt: skip
     for device, dtype, expected in (("cuda", None, "bf16"), ("cuda", "fp32", "fp32"), ("cpu", None, "fp32")):
-        (asked,) = run.settings("shapes", ["flux-dev-50step"], [], device=device, dtype=dtype, **given)
+        (asked,) = from_options("shapes", ["flux-dev-50step"], [], device=device, dtype=dtype, **given)
         assert asked.dtype == expected
 
 

@@ -22,7 +22,8 @@ from evaluate.cli import app
 from evaluate.report import measured, training
 from evaluate.results.records import Records
 from evaluate.runs import run as runner
-from evaluate.runs.generate import pixels_sha256
+from evaluate.runs.settings import from_options
+from evaluate.runs.store import pixels_sha256
 from prompts.io.errors import UserError
 
 SCORES = ("oracle/a", "taste/b")
@@ -117,7 +118,7 @@ def two(tmp_path: Path) -> list[Path]:
 
 
 def test_a_run_of_evaluate_run_as_it_is(tmp_path: Path) -> None:
-    [settings] = runner.settings(
+    [settings] = from_options(
         "shapes", ["shapes/base"], ["shapes/oracle", "fd-shapes"], prompts=None, images=None, limit=6, seed=0, per_prompt=2, batch=6,
         dtype=None, device="cpu", output=tmp_path / "boards", shard="1/1",
     )  # fmt: skip

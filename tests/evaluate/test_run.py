@@ -21,8 +21,9 @@ from evaluate import cli, distribution, pipelines, scorers
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
-from evaluate.runs import generate, run
-from evaluate.runs.run import Settings
+from evaluate.runs import run, store
+from evaluate.runs.settings import METRICS as USUAL
+from evaluate.runs.settings import SUITE_METRICS, Settings, from_options
 from prompts.io.errors import UserError
 from prompts.suites import Prompt, Suite
 
@@ -81,7 +82,7 @@ def test_shards_make_the_same_row_in_any_order(
 def test_an_interrupted_run_goes_on_to_the_same_row(
     whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = generate.replace
+    original = store.replace
     # The first while pictures are written, the last while scores are.
     for stop in (3, 2, 8, 3, 2):
 
@@ -90,12 +91,10 @@ def test_an_interrupted_run_goes_on_to_the_same_row(
                 raise KeyboardInterrupt
             original(path, write)
 
-        monkeypatch.setattr(generate, "replace", interrupted)
-        monkeypatch.setattr(run, "replace", interrupted)
+        monkeypatch.setattr(store, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run(settings(tiny, tmp_path / "cut"), show=False)
-    monkeypatch.setattr(generate, "replace", original)
-    monkeypatch.setattr(run, "replace", original)
+    monkeypatch.setattr(store, "replace", original)
     assert run.run(settings(tiny, tmp_path / "cut"), show=False)
     assert row(tmp_path / "cut") == whole[1]
 
@@ -176,8 +175,39 @@ def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_cli
         assert image.size == (32, 32)
 
 
+def test_a_picture_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_mends(
+    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_blocks = run.draw_blocks
+
+    def draw_and_lose(*arguments: Any, **options: Any) -> Any:
+        images = draw_blocks(*arguments, **options)
+        sorted(tmp_path.glob("cut/**/*.png"))[7].unlink()
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "draw_blocks", draw_and_lose)
+        assert run.run(settings(tiny, tmp_path / "cut"), show=False) is None, "a block is not whole"
+    (errors,) = {text for path in tmp_path.rglob("scores/**/*.json") if "not the picture" in (text := path.read_text())}
+    assert errors.count("not the picture that was drawn; delete it and run again") == 1
+    assert run.run(settings(tiny, tmp_path / "cut"), show=False)
+    assert row(tmp_path / "cut") == whole[1]
+
+
+def test_an_index_is_read_twice_whatever_the_number_of_scorers(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before drawing, and for the records: other processes and damage have their time between the two."""
+    reads: list[int] = []
+    read = store.Store.read
+    monkeypatch.setattr(store.Store, "read", lambda self, block: reads.append(block.index) or read(self, block))
+    metrics = ("shapes/clip", "shapes/oracle", "fd-shapes")
+    assert run.run(settings(tiny, tmp_path, metrics=metrics), show=False)
+    assert sorted(reads) == sorted([*range(6), *range(6)])
+
+
 def stub(pictures: Any) -> Any:
-    """A drawer whose pictures `pictures(texts, ids)` makes."""
+    """A sampler whose pictures `pictures(texts, ids)` makes."""
     return lambda *a, **k: lambda texts, ids, seeds: pictures(texts, ids)
 
 
@@ -331,7 +361,7 @@ def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_pa
     }  # fmt: skip
     models = (given | changes).pop("models")
     with pytest.raises(UserError, match=said):
-        run.settings(
+        from_options(
             "shapes",
             models,
             **{key: value for key, value in (given | changes).items() if key not in ("models", "metrics")},
@@ -365,15 +395,15 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
         "prompts": None, "images": None, "limit": None, "seed": 0, "per_prompt": 1, "batch": 4, "dtype": "fp32",
         "device": "cpu", "output": tmp_path, "shard": "1/1",
     }  # fmt: skip
-    (asked,) = run.settings("shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given)
+    (asked,) = from_options("shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given)
     assert asked.metrics == ("hpsv2.1/aa", "aesthetic/v2", "fd-shapes")
     assert asked.weights == {"hpsv2.1/aa": "a/b"}
     for metrics, weights, said in ((["hpsv3"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
         with pytest.raises(UserError, match=said):
-            run.settings("shapes", ["shapes/base"], metrics, weights=weights, **given)
-    for name in run.METRICS:
+            from_options("shapes", ["shapes/base"], metrics, weights=weights, **given)
+    for name in USUAL:
         assert name in scorers.variants()
-    for names in run.SUITE_METRICS.values():
+    for names in SUITE_METRICS.values():
         assert set(names) <= {*scorers.variants(), *distribution.variants()}
 
 

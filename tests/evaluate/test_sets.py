@@ -42,7 +42,7 @@ def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> distribution.SetMetric:
+def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> distribution.DistributionMetric:
     """The metric with nothing gathered."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     if not name.startswith("fid/"):
@@ -59,7 +59,9 @@ def save_pictures(folder: Path, n: int, *, seed: int = 0) -> None:
         Image.fromarray(picture).save(folder / f"{i}.png")
 
 
-def filled(metric: distribution.SetMetric, rows: slice = slice(None), step: int = 100) -> distribution.SetMetric:
+def filled(
+    metric: distribution.DistributionMetric, rows: slice = slice(None), step: int = 100
+) -> distribution.DistributionMetric:
     import copy
 
     metric = copy.copy(metric)
@@ -69,17 +71,18 @@ def filled(metric: distribution.SetMetric, rows: slice = slice(None), step: int 
     return metric
 
 
-def test_a_metric_gathers_in_any_order_and_in_parts(fresh: distribution.SetMetric) -> None:
+def test_a_metric_gathers_in_any_order_and_in_parts(fresh: distribution.DistributionMetric) -> None:
     whole = filled(fresh).compute()
     assert whole.n == len(PICTURES)
     assert whole.low <= whole.value <= whole.high
     backwards = filled(fresh, slice(40, None), step=7)
+    backwards.merge(filled(fresh, slice(0, 0)))
     backwards.merge(filled(fresh, slice(0, 40), step=11))
     merged = backwards.compute()
     assert (merged.value, merged.low, merged.high) == pytest.approx((whole.value, whole.low, whole.high), rel=1e-5)
 
 
-def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.SetMetric) -> None:
+def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.DistributionMetric) -> None:
     part = filled(fresh, slice(0, 45))
     value, state = part.compute(), part.state
     other = filled(fresh, slice(45, None))
@@ -93,7 +96,7 @@ def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.SetMe
     assert distribution.gather(again) is again
 
 
-def test_bytes_and_lists_are_taken(fresh: distribution.SetMetric) -> None:
+def test_bytes_and_lists_are_taken(fresh: distribution.DistributionMetric) -> None:
     quantised = (PICTURES * 255).round().byte()
     values = []
     for pictures in (quantised, list(quantised), quantised.float() / 255):
@@ -103,7 +106,7 @@ def test_bytes_and_lists_are_taken(fresh: distribution.SetMetric) -> None:
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
 
 
-def test_too_little_is_refused(fresh: distribution.SetMetric) -> None:
+def test_too_little_is_refused(fresh: distribution.DistributionMetric) -> None:
     with pytest.raises(ValueError, match=fresh.protocol):
         fresh.compute()
     with pytest.raises(ValueError, match=r"prompts|shorter|longer"):

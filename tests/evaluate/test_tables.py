@@ -14,13 +14,15 @@ import yaml
 from hub import Hub
 from recording import make
 
-from evaluate import cli, distribution, pipelines, published, scorers
-from evaluate.published import cells, columns, figures
+from evaluate import cli, distribution, pipelines, scorers
+from evaluate.papers import files, match, plan, render
+from evaluate.papers.figures import TABLES, Column, label, read_columns, read_figures
+from evaluate.papers.match import Cell, cells
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv, write_csv
-from evaluate.runs.generate import digest
 from prompts import suites
 from prompts.io.errors import UserError
+from prompts.io.files import text_sha256
 from prompts.shapes import sample_captions
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
@@ -39,10 +41,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", published.TABLES)
+@pytest.mark.parametrize("name", TABLES)
 def test_rows_and_figures_are_counted(name: str) -> None:
     parts, wide = SHAPES[name]
-    table = figures(name)
+    table = read_figures(name)
     rows = Counter((figure.part, figure.line) for figure in table)
     assert set(rows) == {(part, line) for part, n in parts.items() for line in range(1, n + 1)}
     assert all(figure.table == name for figure in table)
@@ -56,13 +58,13 @@ def test_rows_and_figures_are_counted(name: str) -> None:
         assert {figure.metric for figure in table} == {"Average", "column unknown"}
 
 
-@pytest.mark.parametrize("name", published.TABLES)
+@pytest.mark.parametrize("name", TABLES)
 def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
     ranges = {
         "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4), "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
         **dict.fromkeys(("Animation", "Concept-Art", "Painting", "Photo", "Average", "column unknown"), (26, 34, 2)),
     }  # fmt: skip
-    for figure in figures(name):
+    for figure in read_figures(name):
         if figure.metric in ranges and figure.value:
             low, high, digits = ranges[figure.metric]
             assert low <= float(figure.value) <= high, figure
@@ -72,7 +74,7 @@ def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
 
 def test_averages_are_the_means_of_their_styles() -> None:
     rows: dict[int, dict[str, float]] = {}
-    for figure in figures("di-star/3"):
+    for figure in read_figures("di-star/3"):
         rows.setdefault(figure.line, {})[figure.metric] = float(figure.value)
     for row in rows.values():
         average = row.pop("Average")
@@ -81,26 +83,26 @@ def test_averages_are_the_means_of_their_styles() -> None:
 
 
 def test_models_are_recipes_and_their_rows_are_these() -> None:
-    found = {(figure.model, published.label(name)) for name in published.TABLES for figure in figures(name) if figure.model}
+    found = {(figure.model, label(name)) for name in TABLES for figure in read_figures(name) if figure.model}
     told = {
         (model, row) for model in pipelines.names() for about in [pipelines.recipe(model).about] if about for row in about.rows
     }
     assert found == told
-    lost = {figure.row for name in published.TABLES for figure in figures(name) if not figure.model}
+    lost = {figure.row for name in TABLES for figure in read_figures(name) if not figure.model}
     assert lost == {"SD15-DI++-1Step", "DiT-DI++-1Step"}
 
 
 def test_the_papers_settings_are_the_recipes_or_a_note_says_so(tmp_path: Path) -> None:
-    for name in published.TABLES:
+    for name in TABLES:
         for cell in cells(name, tmp_path):
             if cell.column.is_setting and cell.ours:
-                same = published._setting(cell) == cell.figure.value
+                same = render.printed_setting(cell) == cell.figure.value
                 assert same or cell.figure.note, cell
 
 
 def test_one_row_in_two_tables_has_one_figure_or_a_note() -> None:
     tables = [
-        {(figure.model, figure.metric): figure for figure in figures(name) if figure.part == "parti"}
+        {(figure.model, figure.metric): figure for figure in read_figures(name) if figure.part == "parti"}
         for name in ("di-star/1", "di-star/2")
     ]
     shared = [key for key in tables[0].keys() & tables[1].keys() if key[1].endswith(("Score", "Reward"))]
@@ -113,10 +115,10 @@ def test_one_row_in_two_tables_has_one_figure_or_a_note() -> None:
     assert "0.930" in second.note
 
 
-@pytest.mark.parametrize("name", published.TABLES)
+@pytest.mark.parametrize("name", TABLES)
 def test_what_is_known_of_columns(name: str) -> None:
-    known = {(column.part, column.metric): column for column in columns(name)}
-    table = figures(name)
+    known = {(column.part, column.metric): column for column in read_columns(name)}
+    table = read_figures(name)
     assert {(figure.part, figure.metric) for figure in table} == known.keys()
     metrics = {*scorers.variants(), *distribution.variants()}
     for column in known.values():
@@ -134,13 +136,13 @@ def test_what_is_known_of_columns(name: str) -> None:
 
 def test_an_unknown_table_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no table 'di-star/4'; did you mean 'di-star/\d'"):
-        figures("di-star/4")
+        read_figures("di-star/4")
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------------
 
 
-def row_of(model: str, column: published.Column, value: float = 1.5, **changes: str) -> dict[str, str]:
+def row_of(model: str, column: Column, value: float = 1.5, **changes: str) -> dict[str, str]:
     """A row of a leaderboard: a whole run of the suite with the metrics of one column."""
     n = str(suites.card(column.suite).n)
     row = dict.fromkeys(leaderboard.FIXED, "x") | {
@@ -153,17 +155,17 @@ def row_of(model: str, column: published.Column, value: float = 1.5, **changes: 
     return row | changes
 
 
-def put(folder: Path, model: str, column: published.Column, value: float = 1.5, **changes: str) -> dict[str, str]:
+def put(folder: Path, model: str, column: Column, value: float = 1.5, **changes: str) -> dict[str, str]:
     row = row_of(model, column, value, **changes)
     leaderboard.upsert(folder / f"{column.suite}.csv", row)
     return row
 
 
-def column_of(name: str, metric: str, part: str = "parti") -> published.Column:
-    return next(column for column in columns(name) if (column.part, column.metric) == (part, metric))
+def column_of(name: str, metric: str, part: str = "parti") -> Column:
+    return next(column for column in read_columns(name) if (column.part, column.metric) == (part, metric))
 
 
-def cell_of(name: str, metric: str, model: str, folder: Path, part: str = "parti") -> published.Cell:
+def cell_of(name: str, metric: str, model: str, folder: Path, part: str = "parti") -> Cell:
     (found,) = [
         cell
         for cell in cells(name, folder)
@@ -174,22 +176,22 @@ def cell_of(name: str, metric: str, model: str, folder: Path, part: str = "parti
 
 def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path) -> None:
     rows: dict[str, list[dict[str, str]]] = {}
-    for name in published.TABLES:
-        for column in columns(name):
-            for model in {f.model for f in figures(name) if f.part == column.part and f.model} if column.suite else ():
+    for name in TABLES:
+        for column in read_columns(name):
+            for model in {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ():
                 if not pipelines.recipe(model).reported_only:
                     rows.setdefault(column.suite, []).append(row_of(model, column))
     for suite, lines in rows.items():
         names = dict.fromkeys(name for line in lines for name in line)
         write_csv([{name: line.get(name, "") for name in names} for line in lines], tmp_path / f"{suite}.csv")
-    differences = [cell for name in published.TABLES for cell in cells(name, tmp_path) if cell.difference is not None]
+    differences = [cell for name in TABLES for cell in cells(name, tmp_path) if cell.difference is not None]
     assert {(cell.figure.table, cell.figure.part, cell.figure.metric) for cell in differences} == {
         (table, "parti", metric) for table in ("di-star/1", "di-star/2") for metric in ("Image Reward", "Pick Score")
     }
     assert len(differences) == 2 * (10 + 6)
     for cell in differences:
         assert cell.difference == pytest.approx(1.5 - float(cell.figure.value))
-    for name in published.TABLES:
+    for name in TABLES:
         for cell in cells(name, tmp_path):
             assert (cell.difference is None) == bool(cell.why) or cell.column.ours == ("seconds",) or cell.column.is_setting
             if cell.column.suite and cell.figure.model and not pipelines.recipe(cell.figure.model).reported_only:
@@ -226,8 +228,8 @@ def test_what_is_not_known_of_a_column_takes_the_difference_away(
     put(tmp_path, "sdxl-distar", column)
     put(tmp_path, "sdxl-distar", column_of("di-star/1", "Pick Score"), command="another --per-prompt 1")
     assert cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path).difference is not None
-    changed = [each._replace(**change) if each == column else each for each in columns("di-star/1")]
-    monkeypatch.setattr(published, "columns", lambda name: changed)
+    changed = [each._replace(**change) if each == column else each for each in read_columns("di-star/1")]
+    monkeypatch.setattr(match, "read_columns", lambda name: changed)
     assert cell_of("di-star/1", "Image Reward", "sdxl-distar", tmp_path).difference is None
 
 
@@ -274,7 +276,7 @@ def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
             made_by={"model_sha256": sha},
         )
         run.frame["group.style"] = ["photo", "photo", "anime", "anime"]
-        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{digest(row['command'])[:8]}.parquet")
+        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{text_sha256(row['command'])[:8]}.parquet")
     cell = cell_of("di-star/3", "Photo", "sdxl-50step", tmp_path, "hpsv2")
     assert cell.ours
     assert (cell.ours.value, cell.ours.error, cell.ours.n) == (28.5, 0.5, 2)
@@ -343,7 +345,7 @@ def hostile(tmp_path: Path) -> Path:
 def test_a_page_shows_names_as_text(hostile: Path) -> None:
     table = cells("di-star/1", hostile)
     odd = [cell._replace(figure=cell.figure._replace(row=HOSTILE)) for cell in table]
-    published.write(hostile / "t.html", "di-star/1", odd)
+    files.write(hostile / "t.html", "di-star/1", odd)
     text = (hostile / "t.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags
@@ -360,7 +362,7 @@ def test_a_page_shows_names_as_text(hostile: Path) -> None:
 def test_markdown_shows_names_as_text(hostile: Path) -> None:
     table = cells("di-star/1", hostile)
     odd = [cell._replace(figure=cell.figure._replace(row=HOSTILE)) for cell in table]
-    published.write(hostile / "t.md", "di-star/1", odd)
+    files.write(hostile / "t.md", "di-star/1", odd)
     text = (hostile / "t.md").read_text(encoding="utf-8")
     assert "<script" not in text
     assert set(re.findall(r"<[^>]*>", text)) == {"<br>", "<sup>", "</sup>"}
@@ -375,7 +377,7 @@ def test_markdown_shows_names_as_text(hostile: Path) -> None:
 
 def test_a_csv_has_a_line_a_cell(hostile: Path) -> None:
     table = cells("di-star/1", hostile)
-    published.write(hostile / "t.csv", "di-star/1", table)
+    files.write(hostile / "t.csv", "di-star/1", table)
     rows = read_csv(hostile / "t.csv")
     assert len(rows) == len(table) == 176
     (row,) = [each for each in rows if each["difference"]]
@@ -390,13 +392,13 @@ def test_the_terminal_is_readable_in_120_columns(
     hostile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    for name in published.TABLES:
-        published.show(name, cells(name, hostile))
+    for name in TABLES:
+        render.show(name, cells(name, hostile))
         said = capsys.readouterr().out
         assert max(map(len, said.splitlines())) <= 120
         assert "…" not in said
     table = cells("di-star/1", hostile)
-    published.show("di-star/1", [cell._replace(figure=cell.figure._replace(row="[red]x[/red]")) for cell in table])
+    render.show("di-star/1", [cell._replace(figure=cell.figure._replace(row="[red]x[/red]")) for cell in table])
     said = capsys.readouterr().out
     for part in ("1.067", "1.500 ± 0.012", "+0.433", HOSTILE.split()[0]):
         assert part in said
@@ -418,7 +420,7 @@ def test_the_command_lists_and_refuses(
 ) -> None:
     assert command(monkeypatch) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in published.TABLES)
+    assert all(name in said for name in TABLES)
     assert command(monkeypatch, "di-starr/1") == 2
     assert "did you mean 'di-star/1'" in capsys.readouterr().err
     assert command(monkeypatch, "di-star/1", "--output", tmp_path / "t.pdf") == 2
@@ -449,11 +451,12 @@ def test_run_fills_the_table_and_goes_on(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluate.runs import run
+    from evaluate.runs.settings import Settings
 
     done: list[str] = []
     original = run.run
 
-    def interrupted(settings: run.Settings, **options: Any) -> Path | None:
+    def interrupted(settings: Settings, **options: Any) -> Path | None:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(settings.model)
@@ -462,7 +465,7 @@ def test_run_fills_the_table_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(run, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            published.run_missing("di-star/2", world, limit=2, device="cpu")
+            plan.run_missing("di-star/2", world, limit=2, device="cpu")
     assert len(done) == 2
     said = " ".join(capsys.readouterr().err.split())
     metrics = "imagereward, aesthetic/v2, pickscore, clipscore/vit-g-14-dmd2"
@@ -470,7 +473,7 @@ def test_run_fills_the_table_and_goes_on(
     assert "skipped: sdxl-dipp-rew0-cfg0, sdxl-distar-out-rew100-cfg7.5" in said
     assert "reported only: no published weights are known" in said
 
-    rest = published.plan("di-star/2", world, limit=2)
+    rest = plan.missing("di-star/2", world, limit=2)
     assert rest.runs["parti"][0] == ["sdxl-dipp", "sdxl-sim", "sdxl-distar", "sdxl-distar-long"]
     page = world / "t.html"
     assert (
@@ -478,8 +481,8 @@ def test_run_fills_the_table_and_goes_on(
         == 0
     )
     assert [row["model"] for row in read_csv(world / "parti.csv")] == sorted([*done, *rest.runs["parti"][0]])
-    assert published.plan("di-star/2", world, limit=2).runs == {}
-    assert len(published.plan("di-star/2", world).runs["parti"][0]) == 6  # the whole suite is another matter
+    assert plan.missing("di-star/2", world, limit=2).runs == {}
+    assert len(plan.missing("di-star/2", world).runs["parti"][0]) == 6  # the whole suite is another matter
     table = cells("di-star/2", world)
     measured = [cell for cell in table if cell.column.suite and cell.ours]
     assert len(measured) == 6 * 4
@@ -491,10 +494,11 @@ def test_a_model_that_fails_leaves_the_others(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluate.runs import run
+    from evaluate.runs.settings import Settings
 
     tried: list[str] = []
 
-    def refuse(settings: run.Settings) -> bool:
+    def refuse(settings: Settings) -> bool:
         tried.append(settings.model)
         raise UserError(f"{settings.model}: terms are not accepted")
 
@@ -505,14 +509,14 @@ def test_a_model_that_fails_leaves_the_others(
 
 
 def test_what_cannot_be_run_is_skipped_with_the_reason(tmp_path: Path) -> None:
-    work = published.plan("di-star/1", tmp_path)
+    work = plan.missing("di-star/1", tmp_path)
     assert set(work.runs) == {"parti", "coco2014-30k"}
     put(tmp_path, "sdxl-sim", column_of("di-star/2", "Image Reward"), n="8", complete="False")
-    assert "sdxl-sim" in published.plan("di-star/2", tmp_path, limit=8).runs["parti"][0]  # it is tried again
+    assert "sdxl-sim" in plan.missing("di-star/2", tmp_path, limit=8).runs["parti"][0]  # it is tried again
     assert all(not metric.startswith("fid/") for _, metrics in work.runs.values() for metric in metrics)
     reasons = " ".join(work.skipped)
     assert "evaluate time" in reasons
     assert "--reference" in reasons
-    lost = published.plan("di-plus-plus/1", tmp_path)
+    lost = plan.missing("di-plus-plus/1", tmp_path)
     assert "hpsv2-glide" in lost.skipped["reported only: known from the HPSv2 paper alone"]
     assert lost.runs["hpsv2"][1] == ["hpsv2.0/aa"]

@@ -1,0 +1,199 @@
+"""Which of our results stands beside which of the papers' figures, and whether the two may be subtracted.
+
+A difference is computed only where nothing stands against it: neither the column's reason nor anything about our own
+row.
+"""
+
+import json
+import math
+import shlex
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from evaluate import pipelines
+from evaluate.bench import timing
+from evaluate.papers.figures import SECONDS, Column, Figure, read_columns, read_figures
+from evaluate.results import leaderboard
+from evaluate.results.csv_io import read_csv
+from evaluate.results.records import Records
+from evaluate.results.summary import summarise
+from prompts import suites
+from prompts.io.files import text_sha256
+
+LOST = "the paper's figure is lost in the text"
+
+
+class Ours(NamedTuple):
+    """What was measured here: value, standard error or 95 % interval (NaN where there is none), of n pictures.
+
+    command: what measured it. apart: reasons why this row is no repetition of the paper's, whatever the protocol.
+    remark: what one should know.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+    n: int
+    protocol: str
+    command: str
+    apart: tuple[str, ...] = ()
+    remark: str = ""
+
+
+class Cell(NamedTuple):
+    """A figure, ours, and their difference (ours - paper's); or why ours is missing, or why there is no difference."""
+
+    figure: Figure
+    column: Column
+    ours: Ours | None
+    missing: str
+
+    @property
+    def difference(self) -> float | None:
+        """Ours - the paper's, where the protocols are known to agree."""
+        figure, column, ours = self.figure, self.column, self.ours
+        if ours is None or not figure.value or column.why or ours.apart or ours.protocol != figure.protocol:
+            return None
+        return ours.value - float(figure.value)
+
+    @property
+    def why(self) -> str:
+        """Why ours is missing, or why there is no difference."""
+        if self.ours is None:
+            return self.missing
+        lost = "" if self.figure.value else LOST
+        return "" if self.difference is not None else "; ".join(filter(None, (lost, *self.ours.apart, self.column.why)))
+
+
+@dataclass(frozen=True)
+class Leaderboards:
+    """The results under a folder of leaderboards."""
+
+    folder: Path
+    _rows: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    _recipes: dict[str, pipelines.Recipe] = field(default_factory=dict)
+
+    def recipe(self, model: str) -> pipelines.Recipe:
+        """The model's recipe, read once."""
+        if model not in self._recipes:
+            self._recipes[model] = pipelines.recipe(model)
+        return self._recipes[model]
+
+    def rows(self, suite: str, model: str) -> list[dict[str, str]]:
+        """The model's rows in the suite's leaderboard."""
+        if suite not in self._rows:
+            self._rows[suite] = leaderboard.read(self.folder / f"{suite}.csv")
+        return [row for row in self._rows[suite] if row["model"] == model]
+
+    @cached_property
+    def timings(self) -> list[dict[str, str]]:
+        """What `evaluate time` wrote."""
+        path = self.folder / "timings.csv"
+        return read_csv(path) if path.is_file() else []
+
+    def score(self, model: str, column: Column) -> Ours | str:
+        """The model's score in a column: of the row that is nearest to the paper's; or why there is none."""
+        rows = self.rows(column.suite, model)
+        found = [
+            ours
+            for protocol in column.ours
+            for row in rows
+            if row.get(protocol) and (ours := self._ours(row, protocol, column)) is not None
+        ]
+        if found:  # what is nearest to the paper's, then the column's first protocol, then the most pictures
+            return min(found, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
+        if not rows:
+            about = self.recipe(model).about
+            return "not run; gated: accept its terms on the hub first" if about and about.gated else "not run"
+        if column.group and any(row.get(protocol) for protocol in column.ours for row in rows):
+            return f"run, but its records are not under {self.folder / 'runs'}"
+        return f"run, but not with {' or '.join(column.ours)}"
+
+    def _ours(self, row: dict[str, str], protocol: str, column: Column) -> Ours | None:
+        apart, command = _deviations(row, self.recipe(row["model"]), protocol, column), row["command"]
+        if not column.group:
+            error, low, high = (float(row.get(f"{protocol} {name}") or math.nan) for name in ("se", "low", "high"))
+            value, n = float(row[protocol]), int(row[f"{protocol} n"])
+            return None if math.isnan(value) else Ours(value, error, low, high, n, protocol, command, apart)
+        by, _, wanted = column.group.partition("=")
+        for path in self.folder.glob(f"runs/*/records-{column.suite}-{text_sha256(command)[:8]}.parquet"):
+            records = Records.load(path)
+            measured = records.meta["model"], records.meta["made_by"].get("model_sha256")
+            if measured != (row["model"], row["model_sha256"]):
+                continue
+            for line in summarise(records, by=by):
+                if (line.metric, line.group) == (protocol, wanted) and line.n:
+                    return Ours(line.mean, line.error, math.nan, math.nan, line.n, protocol, command, apart)
+        return None
+
+    def seconds(self, model: str) -> Ours | str:
+        """The newest timing of the model, one with its own weights before one with random ones."""
+        rows = [row for row in self.timings if row["model"] == model]
+        if not rows:
+            return "not timed: 'evaluate time'"
+        row = max(enumerate(rows), key=lambda pair: (pair[1]["weights"] != "random", pair[0]))[1]
+        random = ", random weights" if row["weights"] == "random" else ""
+        total, least, most = (float(row[f"{name}_s"]) for name in ("total", "least", "most"))
+        return Ours(
+            total, math.nan, least, most, timing.PICTURES, "evaluate time", row["command"],
+            remark=f"ours: {row['hardware']}, {row['dtype']}{random}; least and most of {row['repeats']} calls",
+        )  # fmt: skip
+
+
+def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:
+    """Why a row of a leaderboard is no repetition of the paper's; empty where it is one.
+
+    today: the model's recipe as it is now.
+    """
+    recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
+    options = dict(pairwise(words))
+    n, whole = int(row["n"]), suite_size(column.suite) * int(options.get("--per-prompt", 1))
+    own_weights = any(word.startswith(f"{protocol}=") for word in words)
+    reasons = {
+        "of pictures that were drawn elsewhere": recipe is None,
+        "drawn by another recipe than today's": recipe is not None and recipe != today.record(),
+        "of other prompts than the published suite's": column.suite_sha256 not in ("", row["suite_sha256"]),
+        only_part(n, whole): n < whole,
+        "of an incomplete run": row["complete"] != "True",
+        "scored with weights that --weights gave, not the hub's": own_weights,
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+@cache
+def suite_size(suite: str) -> int:
+    """How many prompts the published suite has."""
+    return suites.card(suite).n
+
+
+def only_part(n: int, whole: int) -> str:
+    """The reason that stands by a result of some of a suite's pictures."""
+    return f"of {n:,} pictures of {whole:,} only"
+
+
+def cells(name: str, folder: Path) -> list[Cell]:
+    """Every cell of the table with ours out of the leaderboards in `folder`."""
+    known, results = {(column.part, column.metric): column for column in read_columns(name)}, Leaderboards(folder)
+    return [_cell(figure, known[figure.part, figure.metric], results) for figure in read_figures(name)]
+
+
+def _cell(figure: Figure, column: Column, results: Leaderboards) -> Cell:
+    if not figure.model:
+        return Cell(figure, column, None, "no recipe: the paper does not say which of its models this is")
+    recipe = results.recipe(figure.model)
+    if not column.ours:
+        return Cell(figure, column, None, column.why)
+    if column.is_setting:
+        settings = {"steps": recipe.steps, "parameters": recipe.about.parameters if recipe.about else None}
+        setting = settings[column.ours[0]]
+        if not setting:
+            return Cell(figure, column, None, "the recipe does not say")
+        return Cell(figure, column, Ours(float(setting), math.nan, math.nan, math.nan, 0, "recipe", ""), "")
+    if recipe.reported_only:
+        return Cell(figure, column, None, f"reported only: {recipe.reported_only}")
+    found = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
+    return Cell(figure, column, None, found) if isinstance(found, str) else Cell(figure, column, found, "")

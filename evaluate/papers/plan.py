@@ -1,0 +1,90 @@
+"""What a table lacks of ours, and running it."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.markup import escape
+
+from evaluate.console import console
+from evaluate.papers.figures import SECONDS
+from evaluate.papers.match import Leaderboards, Ours, cells, only_part, suite_size
+from prompts.io.errors import UserError
+
+TO_BE_TIMED = "they are the hardware's: run 'evaluate time --model NAME' where you want them measured"
+NEEDS_FILES = "it needs files that may not be passed on: 'evaluate run' with --weights and --reference"
+
+
+class Work(NamedTuple):
+    """What is to be run for a table: models and metrics by suite; and what is skipped, with the reason."""
+
+    runs: dict[str, tuple[list[str], list[str]]]
+    skipped: dict[str, list[str]]
+
+
+def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
+    """What is missing in `folder`: with `limit`, of the first so many prompts."""
+    table, results = cells(name, folder), Leaderboards(folder)
+    runs: dict[str, tuple[list[str], list[str]]] = {}
+    skipped: dict[str, list[str]] = {}
+
+    def skip(what: str, why: str) -> None:
+        if what not in skipped.setdefault(why, []):
+            skipped[why].append(what)
+
+    for cell in table:
+        model, suite = cell.figure.model, cell.column.suite
+        if not model or results.recipe(model).reported_only:
+            if not cell.column.is_setting:
+                skip(model or cell.figure.row, cell.missing)
+        elif cell.column.ours == (SECONDS,) and cell.ours is None:
+            skip(f"seconds of {model}", TO_BE_TIMED)
+        elif suite and cell.column.ours[0].startswith("fid/"):
+            if cell.ours is None or cell.ours.apart:
+                skip(f"{cell.column.ours[0]} of {model}", NEEDS_FILES)
+        elif suite and not _there(results.score(model, cell.column), suite, limit):
+            models, metrics = runs.setdefault(suite, ([], []))
+            models += [] if model in models else [model]
+            # All metrics of the suite together: what is scored is kept, and a model has one row.
+            wanted = [each.column.ours[0] for each in table if each.column.suite == suite]
+            metrics[:] = [metric for metric in dict.fromkeys(wanted) if not metric.startswith("fid/")]
+    return Work(runs, skipped)
+
+
+def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
+    """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
+    if isinstance(ours, str):
+        return False
+    whole = suite_size(suite)
+    return not ours.apart or (limit is not None and ours.apart == (only_part(ours.n, whole),) and ours.n >= limit)
+
+
+def run_missing(name: str, folder: Path, *, limit: int | None = None, device: str | None = None) -> bool:
+    """Run what is missing and can be run, after saying what that is.
+
+    Returns False where something failed; the rest is run all the same.
+    """
+    from evaluate.runs import run
+    from evaluate.runs.settings import from_options
+
+    work, say = missing(name, folder, limit=limit), console.print
+    for suite, (models, metrics) in work.runs.items():
+        count = min(limit or math.inf, suite_size(suite))
+        say(f"to run: {suite}, {count:,} prompts, {', '.join(metrics)}: {', '.join(models)}", highlight=False)
+    for why, what in work.skipped.items():
+        say(escape(f"skipped: {', '.join(what)}: {why}"), highlight=False)
+    if not work.runs:
+        say("nothing to run")
+    whole = True
+    for suite, (models, metrics) in work.runs.items():
+        for model in models:
+            try:
+                (settings,) = from_options(
+                    suite, [model], metrics, prompts=None, images=None, limit=limit, seed=0, per_prompt=1, batch=16,
+                    dtype=None, device=device, output=folder, shard="1/1",
+                )  # fmt: skip
+                whole &= run.run_and_tell(settings)
+            except UserError as error:  # of this model, for example its terms not accepted: the others go on
+                say(escape(f"{model} on {suite}: {error}"), highlight=False)
+                whole = False
+    return whole

@@ -1,0 +1,60 @@
+"""Images that somebody else made, found for the rows of a suite."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evaluate.images import read_image
+from evaluate.runs.blocks import Block, PromptSeed
+from evaluate.runs.store import DrawnImage, file_name
+from evaluate.weights import sha256
+from prompts.io.errors import UserError
+from prompts.io.files import text_sha256
+from prompts.suites import Prompt
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """Images by their path in `folder` without its suffix.
+
+    Raises UserError where there are none, or two of one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder; check the path")
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UserError(f"--images {folder}: no pictures there ({', '.join(sorted(SUFFIXES))}); check the path")
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"--images {folder}: two pictures are named {twice[0]!r}; remove one")
+    return dict(zip(names, paths, strict=True))
+
+
+def images_digest(folder: Path) -> str:
+    """Hash of the names and the bytes of all images in `folder`."""
+    return text_sha256("".join(f"{name} {sha256(path)}\n" for name, path in sorted(images_in(folder).items())))
+
+
+def existing_images(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[[Block], list[DrawnImage]]:
+    """What finds a block's images in `folder` and its subfolders.
+
+    A file is named by its prompt's id, with `-SEED` behind it where a prompt has several images, or by the prompt's
+    number in the suite, counted from 0. An image that is missing or cannot be read is an error in its row.
+    """
+    by_name = images_in(folder)
+    by_number = {int(name): path for name, path in by_name.items() if name.isdecimal()} if seeds == 1 else {}
+    number = {prompt.id: i for i, prompt in enumerate(prompts)}
+
+    def find(row: PromptSeed) -> DrawnImage:
+        name = row.prompt.id if seeds == 1 else f"{row.prompt.id}-{row.seed}"
+        path = by_name.get(name) or by_name.get(file_name(name)) or by_number.get(number[row.prompt.id])
+        if path is None:
+            other = f" or {number[row.prompt.id]}" if seeds == 1 else ""
+            return None, f"{folder}: no picture is named {file_name(name)}{other}", 1
+        try:
+            return read_image(path), None, 1
+        except UserError as error:
+            return None, str(error), 1
+
+    return lambda block: [find(row) for row in block.rows]

@@ -1,0 +1,189 @@
+"""Scores of images, and metrics of all of them together."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluate.console import Watch, console
+from evaluate.distribution import DistributionMetric, Estimate
+from evaluate.preprocess import Preprocess
+from evaluate.runs.blocks import Block
+from evaluate.runs.prefetch import prefetch
+from evaluate.runs.retry import RetryInHalves
+from evaluate.runs.settings import Settings
+from evaluate.runs.store import Store, StoredImage, write_json
+from evaluate.scorers import Images, Scorer, prepare_all
+from prompts.io.errors import UserError
+
+
+class Scores:
+    """One scorer's scores, a small file a block, which count only for the very images they were given for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, block: Block, images: Sequence[StoredImage]) -> list[dict[str, Any]] | None:
+        """Per row `{"picture", "score", "error"}`, or None where there are none for these images."""
+        try:
+            rows: list[dict[str, Any]] = json.loads((self.folder / f"{block.key}.json").read_text(encoding="utf-8"))
+            fits = [row["picture"] for row in rows] == [image.sha256 for image in images]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return rows if fits else None
+
+    def failed(self, block: Block, images: Sequence[StoredImage]) -> bool:
+        """Whether the block is to be tried again: it has no scores, or some of them are errors."""
+        rows = self.read(block, images)
+        return rows is None or any(row["error"] for row in rows)
+
+    def write(self, block: Block, rows: list[dict[str, Any]]) -> None:
+        """Keep a block's scores."""
+        write_json(self.folder / f"{block.key}.json", rows)
+
+
+def score_blocks(
+    settings: Settings,
+    blocks: Sequence[tuple[Block, Sequence[StoredImage]]],
+    store: Store,
+    loaded: Sequence[Scorer],
+    scores: Mapping[str, Scores],
+    *,
+    show: bool,
+) -> None:
+    """Score what has no scores, by protocol; the next blocks are read and prepared meanwhile."""
+    unscored = [(*pair, [s for s in loaded if scores[s.protocol].failed(*pair)]) for pair in blocks]
+    todo = [each for each in unscored if each[2]]
+    if not todo:
+        return
+    for scorer in dict.fromkeys(scorer for _, _, which in todo for scorer in which):
+        scorer.to(settings.device)
+    score, total = BlockScorer(say=console.print), sum(len(block.rows) for block, _, _ in todo)
+    with Watch(f"scoring {settings.model}", total, unit="picture", show=show) as watch:
+        ready = prefetch(lambda each: LoadedBlock.of(*each, store, settings.device), todo)
+        for (block, _, which), content in zip(todo, ready, strict=True):
+            for protocol, rows in score(content, which).items():
+                scores[protocol].write(block, rows)
+            watch.advance(len(block.rows))
+
+
+@dataclass(frozen=True)
+class LoadedBlock:
+    """A block's images, ready to be scored.
+
+    rows: per row what is known of its image, and why one that was drawn is unavailable. available: the others, uint8
+    `[3, H, W]`, with their prompts. prepared: what each `Preprocess` made of them; empty where one failed.
+    """
+
+    rows: Sequence[tuple[StoredImage, str | None]]
+    available: Sequence[tuple[Tensor, str]]
+    prepared: Mapping[Preprocess, Tensor]
+
+    @classmethod
+    def of(
+        cls, block: Block, images: Sequence[StoredImage], which: Sequence[Scorer], store: Store, device: str = "cpu"
+    ) -> "LoadedBlock":
+        """A block of `store`, prepared for the scorers. images: what the store says of its rows."""
+        rows: list[tuple[StoredImage, str | None]] = []
+        available = []
+        for row, image in zip(block.rows, images, strict=True):
+            pixels, error = None if image.file is None else store.open(block, image), image.error
+            if pixels is not None:
+                available.append((torch.from_numpy(pixels).permute(2, 0, 1).to(device), row.prompt.text))
+            elif image.file is not None:
+                error = f"{store.path(block, image)}: not the picture that was drawn; delete it and run again"
+            rows.append((image, error))
+        try:
+            prepared = prepare_all(which, _batch(available)) if available else {}
+        except Exception:  # whose it is comes out when each is scored by itself
+            prepared = {}
+        return cls(rows, available, prepared)
+
+
+def _batch(pairs: Sequence[tuple[Tensor, str]]) -> Images:
+    images = [image for image, _ in pairs]
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+
+class BlockScorer:
+    """Scores blocks: from what is prepared where that works, else in halves, so that an error finds its image."""
+
+    def __init__(self, *, say: Callable[[str], Any]):
+        self.say = say
+        self.alone: dict[str, RetryInHalves[tuple[Tensor, str], float]] = {}
+
+    def __call__(self, content: LoadedBlock, which: Sequence[Scorer]) -> dict[str, list[dict[str, Any]]]:
+        """Rows by protocol. An image that is unavailable has no score; a scorer that fails leaves its error."""
+        return {scorer.protocol: self._rows(scorer, content) for scorer in which}
+
+    def _rows(self, scorer: Scorer, content: LoadedBlock) -> list[dict[str, Any]]:
+        scores = iter(self._score(scorer, content) if content.available else ())
+        rows = []
+        for image, error in content.rows:
+            row = _row(*next(scores)) if error is None else _row(None, error if image.file else None)
+            rows.append({"picture": image.sha256, **row})
+        return rows
+
+    def _score(self, scorer: Scorer, content: LoadedBlock) -> Sequence[tuple[float | None, str | None]]:
+        in_halves = self.alone.get(scorer.protocol)
+        if scorer.prepare in content.prepared and (in_halves is None or in_halves.largest == math.inf):
+            prepared, texts = content.prepared[scorer.prepare], [text for _, text in content.available]
+            try:
+                with torch.inference_mode():
+                    scores = scorer.score_prepared(prepared, texts)
+                return [(value, None) for value in scores.double().tolist()]
+            except UserError:
+                raise
+            except Exception:  # which image's it is, or whether memory is short, comes out below
+                pass
+        if in_halves is None:
+            in_halves = RetryInHalves(partial(_score_together, scorer), name=scorer.protocol, say=self.say)
+            self.alone[scorer.protocol] = in_halves
+        return [(value, error) for value, error, _ in in_halves(content.available)]
+
+
+def _score_together(scorer: Scorer, pairs: Sequence[tuple[Tensor, str]]) -> list[float]:
+    with torch.inference_mode():
+        scores: list[float] = scorer.score(_batch(pairs), [text for _, text in pairs]).double().tolist()
+    return scores
+
+
+def _row(value: float | None, error: str | None) -> dict[str, Any]:
+    """A score as it is kept: JSON knows no NaN, and a score that is none is an error."""
+    if value is not None and not math.isfinite(value):
+        return {"score": None, "error": f"the score is {value}"}
+    return {"score": value, "error": error}
+
+
+def measure_blocks(
+    metrics: Sequence[DistributionMetric],
+    blocks: Sequence[tuple[Block, Sequence[StoredImage]]],
+    store: Store,
+    *,
+    show: bool,
+) -> dict[str, Any]:
+    """Value and interval of each distribution metric, from the images in the suite's order."""
+    if not metrics:
+        return {}
+    names, total = ", ".join(metric.protocol for metric in metrics), sum(len(block.rows) for block, _ in blocks)
+    with Watch(f"measuring {names}", total, unit="picture", show=show) as watch:
+        for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
+            for metric in metrics if content.available else ():
+                metric.update([image for image, _ in content.available], [text for _, text in content.available])
+            watch.advance(len(content.rows))
+    return {metric.protocol: _estimate(metric) for metric in metrics}
+
+
+def _estimate(metric: DistributionMetric) -> dict[str, Any]:
+    """A distribution metric, as records hold it; one that is unavailable says why in its note."""
+    try:
+        estimate = metric.compute()
+    except ValueError as error:
+        estimate = Estimate(math.nan, math.nan, math.nan, 0, str(error))
+    return asdict(estimate) | {"weights_sha256": metric.weights_sha256}
