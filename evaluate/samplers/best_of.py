@@ -16,7 +16,7 @@ from evaluate.pipelines import Recipe
 from evaluate.samplers import stock
 
 
-class Options(BaseModel):
+class BestOfOptions(BaseModel):
     """n: candidates per image. scorer: what chooses, by its default weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,8 +28,8 @@ class Options(BaseModel):
 class BestOf:
     """Best of n."""
 
-    def __init__(self, options: Options):
-        self.options, self.stock = options, stock.Stock(stock.Options())
+    def __init__(self, options: BestOfOptions):
+        self.options, self.stock = options, stock.Stock(stock.StockOptions())
         self.scorer = scorers.load(options.scorer)
         self.weights_sha256 = self.scorer.weights_sha256
 
@@ -58,4 +58,4 @@ class BestOf:
         return best
 
 
-build = BestOf
+Options, build = BestOfOptions, BestOf

@@ -11,7 +11,7 @@ from evaluate import families
 from evaluate.pipelines import Recipe, generator, noise
 
 
-class Options(BaseModel):
+class StockOptions(BaseModel):
     """There are none: the recipe says everything."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,7 +22,7 @@ class Stock:
 
     weights_sha256 = None
 
-    def __init__(self, options: Options):
+    def __init__(self, options: StockOptions):
         self.options = options
 
     @torch.no_grad()
@@ -53,4 +53,4 @@ class Stock:
         return images
 
 
-build = Stock
+Options, build = StockOptions, Stock
