@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from align.networks.lora import Adapted, LoraConfig, _add_adapter
+from align.networks.sharding import is_sharded
 
 
 class Roles:
@@ -66,7 +66,7 @@ class Roles:
     @contextmanager
     def constant(self, role: nn.Module) -> Iterator[None]:
         """Within: nothing is kept for the gradient of what `role` trains. Sharded parameters stay as they are: FSDP2 copies this once."""
-        parameters = [p for p in self.trainable(role).values() if p.requires_grad and not isinstance(p, DTensor)]
+        parameters = [p for p in self.trainable(role).values() if p.requires_grad and not is_sharded(p)]
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:

@@ -4,13 +4,12 @@ States on disk are whole tensors, so that they can be resumed by any number of p
 """
 
 import copy
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
@@ -33,20 +32,32 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
 
 def sync(role: nn.Module, on: bool) -> None:
     """Whether the next backward pass sums gradients over processes, for the network a role is stored in."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in role.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(on, recurse=False)
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether this is a part of a tensor that is spread over processes."""
+    # Importing what says so takes seconds, and where nothing has, nothing is sharded.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded. Every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A copy of a whole tensor where `parameter` is, and sharded as it is: this process's part alone goes to the device."""
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return tensor.to(parameter.device, copy=True)
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
     rows = -(-len(tensor) // mesh.size())  # `fully_shard` cuts the first dimension as torch.chunk does
     part = tensor[mesh.get_local_rank() * rows :][:rows].to(parameter.device, copy=True)
@@ -66,7 +77,7 @@ def gathered(tree: Any) -> Any:
     # torch.distributed.checkpoint.state_dict steps an optimiser that has no states yet: then saving would change what is trained.
     if isinstance(tree, Tensor):
         whole = full(tree)
-        return (whole.cpu() if isinstance(tree, DTensor) else whole) if first() else None
+        return (whole.cpu() if is_sharded(tree) else whole) if first() else None
     if isinstance(tree, Mapping):
         found = {key: gathered(value) for key, value in tree.items()}
         return found if first() else {}
