@@ -35,7 +35,11 @@ def run(
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and pictures go.")] = Path("leaderboards"),
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
 ) -> None:  # fmt: skip
-    """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption."""
+    """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption.
+
+    Several models are shown side by side at the end, each with its wins over those named before it.
+    """
+    from evaluate.results import side_by_side
     from evaluate.runs import run as runner
     from evaluate.runs.settings import from_options
 
@@ -43,8 +47,10 @@ def run(
         suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
         dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
     )  # fmt: skip
-    outcomes = [runner.run_and_tell(each) for each in settings]
-    if not all(outcomes):
+    runs = [records for each in settings if (records := runner.run_and_tell(each))]
+    if len(runs) > 1:
+        side_by_side.show(runs, side_by_side.side_by_side(runs))
+    if not all(records.complete for records in runs):
         raise typer.Exit(4)
 
 
@@ -166,15 +172,28 @@ def summary(
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A records file, or the folder of a run.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same suite and metrics.")],
+    others: Annotated[list[Path], typer.Argument(metavar="B...", help="Another of the same suite and metrics, or several.")],
     by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv; of several .csv or .md.")] = None,
 ) -> None:  # fmt: skip
-    """Hold two runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate."""
+    """Hold runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate.
+
+    Of more than two: every mean, and each one's wins over those named before it.
+    """
     from evaluate.results import compare as comparison
+    from evaluate.results import side_by_side
     from evaluate.results.records import Records
 
-    one, other = Records.load(a), Records.load(b)
+    if len(others) > 1:
+        if by:
+            raise UserError(f"--by {by}: groups are compared between two runs; name two")
+        runs = [Records.load(path) for path in (a, *others)]
+        figures = side_by_side.side_by_side(runs)
+        side_by_side.show(runs, figures)
+        if output:
+            side_by_side.write(output, runs, figures)
+        return
+    one, other = Records.load(a), Records.load(others[0])
     rows = comparison.compare(one, other, by=by)
     comparison.show(one, other, rows)
     if output:

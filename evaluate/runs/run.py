@@ -30,15 +30,15 @@ from prompts.io.errors import UserError
 from prompts.io.files import text_sha256
 
 
-def run_and_tell(settings: Settings) -> bool:
-    """Run, and print the row. Returns False where pictures or scores are missing for good."""
+def run_and_tell(settings: Settings) -> Records | None:
+    """Run, and print the row. Returns its records, or None where blocks are left to other shards."""
     path = run(settings)
     if path is None:
-        return True
+        return None
     records = Records.load(path)
     summary.show(records, summary.summarise(records))
     console.print(f"row in {settings.output / settings.suite.name}.csv, records in {path}")
-    return bool(records.complete)
+    return records
 
 
 def run(

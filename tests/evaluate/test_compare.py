@@ -11,6 +11,9 @@ from scipy import stats
 
 from evaluate.results.compare import ComparedMetric, compare, show, write
 from evaluate.results.csv_io import read_csv
+from evaluate.results.side_by_side import show as show_all
+from evaluate.results.side_by_side import side_by_side
+from evaluate.results.side_by_side import write as write_all
 from evaluate.results.stats import wilson
 from prompts.io.errors import UserError
 
@@ -87,3 +90,37 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "B is incomplete: 4 of 9 records" in said
     assert "only in B: extra" in said
+
+
+def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c = np.array([5.0, 2.0, 2.0, 9.0])
+    runs = [make({"m": a, "n": a}, model=name) for name, a in (("one", A), ("two", B))]
+    runs.append(make({"m": c}, model="three"))
+    figures = side_by_side(runs)
+    assert {figure.metric for figure in figures} == {"m"}, "a metric that one lacks is left out"
+    means = {figure.model: figure.value for figure in figures if not figure.over}
+    assert means == {"one": A.mean(), "two": B.mean(), "three": c.mean()}
+    wins = {(figure.over, figure.model): (figure.value, figure.low, figure.high) for figure in figures if figure.over}
+    assert wins == {
+        ("one", "two"): (0.625, *wilson(0.625, 4)),
+        ("one", "three"): (0.625, *wilson(0.625, 4)),
+        ("two", "three"): (0.625, *wilson(0.625, 4)),
+    }
+    wins_of_two = {(f.over, f.model): f.value for f in side_by_side([runs[2], runs[0], runs[1]]) if f.over}
+    assert wins_of_two == {("three", "one"): 0.375, ("three", "two"): 0.375, ("one", "two"): 0.625}
+
+    show_all(runs, figures)
+    shown = capsys.readouterr()
+    assert "ahead of two" in shown.out + shown.err
+    write_all(tmp_path / "t.md", runs, figures)
+    text = (tmp_path / "t.md").read_text()
+    assert text.splitlines()[0] == "|  | one | two | three |"
+    assert "| m, ahead of one |  | 62% [" in text and "| m | 2.500 (" in text
+    write_all(tmp_path / "t.csv", runs, figures)
+    assert len(read_csv(tmp_path / "t.csv")) == 6
+    with pytest.raises(UserError, match="two runs are both called one"):
+        side_by_side([runs[0], runs[0]])
+    with pytest.raises(UserError, match="one and four: suite is parti in one and hpsv2"):
+        side_by_side([runs[0], make({"m": A}, model="four", suite="hpsv2")])
+    with pytest.raises(UserError, match=r"\.csv or \.md"):
+        write_all(tmp_path / "t.txt", runs, figures)

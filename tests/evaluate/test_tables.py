@@ -498,7 +498,7 @@ def test_a_model_that_fails_leaves_the_others(
 
     tried: list[str] = []
 
-    def refuse(settings: Settings) -> bool:
+    def refuse(settings: Settings) -> None:
         tried.append(settings.model)
         raise UserError(f"{settings.model}: terms are not accepted")
 

@@ -1,0 +1,115 @@
+"""Any number of runs of one suite in one table: every metric's mean, and the share of prompts on which a run is ahead of those before it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from evaluate.results.compare import compare, mismatch
+from evaluate.results.csv_io import write_csv
+from evaluate.results.records import Records
+from evaluate.results.stats import percent
+from evaluate.results.summary import summarise
+from prompts.io.errors import UserError
+from prompts.io.files import replace
+
+
+class SharedMetric(NamedTuple):
+    """What one run says of one metric.
+
+    over: the model that `value` is a share of wins over, "" where it is the metric's own mean. error: standard error, clustered by
+    prompt; low, high: 95 % interval, of a share (Wilson 1927) or of a metric of the whole set. NaN for what there is none of.
+    """
+
+    metric: str
+    over: str
+    model: str
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
+    """Every metric that all runs have. Raises UserError where two runs cannot be compared, or have one name."""
+    models = [run.meta["model"] for run in runs]
+    if len(set(models)) < len(models):
+        raise UserError(f"two runs are both called {next(m for m in models if models.count(m) > 1)}; leave one out")
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if reason := mismatch(other, run):
+                raise UserError(f"{other.meta['model']} and {run.meta['model']}: {reason}, so they cannot be compared")
+    means = {run.meta["model"]: {row.metric: row for row in summarise(run)} for run in runs}
+    shared = [metric for metric in means[models[0]] if all(metric in rows for rows in means.values())]
+    wins = {
+        (row.metric, other.meta["model"], run.meta["model"]): row
+        for i, run in enumerate(runs)
+        for other in runs[:i]
+        for row in compare(other, run)
+    }
+    figures = []
+    for metric in shared:
+        for model in models:
+            row = means[model][metric]
+            figures.append(SharedMetric(metric, "", model, row.mean, row.error, row.low, row.high))
+        for over in models[:-1]:
+            for model in models:
+                if won := wins.get((metric, over, model)):
+                    figures.append(SharedMetric(metric, over, model, won.win_rate, math.nan, won.win_low, won.win_high))
+    return figures
+
+
+def _text(figure: SharedMetric) -> str:
+    if figure.over:
+        return percent(figure.value, figure.low, figure.high)
+    if not math.isnan(figure.low):
+        return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f}" + ("" if math.isnan(figure.error) else f" ({figure.error:.3f})")
+
+
+def lines(figures: Sequence[SharedMetric]) -> tuple[list[str], list[list[str]]]:
+    """A head, and a line for each metric and for each share of wins, as texts."""
+    models = list(dict.fromkeys(figure.model for figure in figures))
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for figure in figures:
+        table.setdefault((figure.metric, figure.over), {})[figure.model] = _text(figure)
+    return ["", *models], [
+        [f"{metric}, ahead of {over}" if over else metric, *(cells.get(model, "") for model in models)]
+        for (metric, over), cells in table.items()
+    ]
+
+
+def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
+    """Print the table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from evaluate.console import printer
+
+    head, rows = lines(figures)
+    table = Table(
+        title=escape(f"{runs[0].meta['suite']}, {len(runs[0].by_prompt()):,} prompts"),
+        caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score, ties counted half",
+    )
+    for i, name in enumerate(head):
+        table.add_column(escape(name), justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = printer()
+    console.print(table)
+    for run in runs:
+        if run.missing:
+            console.print(f"{run.meta['model']} is incomplete: {run.missing}")
+
+
+def write(path: Path, runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
+    """Write the figures as .csv, a line each, or the table as .md."""
+    if path.suffix == ".csv":
+        write_csv([{"suite": runs[0].meta["suite"]} | figure._asdict() for figure in figures], path)
+    elif path.suffix == ".md":
+        head, rows = lines(figures)
+        rule = ["---", *("---:" for _ in head[1:])]
+        text = "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
+        replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    else:
+        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv or .md")
