@@ -69,11 +69,11 @@ def pretrain(
 
 @app.command()
 def reward(
-    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="JSON lines with the keys prompt, preferred, rejected; the last two are picture files.")],
+    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="JSON lines with the keys prompt, preferred, rejected; the last two are image files.")],
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")] = "shapes-preference",
     config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
 ) -> None:  # fmt: skip
-    """Train a preference model on pairs of pictures of one prompt (Bradley-Terry)."""
+    """Train a preference model on pairs of images of one prompt (Bradley-Terry)."""
     from align import commands as runs
     from align.presets.load import resolve
     from align.world.config import REWARD
@@ -92,10 +92,10 @@ def sample(
         list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")
     ],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The PNG to write.")] = Path("sample.png"),
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images a prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Draw pictures from a checkpoint, one row a prompt."""
+    """Draw images from a checkpoint, one row a prompt."""
     from align import commands as runs
 
     runs.sample(checkpoint, prompt, output, n=n, seed=seed)

@@ -99,17 +99,17 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     from evaluate import pipelines, samplers
 
     if output.suffix.lower() != ".png":
-        raise UserError(f"--output {output}: pictures are written as PNG; give it a name ending in .png")
+        raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
     pipeline, how = pipelines.load(checkpoint), pipelines.recipe(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    pictures = samplers.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
+    images = samplers.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
     try:
-        save_grid(pictures, output, columns=n)
+        save_grid(images, output, columns=n)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
-    console.print(f"{output}: {len(prompts)} x {n} pictures of {checkpoint}, seed {seed}")
+    console.print(f"{output}: {len(prompts)} x {n} images of {checkpoint}, seed {seed}")
 
 
 def export(

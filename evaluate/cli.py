@@ -23,19 +23,19 @@ def run(
     model: Annotated[list[str], typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe; with --images a name for who made them. Repeat it for more.")],
     metric: Annotated[Optional[list[str]], typer.Option("--metric", metavar="NAME", help="'evaluate metrics' lists them; by default the suite's own. Repeat it for more.")] = None,
     prompts: Annotated[Optional[Path], typer.Option("--prompts", metavar="FILE", help="A local copy of the suite's file; its hash is checked.")] = None,
-    images: Annotated[Optional[Path], typer.Option("--images", metavar="DIR", help="Score these pictures, named by prompt id or number, in place of drawing.")] = None,
+    images: Annotated[Optional[Path], typer.Option("--images", metavar="DIR", help="Score these images, named by prompt id or number, in place of drawing.")] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures a prompt, from seeds that follow --seed.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once; part of what makes a picture, to its last bits.")] = 16,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Images a prompt, from seeds that follow --seed.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")] = 16,
     dtype: Annotated[Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32.")] = None,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     weights: Annotated[Optional[list[str]], typer.Option("--weights", metavar="METRIC=PATH", help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.")] = None,
-    reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real pictures that FID compares with.")] = None,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and pictures go.")] = Path("leaderboards"),
+    reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real images that FID compares with.")] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and images go.")] = Path("leaderboards"),
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
 ) -> None:  # fmt: skip
-    """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption."""
+    """Draw a suite's images, score them, and write records and a leaderboard row. Run it again after an interruption."""
     from evaluate.runs import run as runner
     from evaluate.runs.settings import from_options
 
@@ -50,7 +50,7 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """List what can be measured, scorers of a picture and metrics of a whole set, and what each was held against."""
+    """List what can be measured, scorers of an image and metrics of a whole set, and what each was held against."""
     from rich.table import Table
 
     from evaluate import distribution, scorers
@@ -61,7 +61,7 @@ def metrics() -> None:
     table.add_column("of", no_wrap=True)
     table.add_column("verified by")
     table.add_column("what it is")
-    for kind, of in ((scorers, "a picture"), (distribution, "a set")):
+    for kind, of in ((scorers, "an image"), (distribution, "a set")):
         verified = kind.verified()
         for name, text in kind.variants().items():
             table.add_row(name, of, verified.get(name, "not verified"), text)
@@ -207,14 +207,14 @@ def baseline(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page; its pictures go into FILE's name with _files.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page; its images go into FILE's name with _files.")] = Path("report.html"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is no report.")] = False,
 ) -> None:  # fmt: skip
-    """Write a page to look at: leaderboard, distributions, pictures side by side, and training curves. It needs no network."""
+    """Write a page to look at: leaderboard, distributions, images side by side, and training curves. It needs no network."""
     from evaluate import report as reporting
 
     written = reporting.report(runs, output, overwrite=overwrite)
-    print(f"{written.page}: {written.pictures:,} pictures beside it; open it in a browser")
+    print(f"{written.page}: {written.images:,} images beside it; open it in a browser")
 
 
 class Inconclusive(StrEnum):
@@ -261,11 +261,11 @@ def time_model(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only the model's configs and tokenizers are needed.")] = False,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures a call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a call.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path("leaderboards"),
 ) -> None:  # fmt: skip
-    """Time a model: seconds for 10 pictures, by stage, and peak memory. Writes a row of timings.csv."""
+    """Time a model: seconds for 10 images, by stage, and peak memory. Writes a row of timings.csv."""
     import torch
 
     from evaluate.bench import timing

@@ -42,12 +42,12 @@ class ScorerMetric(Metric):
         self.add_state("moments", torch.zeros(3, dtype=torch.float64), dist_reduce_fx=merge_moments)
 
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Add pictures `[B, 3, H, W]`, or a list of them, and their prompts. A score that is no number is a ValueError."""
+        """Add images `[B, 3, H, W]`, or a list of them, and their prompts. A score that is no number is a ValueError."""
         with torch.no_grad():
             scores = self.scorer.score(images, prompts).double()
         if not scores.isfinite().all():
             bad = int(torch.nonzero(~scores.isfinite())[0, 0])
-            raise ValueError(f"{self.scorer.protocol}: the score of picture {bad} is {scores[bad].item()}; look at the picture")
+            raise ValueError(f"{self.scorer.protocol}: the score of image {bad} is {scores[bad].item()}; look at the image")
         mean = scores.mean()
         own = torch.stack([scores.new_tensor(len(scores)), mean, (scores - mean).square().sum()])
         self.moments = merge_moments(torch.stack([self.moments, own.to(self.moments.device)]))

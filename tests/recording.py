@@ -18,7 +18,7 @@ def make(scores: Mapping[str, np.ndarray], *, seeds: int = 1, **meta: Any) -> Re
     frame = pd.DataFrame(
         {
             "id": [f"parti/{i:04d}" for i in prompts],
-            "prompt": [f"=a picture, number {i}" for i in prompts],
+            "prompt": [f"=an image, number {i}" for i in prompts],
             "group.category": np.where(prompts % 2, "Animals", "World Knowledge"),
             "seed": np.arange(n) % seeds,
             "image_sha256": [f"{i:064x}" for i in range(n)],

@@ -60,6 +60,6 @@ SMALL_RUN: dict[str, Any] = {
     "sigmas": {"name": "lognormal", "parameters": {"mean": 0.0, "std": 1.2}},
     "divergence": {"weight": "inverse_norm"},
     "student": {"learning_rate": 1e-3}, "assistant": {"learning_rate": 1e-3, "warmup": 1}, "ema": 0.5,
-    "held_out": {"scorers": {"shapes/oracle": 0.5}, "prompts": "shapes:test", "pictures": 4, "every": 5, "guard": "off"},
+    "held_out": {"scorers": {"shapes/oracle": 0.5}, "prompts": "shapes:test", "images": 4, "every": 5, "guard": "off"},
     "save_every": 100, "sample_every": 100,
 }  # fmt: skip

@@ -22,7 +22,7 @@ UNET = {
 
 
 def vae(scaling_factor: float, blocks: int = 4) -> Any:
-    """With four blocks latents are an eighth of the picture along each side, as all of the published ones have it."""
+    """With four blocks latents are an eighth of the image along each side, as all of the published ones have it."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -105,7 +105,7 @@ def sdxl(folder: Path, blocks: int = 4) -> Any:
 
 
 def pixart(folder: Path, sample_size: int = 8, blocks: int = 4) -> Any:
-    """sample_size 128 is the network for 1024 x 1024, which is told the picture's size."""
+    """sample_size 128 is the network for 1024 x 1024, which is told the image's size."""
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evaluate import pipelines
 
-#: Pictures are this size: 8 x 8 latents.
+#: Images are this size: 8 x 8 latents.
 SIDE = 64
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

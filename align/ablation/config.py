@@ -10,7 +10,7 @@ from align.options import Config
 
 #: The cell that all others are compared with: what a sweep starts from, unchanged.
 CENTRE = "centre"
-#: Before a scorer's name: the share of pictures that it prefers to those of `Measure.over`.
+#: Before a scorer's name: the share of images that it prefers to those of `Measure.over`.
 WIN = "win/"
 
 
@@ -42,7 +42,7 @@ class Measure(Config):
 
     prompts: str
     captions: PositiveInt
-    pictures: PositiveInt = Field(2, description="of each caption")
+    images: PositiveInt = Field(2, description="of each caption")
     over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
     metrics: dict[str, Literal["higher", "lower"]] = Field(
         min_length=1, description="scorer, win/SCORER or set metric -> which is better; the first is the reward, a scorer"
@@ -57,10 +57,10 @@ class Measure(Config):
 
 class Baseline(Config):
     """What the runs of a sweep are held against without training: a model as it is, or the best of several of its
-    pictures."""
+    images."""
 
     model: str
-    best_of: PositiveInt = Field(1, description="pictures a caption, of which the one that the reward likes best is measured")
+    best_of: PositiveInt = Field(1, description="images a caption, of which the one that the reward likes best is measured")
     steps: PositiveInt | None = Field(None, description="in place of the model's own")
     guidance_scale: PositiveFloat | None = Field(None, description="in place of the model's own")
 

@@ -1,4 +1,4 @@
-"""Every metric of a sweep over its reward, as a picture for light and dark pages."""
+"""Every metric of a sweep over its reward, as a plot for light and dark pages."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from align.ablation.config import CENTRE, SweepConfig
 
 
 def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
-    """Limit a picture to the curves' cells and half as much around them; returns the cells that are outside."""
+    """Limit a plot to the curves' cells and half as much around them; returns the cells that are outside."""
     x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
     if not (np.isfinite(x).any() and np.isfinite(y).any()):
         return []
@@ -68,7 +68,7 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
             axes.set_ylabel(f"{metric} ({config.measure.metrics[metric]} is better)")
             axes.patch.set_alpha(0)
             if outside := _look_at(axes, places, drawn):
-                axes.set_title(f"outside the picture: {', '.join(outside)}", fontsize=7)
+                axes.set_title(f"outside the plot: {', '.join(outside)}", fontsize=7)
         if config.curves:
             figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         figure.patch.set_alpha(0)

@@ -218,7 +218,7 @@ def carry_out(folder: Path) -> bool:
         found = measure(str(folder / "checkpoint"), options, cache=cache)
         if found["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
-            stopped = {"step": last, "why": "the generator draws pictures that are not finite", "by": "divergence"}
+            stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
     _write(folder / "result.json", {"stopped": stopped, **found, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True

@@ -1,4 +1,4 @@
-"""A sweep's table, its answers and its picture: in the terminal and as files."""
+"""A sweep's table, its answers and its image: in the terminal and as files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -61,12 +61,12 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
     """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md` and `curves.svg` into `folder`."""
     found, (header, rows) = findings(config, results), _table(config, results)
-    pictures = config.measure.captions * config.measure.pictures
+    images = config.measure.captions * config.measure.images
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
     caption = (
         f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 % interval]. "
-        f"{pictures:,} pictures of {config.measure.captions:,} captions of {config.measure.prompts} a run."
+        f"{images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} a run."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}

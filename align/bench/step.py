@@ -44,7 +44,7 @@ LIBRARIES = (
 )  # fmt: skip
 FIGURES = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
-PROMPTS = "\n".join(f"picture {number} of a circle" for number in range(64))  # padded, so any do
+PROMPTS = "\n".join(f"image {number} of a circle" for number in range(64))  # padded, so any do
 
 
 def bench(

@@ -20,7 +20,7 @@ class HeldOut(Config):
 
     scorers: dict[str, NonNegative] = Field({}, description="scorer -> the fall, in its units, that trips the guard")
     prompts: str | None = None
-    pictures: PositiveInt = 64
+    images: PositiveInt = 64
     every: PositiveInt = Field(50, description="steps")
     guard: Literal["stop", "warn", "off"] = "warn"
 
@@ -53,7 +53,7 @@ class TrainConfig(Config):
         None, description="folder of the encoded prompts; by default one below ALIGN_CACHE or ~/.cache"
     )
     steps: PositiveInt
-    batch_size: PositiveInt = Field(description="global: pictures a step, over all processes and micro-batches")
+    batch_size: PositiveInt = Field(description="global: images a step, over all processes and micro-batches")
     accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
     sigmas: Sigmas = Sigmas()
     divergence: Divergence = Divergence()

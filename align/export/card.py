@@ -63,19 +63,19 @@ DRAW = {
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
-pipeline({prompt!r}, {arguments}).images[0].save("picture.png")
+pipeline({prompt!r}, {arguments}).images[0].save("image.png")
 """,
     "recipe": """from evaluate import pipelines, samplers
 
 pipeline, how = pipelines.load({place!r}), pipelines.recipe({place!r})
-pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+images = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
     "fetched recipe": """from evaluate import pipelines, samplers
 from huggingface_hub import snapshot_download
 
 folder = snapshot_download({place!r})
 pipeline, how = pipelines.load(folder), pipelines.recipe(folder)
-pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+images = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
 }
 #: What stands before the code of a kind.
@@ -159,7 +159,7 @@ def _head(run: Mapping[str, Any], kind: Kind, name: str, rows: Sequence[Mapping[
     results = [
         EvalResult(
             task_type="text-to-image", dataset_type=hub.redact(row["suite"]), dataset_name=hub.redact(row["suite"]),
-            metric_type=hub.redact(metric), metric_value=value, metric_args={"pictures": row[f"{metric} n"]},
+            metric_type=hub.redact(metric), metric_value=value, metric_args={"images": row[f"{metric} n"]},
         )
         for row in rows
         for metric in _measured(row)
@@ -212,9 +212,9 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Method": f"{plain(paper.name)} (`{config.method}`)",
         "Preset": _preset(config, run),
-        "Steps": f"{updates:,} of the generator, {updates * batch:,} pictures; "
-        f"{(u := min(run['step'], warm) + updates * config.assistant.updates):,} of the assistant, {u * batch:,} pictures; batch {batch:,}",
-        "Prompts": f"{code(public(config.prompts))}, {run['prompts']:,}; no pictures but the generator's own",
+        "Steps": f"{updates:,} of the generator, {updates * batch:,} images; "
+        f"{(u := min(run['step'], warm) + updates * config.assistant.updates):,} of the assistant, {u * batch:,} images; batch {batch:,}",
+        "Prompts": f"{code(public(config.prompts))}, {run['prompts']:,}; no images but the generator's own",
         "Reference": _source(run, "reference") + (f", all but the network from {_source(run, 'pipeline')}" if config.pipeline else ""),
         "Started from": _source(run, "initial" if config.initial else "reference"),
         "Rewards": ", ".join(rewards) or "none",
@@ -272,7 +272,7 @@ def _row(row: Mapping[str, str]) -> list[str]:
         low, high = (row.get(f"{metric} {name}", "") for name in ("low", "high"))
         spread = f"[{low}, {high}]" if low else f"se {row.get(f'{metric} se', '-')}"
         cells.append([plain(text) for text in (metric, row[metric], spread, row[f"{metric} n"])])
-    said = f"On {plain(row['suite'])}, {plain(row['n'])} pictures:"
+    said = f"On {plain(row['suite'])}, {plain(row['n'])} images:"
     return [said, "", *table(["metric", "mean", "interval or error", "n"], cells), ""]
 
 

@@ -172,7 +172,7 @@ def _prepare(run: setup.Run, tracker: Tracker) -> None:
     """Give optimisers their states, and count what is there from the first step on."""
     tracker.hold("average", run.average.values.values())
     if watched := run.samples.sampler.batch:
-        tracker.hold("watched pictures", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
+        tracker.hold("watched images", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
     for learner in run.learners.values():
         for parameter in learner.parameters.values():
             parameter.grad = torch.zeros_like(parameter)

@@ -1,6 +1,6 @@
 """The losses of Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*.
 
-Notation: `x = x0 + sigma * noise` is the student's picture `x0 = G(z)` with noise added. `assistant` and `reference` are
+Notation: `x = x0 + sigma * noise` is the student's image `x0 = G(z)` with noise added. `assistant` and `reference` are
 denoisers `(x: [B, ...], sigma: [B]) -> x0_hat: [B, ...]` bound to their prompts; the assistant follows the student's
 distribution, the reference is what the student must stay close to. `u = assistant(x) - reference(x)` is the difference of
 their scores times sigma^2.

@@ -20,7 +20,7 @@ class Reward(Config):
     """A scorer that training maximises."""
 
     scorer: str
-    scale: float = Field(description="alpha_rew, per picture, where the divergence is summed over C, H, W")
+    scale: float = Field(description="alpha_rew, per image, where the divergence is summed over C, H, W")
     weights: str | None = Field(None, description="a local path in place of the scorer's own")
 
 
@@ -34,7 +34,7 @@ class Rewards:
             scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
             if not scorer.differentiable:
                 raise UserError(
-                    f"rewards: {reward.scorer!r} passes no gradient to pictures, so nothing can be trained on it; choose another"
+                    f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose another"
                 )
             self.scorers[reward.scorer], self.scales[reward.scorer] = scorer, reward.scale
 
@@ -64,8 +64,8 @@ class Rewards:
         total = torch.cat(values) + linear.flatten(1).sum(1)
         return total, {name: torch.cat([each[name] for each in scores]) for name in self.scorers}
 
-    def of(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same for pictures `[B, 3, H, W]` in [0, 1]."""
-        scores = scorers.score_all(self.scorers, pictures, prompts)
+    def of(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images `[B, 3, H, W]` in [0, 1]."""
+        scores = scorers.score_all(self.scorers, images, prompts)
         total = torch.stack([self.scales[name] * score for name, score in scores.items()]).sum(0)
         return total, {name: score.detach() for name, score in scores.items()}

@@ -40,10 +40,10 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
     return pipeline, pipelines.recipe(result)
 
 
-def pictures_of(
+def images_of(
     model: str, prompts: list[str], *, title: str, seed: int = SEED, sampler: dict[str, Any] | None = None, **overrides: Any
 ) -> Tensor:
-    """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
+    """One image per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
     how = pipelines.recipe(model)
     how = how.model_copy(update={"sampler": sampler}) if sampler else how
     return _draw(pipelines.load(model), how, prompts, title=title, seed=seed, **overrides)
@@ -100,7 +100,7 @@ def report(config: TrainConfig, output: Path) -> None:
     prompts = [available[i % len(available)] for i in range(config.report)]
     start, result = config.initial or config.reference, str(output / "checkpoint")
     before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
-    after = pictures_of(result, prompts, title="drawing the result")
+    after = images_of(result, prompts, title="drawing the result")
     rewards = [reward.scorer for reward in config.rewards]
     scored = score(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
     rows = compare(scored)

@@ -34,7 +34,7 @@ def fixed_batch(
     if not held.scorers and not config.sample_every:
         return None
     prompts = read_prompts(held.prompts or config.prompts)
-    n = held.pictures if held.scorers else GRID
+    n = held.images if held.scorers else GRID
     n = n if limit is None else min(n, limit)
     generator = torch.Generator().manual_seed(seeded(config.seed, 3))
     picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
@@ -92,7 +92,7 @@ class Validation:
         """Every held-out score, and the reward, of the student's images, each `[images]`."""
         batch = self.sampler.batch
         assert batch is not None
-        with record_function("held-out pictures"):
+        with record_function("held-out images"):
             images = self.sampler.decoder(self.sampler.latents(student, len(batch.prompts)))
             seen = {f"held_out/{name}": scorer.score(images, batch.prompts) for name, scorer in self.scorers.items()}
             if self.rewards:

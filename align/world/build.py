@@ -18,7 +18,7 @@ from align.config.train import TRAIN
 from align.export.pipeline import copy
 from align.presets.load import resolve
 from align.run_folder import opened
-from align.training.compare import pictures_of
+from align.training.compare import images_of
 from align.training.loop import train
 from align.training.validation import save_grid
 from align.world import pretrain, reward_model
@@ -34,7 +34,7 @@ from prompts.shapes.taste import TIE, preference
 
 #: Pairs that the weak preference model learns from: few, on purpose.
 FEW = 1500
-#: Pairs by the generator that drew both pictures, ties left out afterwards. `weak` is the base generator aligned with the weak model.
+#: Pairs by the generator that drew both images, ties left out afterwards. `weak` is the base generator aligned with the weak model.
 MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions a family and figure
@@ -122,14 +122,14 @@ def _place_network(run: Path, target: Path) -> None:
 
 
 def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "") -> Path:
-    """Pairs of pictures that `model` drew of `n` training captions, labelled by the rule in `prompts.shapes.taste` before they are
+    """Pairs of images that `model` drew of `n` training captions, labelled by the rule in `prompts.shapes.taste` before they are
     rounded to 8 bits; ties are left out. Returns the file that `align reward` reads."""
     path = folder / "pairs.jsonl"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     prompts = sample_captions(n, split="train", seed=seed)
-    drawn = pictures_of(
+    drawn = images_of(
         model,
         [prompt for prompt in prompts for _ in range(2)],
         title=f"drawing pairs of {source or model}",
@@ -142,9 +142,9 @@ def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "")
         if not preferred:
             continue
         row = {"prompt": prompt, "source": source}
-        for key, picture in zip(("preferred", "rejected"), pair[::-preferred], strict=True):
+        for key, image in zip(("preferred", "rejected"), pair[::-preferred], strict=True):
             row[key] = f"{i:05d}-{key}.png"
-            Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
+            Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
         rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -166,7 +166,7 @@ def draw_samples(path: Path, *, columns: int = 8) -> None:
     shown = (("one", "count", "pair", "pair")[i % 4] for i in range(columns))
     prompts = [sample_captions(columns, split="test", seed=11, family=family)[i] for i, family in enumerate(shown)]
     rows = [torch.from_numpy(render(prompts, seed=1))]
-    rows += [pictures_of(f"shapes/{model}", prompts, title=f"drawing {model}") for model in ("teacher", "base", "aligned")]
+    rows += [images_of(f"shapes/{model}", prompts, title=f"drawing {model}") for model in ("teacher", "base", "aligned")]
     save_grid(torch.cat(rows), path, columns=columns)
 
 
@@ -176,15 +176,15 @@ def measure() -> dict[str, dict[str, Any]]:
     everything = [caption for each in prompts.values() for caption in each]
     sources: dict[str, Tensor] = {"renderer": torch.from_numpy(render(everything, seed=77))}
     for model in ("teacher", "base", "aligned"):
-        sources[model] = pictures_of(f"shapes/{model}", everything, title=f"measuring {model}")
-    sources["teacher, unguided"] = pictures_of(
+        sources[model] = images_of(f"shapes/{model}", everything, title=f"measuring {model}")
+    sources["teacher, unguided"] = images_of(
         "shapes/teacher", everything, title="measuring teacher, unguided", guidance_scale=1.0
     )
     result: dict[str, dict[str, Any]] = {}
-    for name, pictures in sources.items():
-        parts = dict(zip(FAMILIES, pictures.split(MEASURED), strict=True))
+    for name, images in sources.items():
+        parts = dict(zip(FAMILIES, images.split(MEASURED), strict=True))
         row: dict[str, Any] = {family: accuracy(part.numpy(), prompts[family]) for family, part in parts.items()}
-        result[name] = row | {"fd-shapes": fd_shapes(pictures, everything)}
+        result[name] = row | {"fd-shapes": fd_shapes(images, everything)}
     return result
 
 
@@ -233,12 +233,12 @@ def _card_text(card: dict[str, Any], size: float) -> str:
     lines = [
         "# The weights of the world `shapes`", "",
         f"Made by `{card['command']}` at commit {card['commit']} with torch {card['torch']} ({card['machine']}, 2 CPU cores, other work beside it), "
-        f"from the presets of the same names; {size:.1f} MiB, fp16. All of it was trained here, from rendered pictures; nothing was fetched.", "",
+        f"from the presets of the same names; {size:.1f} MiB, fp16. All of it was trained here, from rendered images; nothing was fetched.", "",
         "| stage | seed | minutes |", "|---|---|---|",
         *[f"| {name} | {row['seed']} | {row['minutes']} |" for name, row in card["stages"].items()], "",
-        f"Measured on {MEASURED} held-out captions a family: the share of pictures in which the pixel oracle reads every fact of the caption, "
+        f"Measured on {MEASURED} held-out captions a family: the share of images in which the pixel oracle reads every fact of the caption, "
         "the share with every colour right, and fd-shapes over all of them (lower is better; the renderer's own row is the floor).", "",
-        "| pictures from | one | count | pair | colours: one | count | pair | fd-shapes |", "|---|---|---|---|---|---|---|---|",
+        "| images from | one | count | pair | colours: one | count | pair | fd-shapes |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in card["quality"].items():
         correct = " | ".join(f"{row[family]['correct']:.3f}" for family in FAMILIES)
@@ -252,7 +252,7 @@ def _card_text(card: dict[str, Any], size: float) -> str:
     )
     lines += [
         "", f"The teacher is drawn with {TEACHER_RECIPE['steps']} Euler steps at guidance {TEACHER_RECIPE['guidance_scale']}; base and aligned in one step.", "",
-        "Pairs are two pictures of one caption by one generator (base, teacher, or weak: the base aligned with the weak preference model), labelled by one rule: more of the "
+        "Pairs are two images of one caption by one generator (base, teacher, or weak: the base aligned with the weak preference model), labelled by one rule: more of the "
         f"caption's facts first, then more vivid colours; pairs of as many facts and a vividness within {TIE} are left out. The preference model learned from "
         f"{many['pairs'] - many['held_out_pairs']:,} pairs and ranks {many['held_out_accuracy']:.1%} of {many['held_out_pairs']:,} pairs of held-out prompts rightly "
         f"({many['held_out_accuracy_before']:.1%} before it had seen any): {by_source}. The weak one learned from {few['pairs'] - few['held_out_pairs']:,} pairs of the base generator and ranks "

@@ -24,12 +24,12 @@ class Fit(Config):
 
 
 class VaeConfig(Config):
-    """Stage `vae`: a diffusers AutoencoderKL on rendered pictures."""
+    """Stage `vae`: a diffusers AutoencoderKL on rendered images."""
 
     stage: Literal["vae"]
     seed: int = 0
     fit: Fit
-    kl: NonNegative = Field(description="weight of the KL term, per picture, against mean squared error per channel value")
+    kl: NonNegative = Field(description="weight of the KL term, per image, against mean squared error per channel value")
     architecture: dict[str, Any]
 
 
@@ -40,7 +40,7 @@ class TeacherConfig(Config):
     seed: int = 0
     fit: Fit
     vae: str = Field(description="folder of the autoencoder")
-    images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
+    images: PositiveInt = Field(description="images rendered and encoded once, before training")
     mix: Mapping[str, NonNegative] = Field(dict(MIX), description="how often each family of captions is drawn")
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
@@ -52,7 +52,7 @@ class TeacherConfig(Config):
 
 
 class ClipConfig(Config):
-    """Stage `clip`: a small CLIP on rendered pictures and their captions."""
+    """Stage `clip`: a small CLIP on rendered images and their captions."""
 
     stage: Literal["clip"]
     seed: int = 0
@@ -64,7 +64,7 @@ class ClipConfig(Config):
 
 
 class RewardConfig(Config):
-    """Stage `reward`: a preference model by Bradley-Terry, from pairs of pictures of one prompt."""
+    """Stage `reward`: a preference model by Bradley-Terry, from pairs of images of one prompt."""
 
     stage: Literal["reward"]
     seed: int = Field(0, ge=0)

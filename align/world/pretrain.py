@@ -88,7 +88,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
 
 
 def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0) -> tuple[Tensor, list[str]]:
-    """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]. near: share of captions that are others, edited."""
+    """Fresh training captions and their images `[n, 3, 32, 32]` in [0, 1]. near: share of captions that are others, edited."""
     seed = seeded(*key)
     drawn, rng = sample_captions(n, split="train", seed=seed, mix=mix), random.Random(f"near/{seed}")
     for i in range(round(near * n)):
@@ -130,9 +130,9 @@ def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:
 
 
 @torch.no_grad()
-def _standardise(vae: Any, pictures: Tensor) -> None:
-    """Fold the latents' mean and scale into the 1 x 1 convolutions around them; decoded pictures stay the same."""
-    latents = vae.encode(pictures).latent_dist.mean
+def _standardise(vae: Any, images: Tensor) -> None:
+    """Fold the latents' mean and scale into the 1 x 1 convolutions around them; decoded images stay the same."""
+    latents = vae.encode(images).latent_dist.mean
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     n = len(mean)
     inner, outer = vae.quant_conv, vae.post_quant_conv
@@ -277,8 +277,8 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
     clip = CLIPModel(CLIPConfig(**architecture))
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        pictures, texts = _batch(config.fit.batch_size, config.seed, 3, step, near=config.edited)
-        out = model(input_ids=tokenize(tokenizer, texts), pixel_values=pictures * 2 - 1)
+        images, texts = _batch(config.fit.batch_size, config.seed, 3, step, near=config.edited)
+        out = model(input_ids=tokenize(tokenizer, texts), pixel_values=images * 2 - 1)
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)
         cross_entropy = nn.functional.cross_entropy

@@ -26,18 +26,18 @@ from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
-#: Pictures a call, and their edge in pixels.
-PICTURES, EDGE = 32, 512
+#: Images a call, and their edge in pixels.
+IMAGES, EDGE = 32, 512
 #: Records the harness's own cost is told for.
 RECORDS = 10_000
 
 
-def pictures() -> Tensor:
-    """What every scorer is given: noise, `[PICTURES, 3, EDGE, EDGE]`, uint8."""
-    return torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def noise_images() -> Tensor:
+    """What every scorer is given: noise, `[IMAGES, 3, EDGE, EDGE]`, uint8."""
+    return torch.randint(0, 256, (IMAGES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-#: Of all pictures: the originals' public calls take one prompt and several pictures.
+#: Of all images: the originals' public calls take one prompt and several images.
 PROMPT = "a photo of red bicycles in the snow"
 
 
@@ -45,7 +45,7 @@ PROMPT = "a photo of red bicycles in the snow"
 
 
 class Original(BaseModel):
-    """Seconds of an original's public call on `pictures()` and PROMPT, median of warm calls, its weights, and its scores."""
+    """Seconds of an original's public call on `noise_images()` and PROMPT, median of warm calls, its weights, and its scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +60,7 @@ class Originals(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hardware: str
-    pictures: int
+    images: int
     edge: int
     prompt: str
     versions: str
@@ -68,14 +68,14 @@ class Originals(BaseModel):
 
     @classmethod
     def read(cls, path: Path, hardware: str) -> "Originals":
-        """Raises UserError for timings that were made elsewhere or of other pictures."""
+        """Raises UserError for timings that were made elsewhere or of other images."""
         try:
             originals = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             field = ".".join(map(str, detail["loc"])) or "file"
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
-        for field, wanted in (("hardware", hardware), ("pictures", PICTURES), ("edge", EDGE), ("prompt", PROMPT)):
+        for field, wanted in (("hardware", hardware), ("images", IMAGES), ("edge", EDGE), ("prompt", PROMPT)):
             if (found := getattr(originals, field)) != wanted:
                 raise UserError(f"{path}: {field} is {found!r}, here it is {wanted!r}; time the originals on this machine")
         return originals
@@ -83,7 +83,7 @@ class Originals(BaseModel):
 
 @dataclass(frozen=True)
 class ScorerTiming:
-    """One scorer: pictures a second of ours and of the original, None where none could be timed.
+    """One scorer: images a second of ours and of the original, None where none could be timed.
 
     weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
     """
@@ -136,30 +136,30 @@ IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], o
 def bench_scorer(
     scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None
 ) -> ScorerTiming:
-    """Time `scorer.score` on `pictures()`, its prompt encoded anew each time, and its original.
+    """Time `scorer.score` on `noise_images()`, its prompt encoded anew each time, and its original.
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    images, rounds = pictures().to(device), itertools.count()
+    images, rounds = noise_images().to(device), itertools.count()
 
     def ours() -> None:
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
-        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * PICTURES)
+        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * IMAGES)
 
-    mine = PICTURES / time_call(ours, device=device, repeats=repeats).median
+    mine = IMAGES / time_call(ours, device=device, repeats=repeats).median
     name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
         call = make(scorer)
-        theirs = PICTURES / time_call(lambda: call(images, [PROMPT] * PICTURES), device=device, repeats=repeats).median
+        theirs = IMAGES / time_call(lambda: call(images, [PROMPT] * IMAGES), device=device, repeats=repeats).median
     elif originals and name in originals.scorers:
         original = originals.scorers[name]
         if original.weights_sha256 != weights:
             raise UserError(
                 f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both the same file"
             )
-        by, theirs = originals.versions, PICTURES / original.seconds
-        scores = scorer.score(images, [PROMPT] * PICTURES).double().cpu()
+        by, theirs = originals.versions, IMAGES / original.seconds
+        scores = scorer.score(images, [PROMPT] * IMAGES).double().cpu()
         difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
     return ScorerTiming(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
 
@@ -168,22 +168,22 @@ def bench_scorer(
 
 
 class Nap:
-    """A context that lasts `seconds` a picture, what is done in it included; `total` of all of them."""
+    """A context that lasts `seconds` an image, what is done in it included; `total` of all of them."""
 
     def __init__(self, seconds: float):
         self.seconds, self.total = seconds, 0.0
 
     @contextmanager
-    def __call__(self, pictures: int) -> Iterator[None]:
+    def __call__(self, images: int) -> Iterator[None]:
         """What stands for a network's forward."""
         began = time.perf_counter()
         yield
-        time.sleep(max(0.0, began + self.seconds * pictures - time.perf_counter()))
+        time.sleep(max(0.0, began + self.seconds * images - time.perf_counter()))
         self.total += time.perf_counter() - began
 
 
 class _Stub(Scorer):
-    """A scorer whose network is a nap: pictures are read and prepared as for a real one."""
+    """A scorer whose network is a nap: images are read and prepared as for a real one."""
 
     def __init__(self, name: str, nap: Nap) -> None:
         super().__init__(name, CLIP_224)
@@ -194,7 +194,7 @@ class _Stub(Scorer):
         return {"features": torch.zeros(len(prompts), 1)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """A number a picture, after the nap."""
+        """A number an image, after the nap."""
         with self.nap(len(pixels)):
             return pixels.flatten(1).mean(1)
 
@@ -204,7 +204,7 @@ def bench_harness(
 ) -> dict[str, float]:
     """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
 
-    drawing, scoring: seconds a picture that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
+    drawing, scoring: seconds an image that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
     Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
     a record outside them.
     """
@@ -213,7 +213,7 @@ def bench_harness(
     from prompts.suites import Prompt, Suite
 
     naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)
-    # As smooth as pictures are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
+    # As smooth as images are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
     canvas = torch.nn.functional.interpolate(
         torch.rand(1, 3, edge // 4, edge // 4, generator=generator), size=(2 * edge, 2 * edge), mode="bicubic"
     )[0].clamp(0, 1)
@@ -303,7 +303,7 @@ def bench(
         )
     return {
         "hardware": hardware, "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
-        "pictures": PICTURES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
+        "images": IMAGES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
         "frechet": bench_frechet() if frechet else None, "harness": bench_harness() if harness else None,
     }  # fmt: skip
 
@@ -324,7 +324,7 @@ def show(result: Mapping[str, Any]) -> None:
     if result["scorers"]:
         table = Table(
             title=f"{result['hardware']}, {result['dtype']}",
-            caption=f"pictures a second, {PICTURES} of {EDGE} x {EDGE} a call, warm",
+            caption=f"images a second, {IMAGES} of {EDGE} x {EDGE} a call, warm",
         )
         for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):
             table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
@@ -341,5 +341,5 @@ def show(result: Mapping[str, Any]) -> None:
     if harness := result["harness"]:
         console.print(
             f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms a record outside the"
-            f" forwards, {harness['overhead']:.1%} where a picture takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
+            f" forwards, {harness['overhead']:.1%} where an image takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
         )

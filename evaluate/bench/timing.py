@@ -29,8 +29,8 @@ from prompts.io.errors import UserError
 
 #: Calls that are not counted: memory is claimed and kernels are chosen in them.
 WARMUP = 2
-#: Seconds are told for this many pictures, as papers tell them.
-PICTURES = 10
+#: Seconds are told for this many images, as papers tell them.
+IMAGES = 10
 PROMPT = "a small red circle left of a large blue square on a white background"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -115,7 +115,7 @@ def watched(modules: dict[str, list[nn.Module]], clock: Clock) -> Iterator[dict[
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for PICTURES pictures, medians over calls of `batch` pictures (`least`, `most`: of the total), and peak memory.
+    """Seconds for IMAGES images, medians over calls of `batch` images (`least`, `most`: of the total), and peak memory.
 
     peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at most, Python and loading included.
     """
@@ -132,7 +132,7 @@ class Timing:
 
 @torch.no_grad()
 def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
-    """Draw `batch` pictures WARMUP + `repeats` times and time the last `repeats`."""
+    """Draw `batch` images WARMUP + `repeats` times and time the last `repeats`."""
     clock = Clock(torch.device(pipeline.device))
     modules = stages(pipeline)
     calls: list[dict[str, float]] = []
@@ -141,13 +141,13 @@ def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: 
             torch.cuda.reset_peak_memory_stats(clock.device)
         with watched(modules, clock) as spans:
             first = clock.mark()
-            pictures: Tensor = pipeline([prompt] * batch, output_type="pt", **how.call()).images
-            pictures.cpu()
+            images: Tensor = pipeline([prompt] * batch, output_type="pt", **how.call()).images
+            images.cpu()
             last = clock.mark()
         seconds = {stage: sum(clock.seconds(*span) for span in found) for stage, found in spans.items()}
         total = clock.seconds(first, last)
         calls.append({"total": total, **seconds, "other": total - sum(seconds.values())})
-    scaled = {name: [PICTURES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
+    scaled = {name: [IMAGES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
     medians = {name: statistics.median(values) for name, values in scaled.items()}
     return Timing(**medians, least=min(scaled["total"]), most=max(scaled["total"]), peak_mib=peak_mib(clock.device))
 
@@ -248,7 +248,7 @@ class TimingSettings:
 
 
 def measure(settings: TimingSettings) -> dict[str, Any]:
-    """The row of `timings.csv`: seconds for PICTURES pictures, in all and by stage."""
+    """The row of `timings.csv`: seconds for IMAGES images, in all and by stage."""
     if settings.dtype not in DTYPES:
         raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -263,7 +263,7 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
     return {
         "model": settings.model, "weights": "random" if settings.random_weights else "its own",
         "recipe": json.dumps(how.record(), sort_keys=True),
-        "pictures": PICTURES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
+        "images": IMAGES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
         "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,
     }  # fmt: skip
@@ -294,10 +294,10 @@ def show(row: dict[str, Any]) -> None:
 
     table = Table(
         title=escape(f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}"),
-        caption=f"medians of {row['repeats']} calls of {row['batch']} pictures, after {WARMUP} that are not counted",
+        caption=f"medians of {row['repeats']} calls of {row['batch']} images, after {WARMUP} that are not counted",
     )
     table.add_column("stage")
-    for column in (f"s / {PICTURES} pictures", "share"):
+    for column in (f"s / {IMAGES} images", "share"):
         table.add_column(column, justify="right")
     for stage in ("text", "denoiser", "vae", "other", "total"):
         seconds = row[f"{stage}_s"]

@@ -1,4 +1,4 @@
-"""Metrics of a whole set of pictures, which no single picture has. One file here is one family of them.
+"""Metrics of a whole set of images, which no single image has. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
 `load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
@@ -6,7 +6,7 @@ A family's file declares `VARIANTS`, name -> what it is in a sentence, the first
 
 >>> from evaluate import distribution
 >>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
->>> metric.update(pictures, captions)  # doctest: +SKIP
+>>> metric.update(images, captions)  # doctest: +SKIP
 >>> metric.compute()  # doctest: +SKIP
 Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
 """
@@ -27,7 +27,7 @@ __path__ = extended(__path__, "distribution")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value, its 95 % interval (NaN where there is none), and the pictures behind it.
+    """A metric's value, its 95 % interval (NaN where there is none), and the images behind it.
 
     note: what a reader must know before comparing it, '' if nothing.
     """
@@ -56,7 +56,7 @@ class DistributionMetric(ABC):
 
     @abstractmethod
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Take in pictures `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
+        """Take in images `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
 
     @abstractmethod
     def merge(self, other: "DistributionMetric") -> None:
@@ -64,11 +64,11 @@ class DistributionMetric(ABC):
 
     @abstractmethod
     def compute(self) -> Estimate:
-        """The metric of everything so far. Raises ValueError for too few pictures."""
+        """The metric of everything so far. Raises ValueError for too few images."""
 
 
 def gather(metric: DistributionMetric) -> DistributionMetric:
-    """The metric of all processes' pictures, on each process; every process must call it. `metric` itself stays as it is."""
+    """The metric of all processes' images, on each process; every process must call it. `metric` itself stays as it is."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return metric
     states: list[Any] = [None] * distributed.get_world_size()
@@ -102,8 +102,8 @@ def load(
 ) -> DistributionMetric:
     """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
-    weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
-    compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
+    weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those that
+    compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
     variant, module = _files.find(name)
     metric: DistributionMetric = module.load(variant, device, weights, reference)

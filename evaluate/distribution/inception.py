@@ -37,9 +37,9 @@ class Inception(nn.Module):
         self.network.Mixed_7b, self.network.Mixed_7c = FIDInceptionE_1(1280), FIDInceptionE_2(2048)
         self.network.fc = nn.Identity()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Scaled as clean-fid does for pictures that are resized already: to [-1, 1)."""
-        features: Tensor = self.network((pictures - 128) / 128)
+    def forward(self, images: Tensor) -> Tensor:
+        """Scaled as clean-fid does for images that are resized already: to [-1, 1)."""
+        features: Tensor = self.network((images - 128) / 128)
         return features
 
 

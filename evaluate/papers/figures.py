@@ -24,7 +24,7 @@ TABLES = {
     "di-plus-plus/1": "HPSv2.0 by style; nearly all of its figures are lost in the text",
     "di-plus-plus/2": "four scores of models of 512 px and more on COCO",
 }
-#: What `Column.ours` names besides metrics and the two settings `steps` and `parameters`: seconds for ten pictures.
+#: What `Column.ours` names besides metrics and the two settings `steps` and `parameters`: seconds for ten images.
 SECONDS = "seconds"
 
 

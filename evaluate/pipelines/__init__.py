@@ -77,7 +77,7 @@ class Scheduler(_Fields):
 
 
 class Recipe(_Fields):
-    """How a model is put together, and how pictures are drawn from it."""
+    """How a model is put together, and how images are drawn from it."""
 
     about: About | None = None
     reported_only: str | None = None
@@ -104,7 +104,7 @@ class Recipe(_Fields):
         return steps | {"guidance_scale": self.guidance_scale} | size | (self.arguments or {})
 
     def record(self) -> dict[str, Any]:
-        """All that a picture depends on, for records."""
+        """All that an image depends on, for records."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"about", "dtype"})
 
 

@@ -22,7 +22,7 @@ from evaluate.pipelines import lora
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-#: Parts that are not loaded: a picture that a safety checker has blackened would be scored as the model's own.
+#: Parts that are not loaded: an image that a safety checker has blackened would be scored as the model's own.
 UNUSED = ("safety_checker", "feature_extractor")
 #: Files of a part that are no weights: configs, tokenizers, and the index of weights in several files.
 TEXTS = (".json", ".txt", ".model")

@@ -12,13 +12,13 @@ import pandas as pd
 from scipy import stats
 
 from evaluate import distribution
-from evaluate.report.picture import Picture
+from evaluate.report.page_image import PageImage
 from evaluate.results import records
 from evaluate.results.records import Records
 from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
-#: Pixels a side that a picture in the grid has at most.
+#: Pixels a side that an image in the grid has at most.
 LARGEST = 384
 
 
@@ -31,11 +31,11 @@ class ReportColumn:
     of_set: bool
 
 
-def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]:
-    """The runs' data, None of no run, and their pictures, named MODEL/ROW.
+def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage]]:
+    """The runs' data, None of no run, and their images, named MODEL/ROW.
 
-    A row is the k-th picture of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
-    `state[model]` has a character a row: `-` not asked for, `0` no picture, `1` a small one, `2` one with a thumbnail. Raises UserError
+    A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
+    `state[model]` has a character a row: `-` not asked for, `0` no image, `1` a small one, `2` one with a thumbnail. Raises UserError
     for what is no run, for runs of several suites, and for a run without records.
     """
     if not paths:
@@ -51,13 +51,13 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
     scored = [column for column in columns if not column.of_set]
     texts = distribution.variants()
 
-    states, errors, sizes, pictures = [], [], [], []
+    states, errors, sizes, images = [], [], [], []
     for m, (file, frame) in enumerate(zip(files, frames, strict=True)):
-        state, failed, found = _pictures(m, file, frame.reindex(whole.index), set(frame.index))
+        state, failed, found = _images(m, file, frame.reindex(whole.index), set(frame.index))
         states.append(state)
         errors.append(failed)
         sizes.append([found[0].width, found[0].height] if found else [1, 1])
-        pictures += found
+        images += found
     copies = int(whole.index.get_level_values("copy").max()) + 1
     data = {
         "suite": runs[0].meta["suite"],
@@ -81,7 +81,7 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
         "errors": errors,
         "sizes": sizes,
     }  # fmt: skip
-    return data, pictures
+    return data, images
 
 
 def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]) -> None:
@@ -119,14 +119,14 @@ def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
 
 def _made(run: Records, file: Path) -> dict[str, Any]:
     made_by = run.meta.get("made_by", {})
-    facts = {key: made_by[key] for key in ("model_sha256", "pictures", "dtype", "hardware", "versions") if key in made_by}
+    facts = {key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by}
     return {
         "n": len(run.frame), "missing": run.missing, "facts": {"records": str(file), "command": run.meta.get("command", ""), **facts},
     }  # fmt: skip
 
 
 def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
-    """One cell: value, 95 % interval, pictures behind it; None where the run did not measure it."""
+    """One cell: value, 95 % interval, images behind it; None where the run did not measure it."""
     if column not in _columns(run):
         return None
     if column.of_set:
@@ -154,35 +154,35 @@ def _group(name: str, values: pd.Series) -> dict[str, Any]:
     return {"name": name, "values": list(labels), "of": codes.tolist()}
 
 
-def _pictures(
+def _images(
     m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]
-) -> tuple[str, dict[int, str], list[Picture]]:
-    """A run's state and errors by row, and its pictures."""
-    by_hash = _by_hash(file.parent / "pictures")
+) -> tuple[str, dict[int, str], list[PageImage]]:
+    """A run's state and errors by row, and its images."""
+    by_hash = _by_hash(file.parent / "images")
     state, errors, found = "", {}, []
     for row, (key, digest, error) in enumerate(zip(frame.index, frame["image_sha256"], frame["error"], strict=True)):
         if key not in asked:
             state += "-"
             continue
-        picture = None
+        image = None
         if isinstance(digest, str):
             source = by_hash.get(digest)
-            picture = Picture.of(source, f"{m}/{row}", largest=LARGEST) if source else None
-            if picture is None:
-                errors[row] = "the picture's file is not there" if source is None else f"{source}: cannot be read as a picture"
+            image = PageImage.of(source, f"{m}/{row}", largest=LARGEST) if source else None
+            if image is None:
+                errors[row] = "the image's file is not there" if source is None else f"{source}: cannot be read as an image"
         if isinstance(error, str):
             errors[row] = error
-        if picture is None:
+        if image is None:
             state += "0"
-            errors.setdefault(row, "no picture was drawn")
+            errors.setdefault(row, "no image was drawn")
         else:
-            state += "2" if picture.shrink else "1"
-            found.append(picture)
+            state += "2" if image.shrink else "1"
+            found.append(image)
     return state, errors, found
 
 
 def _by_hash(folder: Path) -> dict[str, Path]:
-    """Files of a run's pictures by the hash of their pixels. A block whose index is torn counts as missing."""
+    """Files of a run's images by the hash of their pixels. A block whose index is torn counts as missing."""
     found: dict[str, Path] = {}
     for index in folder.glob("*/index.json"):
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluate.report.picture import Picture
+from evaluate.report.page_image import PageImage
 from prompts.io.errors import UserError
 
 #: Points a curve has at most; of a longer one each is the mean of as many steps as it takes.
@@ -26,11 +26,11 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and (path / "log.jsonl").is_file() and (path / "config.yaml").is_file()
 
 
-def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Picture]]:
+def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[PageImage]]:
     """Per run its `label`, its config as YAML, its curves by figure, `[steps, values]`, and steps at which samples were drawn; and the
     grids of samples, named tRUN/STEP and tRUN/STEP-predictions. Raises UserError for a log that is empty or torn."""
     counts = Counter(path.resolve().name for path in paths)
-    runs, pictures = [], []
+    runs, images = [], []
     for t, path in enumerate(paths):
         lines = _lines(path / "log.jsonl")
         per_point = math.ceil(len(lines) / POINTS)
@@ -51,8 +51,8 @@ def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Picture]]:
                 ],
             }
         )
-        pictures += [picture for kinds in grids.values() for picture in kinds.values()]
-    return runs, pictures
+        images += [image for kinds in grids.values() for image in kinds.values()]
+    return runs, images
 
 
 def _is_number(value: Any) -> bool:
@@ -104,12 +104,12 @@ def _config(path: Path) -> str:
     return text
 
 
-def _grids(t: int, folder: Path) -> dict[int, dict[str, Picture]]:
+def _grids(t: int, folder: Path) -> dict[int, dict[str, PageImage]]:
     """By step, the grids of `samples` and of `predictions` that can be read."""
-    found: dict[int, dict[str, Picture]] = {}
+    found: dict[int, dict[str, PageImage]] = {}
     for file in sorted(folder.glob("step-*.png")):
         if match := _SAMPLE.fullmatch(file.name):
             step, kind = int(match[1]), "predictions" if match[2] else "samples"
-            if picture := Picture.of(file, f"t{t}/{step}-{kind}", largest=LARGEST):
-                found.setdefault(step, {})[kind] = picture
+            if image := PageImage.of(file, f"t{t}/{step}-{kind}", largest=LARGEST):
+                found.setdefault(step, {})[kind] = image
     return found

@@ -52,7 +52,7 @@ def mismatch(a: Records, b: Records) -> str | None:
 def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMetric]:
     """A row for each protocol that both have, and with `by` for each value of that group of prompts too.
 
-    A prompt's score is the mean over its pictures; prompts without one in A or in B are left out. Raises UserError where suites,
+    A prompt's score is the mean over its images; prompts without one in A or in B are left out. Raises UserError where suites,
     protocols or weights differ.
     """
     if reason := mismatch(a, b):

@@ -1,13 +1,13 @@
 """The gate: has a model become worse than its baseline?
 
-Scores are paired by prompt (a prompt's score is the mean over its pictures). For each metric, D is the true mean of the differences
+Scores are paired by prompt (a prompt's score is the mean over its images). For each metric, D is the true mean of the differences
 current - baseline, and the margin m >= 0 is the smallest drop that matters. From the bootstrap of the prompts' mean difference:
 
 * regressed: the evidence says D < -m. Holm's correction over the metrics holds the chance that a run in which no metric has
   dropped by more than its margin is called regressed, on any of them, to alpha.
 * pass: the evidence says D >= -m, for each metric at alpha. All must hold at once, which needs no correction (Berger 1982): the chance
   of passing a run in which some metric has dropped by more than its margin is at most alpha.
-* inconclusive: neither; more prompts, or more pictures a prompt, would tell.
+* inconclusive: neither; more prompts, or more images a prompt, would tell.
 
 One regressed metric makes a run regressed; else one inconclusive metric makes it inconclusive. With a margin of 0 only a change for the
 better, or no change at all, can pass. Metrics of a whole set (Fréchet distances) have no score a prompt and are not judged.
@@ -114,7 +114,7 @@ def unusable(current: Records, baseline: Records) -> str | None:
         return f"the run has no {lacking[0]}, which the baseline has"
     asked, given = (set(zip(records.frame["id"], records.frame["seed"], strict=True)) for records in (baseline, current))
     if asked != given:
-        return f"{len(asked - given):,} of the baseline's {len(asked):,} pictures (prompt and seed) are not in the run, and {len(given - asked):,} others are"
+        return f"{len(asked - given):,} of the baseline's {len(asked):,} images (prompt and seed) are not in the run, and {len(given - asked):,} others are"
     return None
 
 

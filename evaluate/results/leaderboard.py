@@ -28,7 +28,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
         "suite": meta["suite"],
         "n": len(frame),
         "complete": meta["complete"],
-        "model_sha256": made_by.get("model_sha256") or made_by.get("pictures"),
+        "model_sha256": made_by.get("model_sha256") or made_by.get("images_sha256"),
         "suite_sha256": meta["suite_sha256"],
         "recipe": json.dumps(made_by.get("recipe"), sort_keys=True),
         # Rows drawn in a smaller batch than their block, for want of memory.

@@ -1,4 +1,4 @@
-"""Records: what a run measured, a row a picture, with what made them. One Parquet file, between the runner and all that reads it."""
+"""Records: what a run measured, a row an image, with what made them. One Parquet file, between the runner and all that reads it."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """frame: a row a picture. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
+    """frame: a row an image. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
     `score.PROTOCOL`, NaN where there is none.
 
     meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where there are none), and
@@ -96,7 +96,7 @@ class Records:
         return scores
 
     def by_prompt(self) -> pd.DataFrame:
-        """Mean scores of each prompt over its pictures that have one: index `id`, sorted; a column a protocol."""
+        """Mean scores of each prompt over its images that have one: index `id`, sorted; a column a protocol."""
         columns = {f"score.{name}": name for name in self.meta["protocols"]}
         return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
 

@@ -12,7 +12,7 @@ from prompts.io.errors import UserError
 
 
 class SummarisedMetric(NamedTuple):
-    """One metric, of all prompts (group "") or of one group: n pictures, mean, and its standard error, clustered by prompt.
+    """One metric, of all prompts (group "") or of one group: n images, mean, and its standard error, clustered by prompt.
 
     A metric of the whole set has no standard error but a 95 % interval, and no groups.
     """
@@ -53,8 +53,8 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
     from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
-    table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} pictures"))
-    for column in ("metric", *(["group"] if grouped else []), "mean", "standard error", "pictures"):
+    table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} images"))
+    for column in ("metric", *(["group"] if grouped else []), "mean", "standard error", "images"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")
     for row in rows:
         spread = f"{row.error:.4f}" if math.isnan(row.low) else f"[{row.low:.4f}, {row.high:.4f}]"
@@ -70,7 +70,7 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
         first = failed.iloc[0]
         console.print(
             escape(
-                f"{len(failed):,} of {len(records.frame):,} pictures have errors, the first: {first['id']}: {first['error']}"
+                f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}: {first['error']}"
             )
         )
 

@@ -36,7 +36,7 @@ def draw_blocks(
     todo = [block for block in blocks if block.index not in images]
     if not todo:
         return images
-    with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
+    with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="image", show=show) as watch:
         draw = _source(settings, make)
         written = prefetch(lambda pair: store.write(*pair), ((block, draw(block)) for block in todo))
         for block, drawn in zip(todo, written, strict=True):

@@ -31,7 +31,7 @@ from prompts.io.files import text_sha256
 
 
 def run_and_tell(settings: Settings) -> bool:
-    """Run, and print the row. Returns False where pictures or scores are missing for good."""
+    """Run, and print the row. Returns False where images or scores are missing for good."""
     path = run(settings)
     if path is None:
         return True
@@ -61,7 +61,7 @@ def run(
     digest = text_sha256(json.dumps(made_by, sort_keys=True))
     folder = settings.output / "runs" / f"{slug(settings.model)}-{digest[:12]}"
     write_json(folder / "made-by.json", made_by)
-    store = Store(folder / "pictures")
+    store = Store(folder / "images")
     names = {s.protocol: slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}") for s in loaded}
     scores = {protocol: Scores(folder / "scores" / name) for protocol, name in names.items()}
     blocks = cut_into_blocks(settings.suite.prompts, settings.seeds, settings.batch)
@@ -86,7 +86,7 @@ def run(
 def identity(settings: Settings) -> dict[str, Any]:
     """Everything an image of this run depends on besides its prompt and seed."""
     if settings.images:
-        return {"pictures": images_digest(settings.images)}
+        return {"images_sha256": images_digest(settings.images)}
     recipe = pipelines.recipe(settings.model)
     read = samplers.make(recipe).weights_sha256
     return {

@@ -16,21 +16,21 @@ from prompts.io.errors import UserError
 
 
 class Cosine(Scorer):
-    """`scale` x the cosine of a picture's and a prompt's embedding; scale None is the network's own, `exp(logit_scale)`."""
+    """`scale` x the cosine of an image's and a prompt's embedding; scale None is the network's own, `exp(logit_scale)`."""
 
     def __init__(self, protocol: str, prepare: Preprocess, clip: Any, *, scale: float | None, weights_sha256: str) -> None:
         super().__init__(protocol, prepare, weights_sha256=weights_sha256)
         self.clip, self.scale = clip, scale
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]` of prepared pixels."""
+        """Image embeddings `[B, D]` of prepared pixels."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The scaled cosine, `[B]`, taken in float32 or better."""
-        picture, words = (x if x.dtype.itemsize >= 4 else x.float() for x in (self.embed(pixels), text["features"]))
+        image, words = (x if x.dtype.itemsize >= 4 else x.float() for x in (self.embed(pixels), text["features"]))
         scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
-        return scale * F.cosine_similarity(picture, words, dim=-1)
+        return scale * F.cosine_similarity(image, words, dim=-1)
 
 
 class OpenClip(Cosine):
@@ -41,7 +41,7 @@ class OpenClip(Cosine):
         self.prefix = prefix
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]`."""
+        """Image embeddings `[B, D]`."""
         features: Tensor = self.clip.encode_image(pixels)
         return features
 
@@ -61,7 +61,7 @@ class TransformersClip(Cosine):
         self.tokenizer = tokenizer
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]`."""
+        """Image embeddings `[B, D]`."""
         features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
         return features
 
@@ -89,7 +89,7 @@ def open_clip_model(name: str, path: Path) -> nn.Module:
 
 
 def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) -> Any:
-    """transformers' CLIPModel, or its picture tower with the projection, described by `config` and read from `path`."""
+    """transformers' CLIPModel, or its image tower with the projection, described by `config` and read from `path`."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 

@@ -1,8 +1,8 @@
-"""LAION Aesthetic predictor v2 (Schuhmann 2022, improved-aesthetic-predictor): a linear head on CLIP ViT-L/14's picture embedding.
+"""LAION Aesthetic predictor v2 (Schuhmann 2022, improved-aesthetic-predictor): a linear head on CLIP ViT-L/14's image embedding.
 
 Hub: `openai/clip-vit-large-patch14`, files `config.json` and `model.safetensors`, and the head
 `camenduru/improved-aesthetic-predictor`, file `sac+logos+ava1-l14-linearMSE.pth`. Trained on ratings of 1 to 10; generated
-pictures score between 4 and 7. The prompt is not read. Version 1, another head and another scale, is another protocol.
+images score between 4 and 7. The prompt is not read. Version 1, another head and another scale, is another protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ VERIFIED_BY = {"aesthetic/v2": "formula"}
 
 
 class Aesthetic(Scorer):
-    """The head's value of the unit-length picture embedding."""
+    """The head's value of the unit-length image embedding."""
 
     def __init__(self, protocol: str, tower: Any, *, weights_sha256: str) -> None:
         super().__init__(protocol, CLIP_224, weights_sha256=weights_sha256)

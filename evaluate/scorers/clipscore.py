@@ -1,11 +1,11 @@
 """CLIPScore (Hessel et al. 2021, arXiv:2104.08718), of which no two papers mean the same: the backbone is part of the name.
 
 `vit-g-14-dmd2`: as DMD2 computes it. Hub: `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`, file `open_clip_pytorch_model.bin`. The centre
-square, Lanczos to 256, bicubic to 224, 'A photo depicts ' before the prompt, the raw cosine (range [-1, 1], pictures about 0.3).
+square, Lanczos to 256, bicubic to 224, 'A photo depicts ' before the prompt, the raw cosine (range [-1, 1], images about 0.3).
 
 `vit-l-14-torchmetrics`: as torchmetrics computes it. Hub: `openai/clip-vit-large-patch14`, files `config.json`,
-`model.safetensors`, `vocab.json` and `merges.txt`. 100 x cosine (range [-100, 100], pictures 20 to 35), one picture at a time:
-torchmetrics' maximum with 0 is of the mean, not of a picture.
+`model.safetensors`, `vocab.json` and `merges.txt`. 100 x cosine (range [-100, 100], images 20 to 35), one image at a time:
+torchmetrics' maximum with 0 is of the mean, not of an image.
 """
 
 from evaluate import weights

@@ -1,7 +1,7 @@
-"""ImageReward v1.0 (Xu et al. 2023, arXiv:2304.05977): a BLIP that reads the prompt with the picture before it, and a linear head.
+"""ImageReward v1.0 (Xu et al. 2023, arXiv:2304.05977): a BLIP that reads the prompt with the image before it, and a linear head.
 
 Hub: `THUDM/ImageReward`, file `ImageReward.pt`; words of `bert-base-uncased`, file `vocab.txt`. Unbounded; standardised to mean 0
-and deviation 1 on the authors' validation pictures, so most pictures score between -2.5 and 2.
+and deviation 1 on the authors' validation images, so most images score between -2.5 and 2.
 """
 
 import re
@@ -25,7 +25,7 @@ LENGTH = 35  # tokens, with [CLS] and [SEP]
 VARIANTS = {"imagereward": "ImageReward v1.0, standardised"}
 VERIFIED_BY = {"imagereward": "image-reward 1.5"}
 
-#: BLIP-large's picture tower and BERT-base with cross-attention to it, as the authors' `med_config.json` has it.
+#: BLIP-large's image tower and BERT-base with cross-attention to it, as the authors' `med_config.json` has it.
 ARCHITECTURE: dict[str, dict[str, Any]] = {
     "vision": {
         "image_size": 224, "patch_size": 16, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -37,7 +37,7 @@ ARCHITECTURE: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-#: The authors' names in BLIP's picture tower -> transformers'. Text keys are the same in both.
+#: The authors' names in BLIP's image tower -> transformers'. Text keys are the same in both.
 NAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
@@ -68,7 +68,7 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ImageReward(Scorer):
-    """`(head(CLS of the prompt read with the picture) - MEAN) / STD`."""
+    """`(head(CLS of the prompt read with the image) - MEAN) / STD`."""
 
     def __init__(self, protocol: str, tokenizer: Any, *, weights_sha256: str) -> None:
         from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
@@ -83,15 +83,15 @@ class ImageReward(Scorer):
         self.tokenizer = tokenizer
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`ids` and `mask`, `[B, 35]`: the picture comes in at every layer, so nothing of the text can be computed before."""
+        """`ids` and `mask`, `[B, 35]`: the image comes in at every layer, so nothing of the text can be computed before."""
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         device = self.head[0].weight.device
         return {"ids": tokens.input_ids.to(device), "mask": tokens.attention_mask.to(device)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The reward, `[B]`."""
-        picture = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.language(input_ids=text["ids"], attention_mask=text["mask"], encoder_hidden_states=picture)
+        image = self.vision(pixel_values=pixels).last_hidden_state
+        read = self.language(input_ids=text["ids"], attention_mask=text["mask"], encoder_hidden_states=image)
         return (self.head(read.last_hidden_state[:, 0])[:, 0] - MEAN) / STD
 
 

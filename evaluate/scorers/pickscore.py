@@ -1,7 +1,7 @@
 """PickScore v1 (Kirstain et al. 2023, arXiv:2305.01569): a CLIP ViT-H/14 trained on Pick-a-Pic's choices.
 
 Hub: `yuvalkirstain/PickScore_v1`, files `config.json` and `model.safetensors`; words of
-`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, files `vocab.json` and `merges.txt`. Papers report the cosine (range [-1, 1], pictures
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, files `vocab.json` and `merges.txt`. Papers report the cosine (range [-1, 1], images
 0.17 to 0.25); the model card's number is `exp(logit_scale)`, about 100, times it. They are two protocols.
 """
 

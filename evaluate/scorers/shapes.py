@@ -1,4 +1,4 @@
-"""The scorers of the embedded world `shapes`, for pictures of 32 x 32 and captions of its grammar."""
+"""The scorers of the embedded world `shapes`, for images of 32 x 32 and captions of its grammar."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ VARIANTS = {
     "shapes/oracle": "1 where every fact of the caption is read off the pixels, else 0; learned from nothing",
     "shapes/facts": "how many of the caption's six facts are read off the pixels; learned from nothing",
     "shapes/rule": "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing",
-    "shapes/clip": "100 x cosine of picture and caption under a small CLIP, which also gives fd-shapes its features",
+    "shapes/clip": "100 x cosine of image and caption under a small CLIP, which also gives fd-shapes its features",
     "shapes/preference": "small preference model: what shapes/rule prefers, learned from pairs",
     "shapes/preference-weak": "the same learned from few pairs, so that it can be over-optimised",
 }
@@ -28,7 +28,7 @@ LONGEST = 160  # bytes of a caption
 
 
 class Reading(Scorer):
-    """What a function `(picture [3, 32, 32] in [0, 1], caption) -> float` says. Not differentiable, on purpose: nothing may be trained on it."""
+    """What a function `(image [3, 32, 32] in [0, 1], caption) -> float` says. Not differentiable, on purpose: nothing may be trained on it."""
 
     differentiable: ClassVar[bool] = False
 
@@ -46,15 +46,15 @@ class Reading(Scorer):
         return {"caption": torch.tensor([list(row.ljust(LONGEST, b"\0")) for row in rows], dtype=torch.uint8)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """What is read of each picture, `[B]`."""
-        pictures = pixels.detach().clamp(0, 1).float().cpu().numpy()
+        """What is read of each image, `[B]`."""
+        images = pixels.detach().clamp(0, 1).float().cpu().numpy()
         captions = [bytes(row.tolist()).rstrip(b"\0").decode() for row in text["caption"]]
-        rows = [float(self.read(picture, caption)) for picture, caption in zip(pictures, captions, strict=True)]
+        rows = [float(self.read(image, caption)) for image, caption in zip(images, captions, strict=True)]
         return torch.tensor(rows, device=pixels.device)
 
 
 class DualEncoder(TransformersClip):
-    """100 x cosine of a transformers CLIP's picture and text embeddings, in [-100, 100]."""
+    """100 x cosine of a transformers CLIP's image and text embeddings, in [-100, 100]."""
 
     def __init__(self, protocol: str, clip: Any, tokenizer: Any, *, weights_sha256: str) -> None:
         size, half = clip.config.vision_config.image_size, (0.5, 0.5, 0.5)
@@ -62,7 +62,7 @@ class DualEncoder(TransformersClip):
         super().__init__(protocol, prepare, clip, tokenizer=tokenizer, scale=100.0, weights_sha256=weights_sha256)
 
     def features(self, images: Tensor) -> Tensor:
-        """The picture tower's output before its projection: `[B, 3, 32, 32]`, as `score` takes them -> `[B, width]`."""
+        """The image tower's output before its projection: `[B, 3, 32, 32]`, as `score` takes them -> `[B, width]`."""
         pixels = self.prepare(images).to(self.clip.logit_scale)
         pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
         return pooled
@@ -76,7 +76,7 @@ def load(name: str, path: str | None) -> Scorer:
         from prompts.shapes.oracle import verify
         from prompts.shapes.taste import facts, rule
 
-        readings = (lambda picture, caption: verify(picture, caption)["correct"], facts, rule)
+        readings = (lambda image, caption: verify(image, caption)["correct"], facts, rule)
         return Reading(name, dict(zip(READ, readings, strict=True))[name])
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 

@@ -50,18 +50,18 @@ def table_rows(path: Path, *, text: str | None = None, groups: Mapping[str, str]
 
 
 def coco_rows(path: Path) -> Rows:
-    """One caption a picture of COCO Captions' annotations: the one of lowest id, pictures in the order of their ids."""
+    """One caption an image of COCO Captions' annotations: the one of lowest id, images in the order of their ids."""
     content = _json(path, _decode(path), "the file")
     try:
         first: dict[int, tuple[int, str]] = {}
         for row in content["annotations"]:
-            picture, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]))
-            first[picture] = min(first.get(picture, candidate), candidate)
+            image, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]))
+            first[image] = min(first.get(image, candidate), candidate)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: no COCO captions ({type(error).__name__}: {error}); give annotations with image_id, id, caption"
         ) from None
-    return [(first[picture][1], {}) for picture in sorted(first)]
+    return [(first[image][1], {}) for image in sorted(first)]
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

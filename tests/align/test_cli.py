@@ -383,8 +383,8 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
         (lambda path: path.write_text("{"), ["line 1", "not JSON with the keys"]),
         (lambda path: path.write_text('{"prompt": "a"}\n'), ["line 1", "not JSON with the keys"]),
         (
-            lambda path: (path.parent / "3-rejected.png").write_bytes(b"no picture"),
-            ["line 4", "3-rejected.png", "cannot be read as a picture"],
+            lambda path: (path.parent / "3-rejected.png").write_bytes(b"no image"),
+            ["line 4", "3-rejected.png", "cannot be read as an image"],
         ),
         (lambda path: (path.parent / "3-rejected.png").unlink(), ["line 4", "3-rejected.png"]),
         (lambda path: Image.new("RGB", (8, 8)).save(path.parent / "3-rejected.png"), ["several sizes"]),

@@ -168,7 +168,7 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     config = validate(TrainConfig, SMALL_RUN | changes, "test")
     monkeypatch.setattr(report, "beginning", lambda config, result: (None, None))
     monkeypatch.setattr(report, "_draw", lambda *_, **__: images(9))
-    monkeypatch.setattr(report, "pictures_of", lambda *_, **__: 1 - images(9))
+    monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
     monkeypatch.setattr(report, "score", lambda before, after, prompts, names: dict.fromkeys(names, two))
     report.report(config, tmp_path)

@@ -216,7 +216,7 @@ def test_prompts_are_not_in_memory(tmp_path: Path, quick_programs: None) -> None
 
     path = tmp_path / "prompts.txt"
     with path.open("w") as file:
-        file.writelines(f"the picture with the number {i}, and so on, and so on, and so on\n" for i in range(500_000))
+        file.writelines(f"the image with the number {i}, and so on, and so on, and so on\n" for i in range(500_000))
     code = (
         "import sys, datasets, pandas\nfrom align.data.prompts import read_prompts\n"
         "own = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"

@@ -16,7 +16,7 @@ SD = Schedule.from_scheduler(DDPMScheduler(**SD_BETAS))
 PIXART = Schedule.from_scheduler(DDPMScheduler(**PIXART_BETAS))
 
 
-def pictures(*, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def images(*, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """x0 and noise, `[4, 2, 3, 3]`."""
     x0, noise = torch.randn(2, 4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return x0.to(dtype), noise.to(dtype)
@@ -99,7 +99,7 @@ def interpolation(prediction: str, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(prediction: str) -> None:
-    x0, noise = pictures()
+    x0, noise = images()
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
     alpha, level = (expand(part, x0) for part in interpolation(prediction, sigma))
     seen = []
@@ -118,7 +118,7 @@ def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(pr
 
 def test_the_variance_preserving_path_is_stock_diffusers() -> None:
     """`add_noise` and `get_velocity` decide what a network is trained on."""
-    x0, noise = pictures(dtype=torch.float32)
+    x0, noise = images(dtype=torch.float32)
     stock = DDPMScheduler(**SD_BETAS)
     t = torch.tensor([20, 399, 625, 999])
     for prediction, target in (("epsilon", noise), ("v_prediction", stock.get_velocity(x0, noise, t)), ("sample", x0)):
@@ -134,7 +134,7 @@ def test_the_variance_preserving_path_is_stock_diffusers() -> None:
 
 def test_the_flow_path_is_stock_diffusers() -> None:
     """Its `scale_noise` makes what a network is fed, at its timesteps; the velocity leads from x0 to the noise."""
-    x0, noise = pictures(dtype=torch.float32)
+    x0, noise = images(dtype=torch.float32)
     stock = FlowMatchEulerDiscreteScheduler()
     at = [10, 400, 700, 990]
     level, times = stock.sigmas[at], stock.timesteps[at]
@@ -151,7 +151,7 @@ def test_the_flow_path_is_stock_diffusers() -> None:
 
 def test_sigma_is_not_rounded_with_its_timestep() -> None:
     """Half-way between bins the network's time is a bin's, and x0 still comes back exactly."""
-    x0, noise = pictures()
+    x0, noise = images()
     sigma = (0.6 * SD.sigmas[[5, 400, 700, 998]] + 0.4 * SD.sigmas[[6, 401, 701, 999]]).double()
     times = []
 
@@ -170,7 +170,7 @@ def test_sigma_is_not_rounded_with_its_timestep() -> None:
 )
 def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, wide: torch.dtype) -> None:
     """A bf16 network is fed and read in float32: rounding its output once is all that bf16 may cost."""
-    x0, noise = pictures(dtype=narrow)
+    x0, noise = images(dtype=narrow)
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
     seen = []
 
@@ -189,7 +189,7 @@ def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, w
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_denoising_is_differentiable_in_x(prediction: str) -> None:
     """`exact` takes the gradient through this, network and conversion alike."""
-    x = pictures()[0].requires_grad_()
+    x = images()[0].requires_grad_()
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
 
     def denoiser(x: Tensor) -> Tensor:

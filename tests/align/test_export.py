@@ -100,7 +100,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
 
 
 def draw(pipeline: Any, folder: Path) -> Tensor:
-    """Pictures by a stock pipeline, called as the folder's recipe says."""
+    """Images by a stock pipeline, called as the folder's recipe says."""
     pipeline.set_progress_bar_config(disable=True)
     return samplers.draw(pipeline, pipelines.recipe(str(folder)), ["a circle", "two squares"], seed=0)
 
@@ -243,11 +243,11 @@ def test_a_card_tells_how_to_draw(
 ) -> None:
     run = trained[family]
     run_code(card(run / "checkpoint")[1], run, monkeypatch)
-    assert (run / "picture.png").is_file()
+    assert (run / "image.png").is_file()
     assert align("export", run, "--lora", "--output", tmp_path / "lora")[0] == 0
     metadata, text = card(tmp_path / "lora")
     assert metadata["base_model_relation"] == "adapter"
-    assert run_code(text, tmp_path, monkeypatch)["pictures"].shape == (1, 3, 64, 64)
+    assert run_code(text, tmp_path, monkeypatch)["images"].shape == (1, 3, 64, 64)
 
 
 def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Path, align: Run) -> None:
@@ -259,8 +259,8 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     found = json.loads((run / "comparison.json").read_text())
     row = found["rows"][0]
     for said in (
-        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ", "2 of the generator, 8 pictures",
-        "3 of the assistant, 12 pictures", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`", "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
+        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ", "2 of the generator, 8 images",
+        "3 of the assistant, 12 images", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`", "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
         "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions", "pickscore (reward)",
         f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"), environment.commit() or environment.versions("onestep-align").split()[-1],
     ):  # fmt: skip
@@ -279,7 +279,7 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     write_csv([line, line | {"model_sha256": "0", "pickscore": "0.99"}], tmp_path / "parti.csv")
     assert align("export", run, "--output", tmp_path / "out", "--scores", tmp_path / "parti.csv")[0] == 0
     metadata, text = card(tmp_path / "out")
-    assert "On parti\\|\\<b\\>, 7 pictures" in text
+    assert "On parti\\|\\<b\\>, 7 images" in text
     assert "| pickscore | 0.25 | se 0.01 | 7 |\n| fid | 9.5 | \\[9, 10\\] | 7 |" in text
     assert "0.99" not in text
     (index,) = metadata["model-index"]

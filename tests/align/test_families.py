@@ -153,7 +153,7 @@ def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: s
             torch.testing.assert_close(value[0], together[key][row], rtol=1e-5, atol=1e-6)
 
 
-def test_the_transformer_for_1024_pixels_is_told_the_pictures_size(tmp_path: Path) -> None:
+def test_the_transformer_for_1024_pixels_is_told_the_images_size(tmp_path: Path) -> None:
     pipeline = tiny_families.pipeline("pixart", tmp_path, sample_size=128)
     assert pipeline.transformer.use_additional_conditions
     generator = make("pixart", pipeline)

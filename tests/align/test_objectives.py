@@ -1,6 +1,6 @@
 """Every loss's gradient against closed forms, in float64.
 
-A student `G(z) = A z + b` makes the pictures of N(b, A A^T), so its assistant, its reference and the divergence between them
+A student `G(z) = A z + b` makes the images of N(b, A A^T), so its assistant, its reference and the divergence between them
 are all known. Expectations over z and the noise are taken by Gauss-Hermite quadrature, not sampled: nothing here is random
 up to the networks' weights, and a tolerance is a bound on an error, not on luck.
 """
@@ -608,7 +608,7 @@ def test_only_the_assistant_receives_a_gradient_from_its_loss(batch: Batch) -> N
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_frozen_network_a_leaf_and_no_graph_at_all_do(batch: Batch, loss: str) -> None:
-    """Training hands over pictures with a graph; memory-saving loops a leaf; monitoring has gradients off."""
+    """Training hands over images with a graph; memory-saving loops a leaf; monitoring has gradients off."""
     for module in (batch.first, batch.second):
         module.requires_grad_(False)
     rest = batch.noise, batch.sigma, batch.first, batch.second
@@ -626,8 +626,8 @@ def test_a_frozen_network_a_leaf_and_no_graph_at_all_do(batch: Batch, loss: str)
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "assistant"])
-def test_each_pictures_loss_is_its_own(batch: Batch, loss: str) -> None:
-    """[B] out, summed over C, H, W: nothing is averaged over the batch or shared between pictures."""
+def test_each_images_loss_is_its_own(batch: Batch, loss: str) -> None:
+    """[B] out, summed over C, H, W: nothing is averaged over the batch or shared between images."""
 
     def call(at: slice) -> Tensor:
         x0, noise, sigma = batch.x0[at], batch.noise[at], batch.sigma[at]
@@ -724,7 +724,7 @@ def test_named_weights_are_their_papers_formulas(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", ["dmd", "inverse_norm"])
-def test_a_picture_that_equals_its_target_has_a_finite_weight(name: str) -> None:
+def test_an_image_that_equals_its_target_has_a_finite_weight(name: str) -> None:
     x0 = torch.ones(2, *SHAPE)
     weight = WEIGHTS[name]
     assert callable(weight)
@@ -775,7 +775,7 @@ def test_distances_are_zero_at_zero_with_no_slope() -> None:
         assert distance_gradient(name, zero, HUBER_C).abs().max() == 0, name
 
 
-def test_default_huber_c_follows_one_pictures_size() -> None:
+def test_default_huber_c_follows_one_images_size() -> None:
     assert default_huber_c(torch.zeros(7, 4, 64, 64)) == pytest.approx(0.06912, rel=1e-12)
 
 

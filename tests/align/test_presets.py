@@ -70,7 +70,7 @@ STOCK = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline",
 
 
 def draw(folder: Path, family: str) -> torch.Tensor:
-    """A picture by the stock pipeline of a family, called as the recipe says and in no other way."""
+    """An image by the stock pipeline of a family, called as the recipe says and in no other way."""
     import diffusers
 
     stock = getattr(diffusers, STOCK[family]).from_pretrained(folder)
@@ -79,8 +79,8 @@ def draw(folder: Path, family: str) -> torch.Tensor:
     options = tiny_families.OPTIONS.get(family, {})
     generator = torch.Generator().manual_seed(0)
     arguments = {"timesteps": list(how.timesteps or ()), "guidance_scale": how.guidance_scale}
-    picture: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
-    return picture
+    image: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
+    return image
 
 
 @pytest.mark.parametrize("preset", PAPERS)
@@ -92,9 +92,9 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert not equal(before, after)
     if preset in UNBROKEN:
         assert equal(after, run(config, tmp_path / "unbroken"))
-    picture = draw(folder / "checkpoint", config.family)
-    assert picture.shape == (1, 3, 64, 64)
-    assert picture.isfinite().all()
+    image = draw(folder / "checkpoint", config.family)
+    assert image.shape == (1, 3, 64, 64)
+    assert image.isfinite().all()
 
 
 def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Pat
         "scorers": {"shapes/oracle": 0.5},
         "prompts": "shapes:test",
         "every": 2,
-        "pictures": 4,
+        "images": 4,
         "guard": "stop",
     }
     wild = {"student": {"learning_rate": 1e30, "clip": None}, "steps": 3}
@@ -250,7 +250,7 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
     assert claims.by_seed(found, "best-of-3", "shapes/clip", 2) == pytest.approx([three["shapes/clip"]] * 2)
     table.write(config, found, "small", tmp_path / "table")
     assert "| best-of-3 |" in (tmp_path / "table" / "README.md").read_text()
-    # What the pictures of `over` score is kept, and taken.
+    # What the images of `over` score is kept, and taken.
     (tmp_path / "over.json").write_text(json.dumps({"shapes/clip": [-1000.0] * 12}))
     assert sweep.carry_out(runs[0].folder)
     assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == 1.0

@@ -88,8 +88,8 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
     if METHODS[method]:
         assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])
         assert "reward/shapes/clip" in lines[-1]
-    pictures = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
-    assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= pictures
+    images = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= images
 
 
 def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
-def test_stock_diffusers_draws_the_trainers_picture(
+def test_stock_diffusers_draws_the_trainers_image(
     tiny: Path,
     tmp_path: Path,
     noise_scale: str,
@@ -251,7 +251,7 @@ def test_the_guard_names_the_scorer_that_fell(
         validation.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw)
     )
     # A reward that always rises: minus the scale of a falling one would do; here the baseline is pulled down.
-    held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "pictures": 4, "every": 1, "guard": guard}
+    held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "images": 4, "every": 1, "guard": guard}
     evaluate = validation.Validation.evaluate
 
     def with_a_low_baseline(self: Any, student: Any) -> Any:

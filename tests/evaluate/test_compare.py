@@ -34,8 +34,8 @@ def test_prompts_are_paired_by_id_whatever_the_order() -> None:
     assert compare(make({"m": A}), shuffled) == compare(make({"m": A}), b)
 
 
-def test_several_pictures_of_a_prompt_count_as_one() -> None:
-    # Each score twice: twice the pictures, and not a bit more certainty.
+def test_several_images_of_a_prompt_count_as_one() -> None:
+    # Each score twice: twice the images, and not a bit more certainty.
     twice = compare(make({"m": A.repeat(2)}, seeds=2), make({"m": B.repeat(2)}, seeds=2))
     assert twice == compare(make({"m": A}), make({"m": B}))
 

@@ -95,11 +95,11 @@ def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch)
 
 def test_slow_steps_have_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = watched(monkeypatch, terminal=False), Clock()
-    with Watch("drawing x", 10, unit="picture", clock=clock) as watch:
+    with Watch("drawing x", 10, unit="image", clock=clock) as watch:
         for _ in range(3):
             clock.now += 100
             watch.advance(1)
-    assert out.getvalue().splitlines()[-1] == "drawing x 3/10, 0:11:40 left, 100.00 s/picture"
+    assert out.getvalue().splitlines()[-1] == "drawing x 3/10, 0:11:40 left, 100.00 s/image"
 
 
 def test_a_log_gets_lines_within_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,12 +128,12 @@ def test_expanding_undoes_shrinking(n: int) -> None:
     assert shrink(0.05, n) < 0.05
 
 
-def test_the_clustered_error_lets_pictures_of_a_prompt_depend_on_each_other() -> None:
+def test_the_clustered_error_lets_images_of_a_prompt_depend_on_each_other() -> None:
     rng = np.random.default_rng(8)
     scores = rng.normal(size=200)
     ids = np.array([f"{i}" for i in range(200)])
     assert clustered_mean(scores, ids) == pytest.approx((scores.mean(), stats.sem(scores), 200))
-    # Every picture three times over: three times the pictures, and the same error.
+    # Every image three times over: three times the images, and the same error.
     assert clustered_mean(scores.repeat(3), ids.repeat(3)).error == pytest.approx(stats.sem(scores))
     gaps = np.append(scores, [np.nan, np.nan])
     assert clustered_mean(gaps, np.append(ids, ["a", "b"])) == clustered_mean(scores, ids)
@@ -182,7 +182,7 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def known(tmp_path: Path, evaluate: Run) -> Path:
-    """An accepted baseline of two metrics, 300 prompts with two pictures each."""
+    """An accepted baseline of two metrics, 300 prompts with two images each."""
     rng = np.random.default_rng(10)
     make(scores(rng), seeds=2).save(tmp_path / "run" / "records.parquet")
     path = tmp_path / "baselines" / "b.parquet"
@@ -261,8 +261,8 @@ def test_exit_codes_and_files(known: Path, tmp_path: Path, evaluate: Run) -> Non
         (lambda r: r.meta["protocols"].update({"imagereward": "b" * 64}), "imagereward was computed with weights"),
         (lambda r: r.meta.update(suite_sha256="6" * 64), "suite_sha256"),
         (lambda r: r.meta["protocols"].pop("imagereward") and None, "the run has no imagereward"),
-        (lambda r: r.frame.assign(seed=r.frame["seed"] + 1), "300 of the baseline's 600 pictures"),
-        (lambda r: r.meta.update(n_expected=300) or r.frame.iloc[:300], "300 of the baseline's 600 pictures"),
+        (lambda r: r.frame.assign(seed=r.frame["seed"] + 1), "300 of the baseline's 600 images"),
+        (lambda r: r.meta.update(n_expected=300) or r.frame.iloc[:300], "300 of the baseline's 600 images"),
     ],
 )
 def test_what_is_incomplete_or_not_comparable_is_never_judged(

@@ -1,4 +1,4 @@
-"""Recipes of published models: each loads from the real ids, revisions and file names, and makes a picture."""
+"""Recipes of published models: each loads from the real ids, revisions and file names, and makes an image."""
 
 import json
 import re
@@ -72,19 +72,19 @@ def test_a_row_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_it_loads_and_makes_pictures_that_depend_on_prompt_and_seed_alone(name: str, models: Hub) -> None:
+def test_it_loads_and_makes_images_that_depend_on_prompt_and_seed_alone(name: str, models: Hub) -> None:
     models.requests.clear()
     pipeline, how = pipelines.load(name), pipelines.recipe(name)
     asked = [path for path in models.requests if "/resolve/" in path]
     assert not any("safety_checker" in path or "feature_extractor" in path for path in asked)
-    pictures = draw(pipeline, how, PROMPTS)
-    assert pictures.shape == (2, 3, SIDE, SIDE)
-    assert pictures.isfinite().all()
-    assert pictures.std() > 0.01
+    images = draw(pipeline, how, PROMPTS)
+    assert images.shape == (2, 3, SIDE, SIDE)
+    assert images.isfinite().all()
+    assert images.std() > 0.01
     turned = draw(pipeline, how, PROMPTS[::-1])
-    torch.testing.assert_close(turned.flip(0), pictures, atol=1e-3, rtol=0)
+    torch.testing.assert_close(turned.flip(0), images, atol=1e-3, rtol=0)
     alone = draw(pipeline, how, PROMPTS[:1])
-    torch.testing.assert_close(alone[0], pictures[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(alone[0], images[0], atol=1e-3, rtol=0)
     other = draw(pipeline, how, PROMPTS[:1], seed=4)
     assert (other - alone).abs().mean() > 1e-3
 

@@ -68,7 +68,7 @@ def test_what_is_missing_is_said(damage: object, words: str | None) -> None:
     assert words is None or words in str(records.missing)
 
 
-def test_a_prompts_score_is_the_mean_of_its_pictures() -> None:
+def test_a_prompts_score_is_the_mean_of_its_images() -> None:
     table = make({"m": np.array([1.0, 3.0, 10.0, np.nan])}, seeds=2).by_prompt()
     assert table["m"].to_dict() == {"parti/0000": 2.0, "parti/0001": 10.0}
 

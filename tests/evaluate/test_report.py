@@ -47,24 +47,24 @@ def make_run(
     errors: dict[int, str] | None = None,
     protocols: dict[str, str | None] | None = None,
     frechet: float | None = 1.0,
-    same_picture: bool = False,
+    same_image: bool = False,
     **meta: Any,
 ) -> Path:
     """A run folder in the layout of `evaluate run`; `scores` `[N, K]`, one column a protocol."""
     errors, protocols = errors or {}, protocols or dict.fromkeys(SCORES)
-    block = folder / "pictures" / "00000-0000000000"
+    block = folder / "images" / "00000-0000000000"
     block.mkdir(parents=True)
     generator = np.random.default_rng(len(model))
     index, rows = [], []
-    picture = generator.integers(256, size=(side, side, 3), dtype=np.uint8)
+    image = generator.integers(256, size=(side, side, 3), dtype=np.uint8)
     for i, prompt in enumerate(prompts):
         digest = None
         if i not in errors:
-            picture = picture if same_picture else generator.integers(256, size=(side, side, 3), dtype=np.uint8)
-            digest = pixels_sha256(picture)
-            name = "0.png" if same_picture else f"{i}.png"
-            if i == 0 or not same_picture:
-                Image.fromarray(picture).save(block / name)
+            image = image if same_image else generator.integers(256, size=(side, side, 3), dtype=np.uint8)
+            digest = pixels_sha256(image)
+            name = "0.png" if same_image else f"{i}.png"
+            if i == 0 or not same_image:
+                Image.fromarray(image).save(block / name)
                 index.append({"file": name, "size": 0, "sha256": digest, "error": None, "batch": 1})
         row = {"id": f"s/{i:04d}", "prompt": prompt, "group.category": ("animals", "people", "")[i % 3], "seed": 0}
         row |= {"image_sha256": digest, "error": errors.get(i)}
@@ -147,12 +147,12 @@ def test_figures_have_the_interval_of_students_t(two: list[Path]) -> None:
 
 
 def test_a_failure_is_told_and_never_a_zero(two: list[Path]) -> None:
-    data, pictures = measured.gather(two)
+    data, images = measured.gather(two)
     assert data
     assert data["state"] == ["111111", "111101"] and data["errors"] == [{}, {4: "the model drew <b>NaN</b>"}]
     assert data["scores"][1][0][4] is None
     assert data["models"][0]["missing"] is None and "1 of 6 records have errors" in data["models"][1]["missing"]
-    assert len(pictures) == 11
+    assert len(images) == 11
 
 
 def test_two_protocols_never_share_a_column(tmp_path: Path) -> None:
@@ -178,46 +178,46 @@ def test_a_shorter_run_leaves_gaps(tmp_path: Path) -> None:
     assert data["prompts"] == PROMPTS and data["state"] == ["11----", "111111"]
 
 
-def test_a_lost_picture_is_an_error(two: list[Path]) -> None:
-    block = next((two[0] / "pictures").iterdir())
+def test_a_lost_image_is_an_error(two: list[Path]) -> None:
+    block = next((two[0] / "images").iterdir())
     (block / "0.png").unlink()
-    (block / "1.png").write_bytes(b"no picture")
+    (block / "1.png").write_bytes(b"no image")
     data, _ = measured.gather(two)
     assert data
     assert data["state"][0] == "001111" and "cannot be read" in data["errors"][0][0]
 
 
-def test_large_pictures_get_thumbnails_and_originals_are_not_copied(tmp_path: Path) -> None:
+def test_large_images_get_thumbnails_and_originals_are_not_copied(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", model="m", prompts=PROMPTS[:1], scores=scores_of(1, 0), side=600)
     reporting.report([run], tmp_path / "r.html", show=False)
-    original = next((run / "pictures").rglob("0.png"))
+    original = next((run / "images").rglob("0.png"))
     assert (tmp_path / "r_files" / "0" / "0.png").stat().st_ino == original.stat().st_ino
     with Image.open(tmp_path / "r_files" / "0" / "0.jpg") as image:
         assert max(image.size) == measured.LARGEST <= 512
     assert page_data(tmp_path / "r.html")["measured"]["board"][0][0]["low"] is None  # one prompt has no interval
 
 
-def test_pictures_are_copied_where_links_are_refused(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_copied_where_links_are_refused(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert reporting.report(two, tmp_path / "r.html", show=False).pictures == 11
+    assert reporting.report(two, tmp_path / "r.html", show=False).images == 11
     copied = tmp_path / "r_files" / "0" / "3.png"
-    assert copied.stat().st_nlink == 1 and copied.read_bytes() == next((two[0] / "pictures").rglob("3.png")).read_bytes()
+    assert copied.stat().st_nlink == 1 and copied.read_bytes() == next((two[0] / "images").rglob("3.png")).read_bytes()
 
 
 def test_training_curves(tmp_path: Path) -> None:
     run = make_training(tmp_path / "t")
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "diver')  # killed in the middle of a line
-    [data], pictures = training.gather([run])
+    [data], images = training.gather([run])
     assert data["curves"]["divergence"] == [
         [float(s) for s in range(1, 13)],
         [pytest.approx(1 / s, rel=1e-5) for s in range(1, 13)],
     ]
     assert data["curves"]["reward_ratio"][1][1] is None and "note" not in data["curves"]
-    assert [each["step"] for each in data["samples"]] == [0, 6, 12] and len(pictures) == 6
+    assert [each["step"] for each in data["samples"]] == [0, 6, 12] and len(images) == 6
 
 
 def test_long_curves_are_means_of_buckets(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_what_was_there_stays_where_writing_fails(two: list[Path], tmp_path: Pat
 def test_the_command(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["report", *map(str, two), str(make_training(tmp_path / "t")), "-o", str(out)])
-    assert result.exit_code == 0 and "17 pictures" in result.output, result.output
+    assert result.exit_code == 0 and "17 images" in result.output, result.output
     assert out.is_file() and (tmp_path / "page_files" / "t0" / "12-samples.png").is_file()
 
 
@@ -346,11 +346,11 @@ class Page:
         return self.page
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        page, pictures = self.path.as_uri(), self.path.with_name(f"{self.path.stem}_files").as_uri()
+        page, images = self.path.as_uri(), self.path.with_name(f"{self.path.stem}_files").as_uri()
         self.context.close()
         if kind is None:
             assert self.said == []
-            assert self.asked and all(url == page or url.startswith(f"{pictures}/") for url in self.asked), self.asked
+            assert self.asked and all(url == page or url.startswith(f"{images}/") for url in self.asked), self.asked
 
 
 def column(page: Any, index: int) -> list[str]:
@@ -383,7 +383,7 @@ def opened(two: list[Path], tmp_path: Path, browser: Any) -> Path:
 def test_sorting_the_leaderboard(browser: Any, opened: Path) -> None:
     with Page(browser, opened) as page:
         heads = page.locator("#leaderboard thead th")
-        assert heads.locator("button").all_inner_texts() == ["model", "pictures", "complete", *SCORES, "fd-shapes"]
+        assert heads.locator("button").all_inner_texts() == ["model", "images", "complete", *SCORES, "fd-shapes"]
         assert [cell.split("\n")[0] for cell in column(page, 3)] in (["complete", "incomplete"], ["incomplete", "complete"])
         assert page.locator("tr.incomplete th").inner_text() == "aligned"
         for name, first in (("fd-shapes", "aligned"), ("taste/b", "base"), ("model", "aligned"), ("complete", "base")):
@@ -432,9 +432,9 @@ def test_filters_and_worst_regressions_first(browser: Any, opened: Path, two: li
         assert page.locator("figure .error").all_inner_texts() == ["the model drew <b>NaN</b>"]
 
 
-def test_pictures_load_and_say_what_they_are(browser: Any, opened: Path) -> None:
+def test_images_load_and_say_what_they_are(browser: Any, opened: Path) -> None:
     with Page(browser, opened) as page:
-        page.locator("#pictures").scroll_into_view_if_needed()
+        page.locator("#images").scroll_into_view_if_needed()
         image = page.get_by_alt_text("a red fox in the snow, by base")
         image.scroll_into_view_if_needed()
         wait(lambda: image.evaluate("e => e.naturalWidth") == 8)
@@ -462,9 +462,9 @@ def test_training_section(browser: Any, opened: Path) -> None:
         assert page.locator("#training .panel path").first.get_attribute("d") == before  # few points are not smoothed
         stage = page.locator("#training .stage").first
         assert stage.locator("img").get_attribute("alt") == "samples of t at step 12"
-        stage.get_by_label("Step of the pictures").press("ArrowLeft")
+        stage.get_by_label("Step of the images").press("ArrowLeft")
         assert stage.locator("img").get_attribute("alt") == "samples of t at step 6"
-        stage.get_by_label("Pictures", exact=True).select_option("predictions")
+        stage.get_by_label("Images", exact=True).select_option("predictions")
         assert stage.locator("img").get_attribute("src").endswith("/t0/12-predictions.png")
         stage.locator("summary").click()
         assert "<b>bold</b>" in stage.locator("pre").inner_text()
@@ -586,14 +586,14 @@ def test_1632_prompts_and_6_models(browser: Any, tmp_path: Path) -> None:
     prompts = [f"prompt {i} of a {('cat', 'dog', 'house')[i % 3]} with a few more words to read" for i in range(n)]
     protocols = {f"metric-{k}": None for k in range(5)}
     runs = [
-        make_run(tmp_path / name, model=name, prompts=prompts, protocols=protocols, same_picture=True,
+        make_run(tmp_path / name, model=name, prompts=prompts, protocols=protocols, same_image=True,
                  scores=np.random.default_rng(m).normal(size=(n, 5)))
         for m, name in enumerate(names)
     ]  # fmt: skip
     written = reporting.report(runs, tmp_path / "r.html", show=False)
-    assert written.pictures == n * 6
+    assert written.images == n * 6
     timed = """async ([label, value]) => {
-        const box = [...document.querySelectorAll("#pictures label")].find((e) => e.textContent.startsWith(label)).control;
+        const box = [...document.querySelectorAll("#images label")].find((e) => e.textContent.startsWith(label)).control;
         const began = performance.now();
         box.value = value;
         box.dispatchEvent(new Event(box.tagName === "SELECT" ? "change" : "input", { bubbles: true }));

@@ -203,11 +203,11 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     [
         ({}, ""),
         ({"suite_sha256": "6" * 64}, "other prompts"),
-        ({"n": "8"}, "of 8 pictures of 1,632 only"),
+        ({"n": "8"}, "of 8 images of 1,632 only"),
         ({"complete": "False"}, "incomplete"),
         ({"recipe": "null"}, "drawn elsewhere"),
         ({"recipe": '{"steps": 2}'}, "another recipe"),
-        ({"command": "evaluate run --per-prompt 2 --model x"}, "of 1,632 pictures of 3,264 only"),
+        ({"command": "evaluate run --per-prompt 2 --model x"}, "of 1,632 images of 3,264 only"),
         ({"command": "evaluate run --weights imagereward=mine.pt"}, "--weights"),
     ],
 )
@@ -432,7 +432,7 @@ def test_the_command_lists_and_refuses(
 
 @pytest.fixture
 def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The rows of DI* Table 2 on the loopback hub with pictures of few pixels, and 3 prompts called Parti's. Returns a folder for results."""
+    """The rows of DI* Table 2 on the loopback hub with images of few pixels, and 3 prompts called Parti's. Returns a folder for results."""
     sha256 = column_of("di-star/2", "Image Reward").suite_sha256
     prompts = tuple(suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3)))
     monkeypatch.setattr(suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", ""))
@@ -486,8 +486,8 @@ def test_run_fills_the_table_and_goes_on(
     table = cells("di-star/2", world)
     measured = [cell for cell in table if cell.column.suite and cell.ours]
     assert len(measured) == 6 * 4
-    assert all("of 2 pictures of 1,632 only" in cell.why and cell.difference is None for cell in measured)
-    assert "of 2 pictures of 1,632 only" in page.read_text(encoding="utf-8")
+    assert all("of 2 images of 1,632 only" in cell.why and cell.difference is None for cell in measured)
+    assert "of 2 images of 1,632 only" in page.read_text(encoding="utf-8")
 
 
 def test_a_model_that_fails_leaves_the_others(

@@ -40,7 +40,7 @@ def test_time_goes_to_the_stage_that_takes_it(tiny: Path, stage: str, calls: int
     slowed = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
     for name in ("text", "denoiser", "vae", "other"):
         added = getattr(slowed, name) - getattr(quick, name)
-        assert added == pytest.approx(calls * 0.1 * timing.PICTURES / 4 if name == stage else 0, abs=0.1), name
+        assert added == pytest.approx(calls * 0.1 * timing.IMAGES / 4 if name == stage else 0, abs=0.1), name
     assert slowed.least <= slowed.total <= slowed.most
     assert slowed.total == pytest.approx(slowed.text + slowed.denoiser + slowed.vae + slowed.other, rel=0.1)
     assert slowed.peak_mib > 50

@@ -189,7 +189,7 @@ def test_a_suite_that_misstates_its_size_is_refused(home: Path) -> None:
         suites.card("two")
 
 
-def test_the_first_caption_of_each_picture(home: Path) -> None:
+def test_the_first_caption_of_each_image(home: Path) -> None:
     declare(home, "all", {"captions.json": json.dumps(COCO).encode()}, n=3, format="coco")
     declare(home, "some", {"captions.json": json.dumps(COCO).encode()}, n=2, format="coco", every=2)
     assert [prompt.text for prompt in suites.load("all", path=home).prompts] == ["two", "five", "nine, first "]

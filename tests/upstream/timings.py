@@ -24,14 +24,14 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import make  # noqa: E402
 
-PICTURES, EDGE, PROMPT = 32, 512, "a photo of red bicycles in the snow"
+IMAGES, EDGE, PROMPT = 32, 512, "a photo of red bicycles in the snow"
 WARMUP, REPEATS = 1, 2
 
 
-def pictures() -> list[Image.Image]:
-    """As `evaluate.bench.scorers.scorers.pictures` draws them."""
+def images() -> list[Image.Image]:
+    """As `evaluate.bench.scorers.scorers.images` draws them."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (IMAGES, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
     return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).numpy()]
 
 
@@ -57,7 +57,7 @@ def measure(call: Callable[[], object]) -> dict[str, object]:
 
 
 def time_hpsv2(folder: Path) -> dict[str, object]:
-    """`hpsv2.img_score.score` of a list of pictures, which reads its checkpoint anew in every call."""
+    """`hpsv2.img_score.score` of a list of images, which reads its checkpoint anew in every call."""
     make.add_words()
     from hpsv2 import img_score
     from hpsv2.src.open_clip import factory, model
@@ -67,13 +67,13 @@ def time_hpsv2(folder: Path) -> dict[str, object]:
         torch.manual_seed(0)
         torch.save({"state_dict": model.CLIP(**factory._MODEL_CONFIGS["ViT-H-14"]).state_dict()}, checkpoint)
     factory.download_pretrained = lambda *_, **__: str(checkpoint)
-    result = measure(functools.partial(img_score.score, pictures(), PROMPT, str(checkpoint)))
+    result = measure(functools.partial(img_score.score, images(), PROMPT, str(checkpoint)))
     result["scores"] = [100 * score for score in result["scores"]]
     return result | {"weights_sha256": make.file_sha256(checkpoint)}
 
 
 def time_imagereward(folder: Path) -> dict[str, object]:
-    """`ImageReward.score` of a list of pictures."""
+    """`ImageReward.score` of a list of images."""
     import ImageReward  # noqa: F401, its __init__ imports what the modules below need
 
     module = sys.modules["ImageReward.ImageReward"]
@@ -91,7 +91,7 @@ def time_imagereward(folder: Path) -> dict[str, object]:
         network = network.cuda()
         network.device = "cuda"
     with torch.no_grad():
-        return measure(lambda: network.score(PROMPT, pictures())) | {"weights_sha256": make.file_sha256(checkpoint)}
+        return measure(lambda: network.score(PROMPT, images())) | {"weights_sha256": make.file_sha256(checkpoint)}
 
 
 def write_clip(folder: Path) -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "hardware": hardware(),
-        "pictures": PICTURES,
+        "images": IMAGES,
         "edge": EDGE,
         "prompt": PROMPT,
         "versions": ", ".join(f"{name} {version(name)}" for name in ("hpsv2", "image-reward", "torch", "transformers")),

@@ -1,4 +1,4 @@
-"""A picture that goes beside the page."""
+"""An image that goes beside the page."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 
 
-class Picture(NamedTuple):
+class PageImage(NamedTuple):
     """`source` becomes `name`.png beside the page and, where `shrink` is not 0, `name`.jpg of at most that many pixels a side."""
 
     source: Path
@@ -16,8 +16,8 @@ class Picture(NamedTuple):
     height: int
 
     @classmethod
-    def of(cls, source: Path, name: str, *, largest: int) -> "Picture | None":
-        """The picture in a file, made smaller where a side is above `largest`; None where the file is not there or no picture."""
+    def of(cls, source: Path, name: str, *, largest: int) -> "PageImage | None":
+        """The image in a file, made smaller where a side is above `largest`; None where the file is not there or no image."""
         try:
             with Image.open(source) as image:
                 width, height = image.size
