@@ -25,7 +25,7 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
     from accelerate import PartialState
 
     from align.export.pipeline import describe
-    from align.training.compare import report
+    from align.training.compare import final_comparison
     from align.training.loop import train as loop
 
     process = PartialState(cpu=not torch.cuda.is_available())
@@ -35,8 +35,8 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
     with opened(config, output, resume=resume, preset=preset) if main else nullcontext():
         process.wait_for_everyone()
         finished = loop(config, output, resume=resume)
-    if finished and main and config.report:
-        report(config, output)
+    if finished and main and config.final_comparison.prompts:
+        final_comparison(config, output)
         describe(config, output)  # once more, with scores
     return finished
 
@@ -100,11 +100,11 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
-    pipeline, how = pipelines.load(checkpoint), pipelines.recipe(checkpoint)
+    pipeline, recipe = pipelines.load(checkpoint), pipelines.read_recipe(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    images = samplers.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
+    images = samplers.draw(pipeline.to(device), recipe, each, seed=seed, keys=keys).cpu()
     try:
         save_grid(images, output, columns=n)
     except OSError as error:

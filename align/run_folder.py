@@ -40,8 +40,8 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
         if preset:
-            told = read_run(output) | {"preset": preset}
-            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+            metadata = read_run(output) | {"preset": preset}
+            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(metadata, indent=1), encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
@@ -59,14 +59,14 @@ def read_run(folder: Path) -> dict[str, Any]:
 @contextmanager
 def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
     """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]
     open_folder(config, output, resume=resume, preset=preset)
     try:
         yield
     except BaseException:  # Ctrl-C as well, while models are loaded
         if not resume and _only_begun(output):
             _empty(output)
-            for folder in made:
+            for folder in new_folders:
                 with suppress(OSError):  # another run has found a place in it meanwhile
                     folder.rmdir()
         raise

@@ -77,7 +77,7 @@ def models() -> None:
     from evaluate import embedded, pipelines
     from evaluate.console import printer
 
-    recipes = {name: pipelines.recipe(name) for name in (*embedded.models(), *pipelines.names())}
+    recipes = {name: pipelines.read_recipe(name) for name in (*embedded.models(), *pipelines.names())}
     runnable = Table(title="can be run")
     reported = Table(title="reported only")
     for table, columns in (
@@ -87,12 +87,12 @@ def models() -> None:
         table.add_column("model", no_wrap=True)
         for column in columns:
             table.add_column(column, overflow="fold", justify="left" if table is reported or column == "licence" else "right")
-    for name, how in recipes.items():
-        title, *figures, licence = map(escape, pipelines.describe(how))
-        if how.reported_only:
-            reported.add_row(name, title, escape(how.reported_only))
+    for name, recipe in recipes.items():
+        title, *details, licence = map(escape, pipelines.describe(recipe))
+        if recipe.reported_only:
+            reported.add_row(name, title, escape(recipe.reported_only))
         else:
-            runnable.add_row(name, *figures, licence)
+            runnable.add_row(name, *details, licence)
     for table in (runnable, reported):
         printer().print(table)
 
@@ -128,8 +128,8 @@ def overlap(
     from evaluate.console import printer
     from prompts import suites as known
 
-    given = [prompt.text for prompt in known.load(prompts).prompts]
-    matches = known.overlap(given, known.load(suite, path=file), near=near)
+    texts = [prompt.text for prompt in known.load(prompts).prompts]
+    matches = known.overlap(texts, known.load(suite, path=file), near=near)
     exact = {match.prompt for match in matches if match.exact}
     if matches:
         table = Table("similarity", "prompt", "id", "the suite's prompt")
@@ -139,7 +139,7 @@ def overlap(
             )
         printer().print(table)
     nearly = {match.prompt for match in matches} - exact
-    print(f"{len(set(given)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
+    print(f"{len(set(texts)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
     raise typer.Exit(bool(matches))
 
 
@@ -312,7 +312,7 @@ def bench(
     scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
     originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,
     frechet: Annotated[bool, typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's.")] = False,
-    harness: Annotated[bool, typer.Option("--harness", help="What a run of 10,000 records costs outside its networks, which are naps here: minutes.")] = False,
+    harness: Annotated[bool, typer.Option("--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes.")] = False,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,

@@ -61,9 +61,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _figures(task: Task) -> list[str]:
+def _metrics(task: Task) -> list[str]:
     """Padded, so that what stands beside them stays in its place."""
-    return [f"{name} {value:<6.4g}" for name, value in task.fields["figures"].items()]
+    return [f"{name} {value:<6.4g}" for name, value in task.fields["metrics"].items()]
 
 
 def _shortened(title: str, width: int) -> str:
@@ -87,19 +87,19 @@ class _Row:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         task, width = self.task, options.max_width
-        count, left, figures = _count(task), _time(task), _figures(task)
+        count, left, metrics = _count(task), _time(task), _metrics(task)
         room = width - len(count) - 1 - len(left)  # and what is added takes a space as well
         title = _shortened(task.description, min(width // 2, room - 1))
         room -= len(title) + 1
         bar = min(room - 1, 40)
-        if figures:
-            bar = min(max(8, width // 8), max(SHORT, bar - len(figures[0]) - 1))
+        if metrics:
+            bar = min(max(8, width // 8), max(SHORT, bar - len(metrics[0]) - 1))
         cells: list[RenderableType] = [Text(title)]
         if SHORT <= bar < room:
             cells.append(ProgressBar(total=task.total, completed=task.completed, width=bar))
             room -= bar + 1
         cells += [Text(count, "progress.download"), Text(left, "progress.remaining")]
-        for text in [*figures, _rate(task)]:
+        for text in [*metrics, _rate(task)]:
             if len(text) + 1 <= room:
                 cells.append(Text(text))
                 room -= len(text) + 1
@@ -147,12 +147,12 @@ class _Lines:
 
     def _say(self) -> None:
         self.last = self.clock()
-        told = [_count(self.task), _time(self.task), _rate(self.task), *map(str.rstrip, _figures(self.task))]
-        console.print(f"{self.task.description} {', '.join(told)}", soft_wrap=True, markup=False, highlight=False)
+        parts = [_count(self.task), _time(self.task), _rate(self.task), *map(str.rstrip, _metrics(self.task))]
+        console.print(f"{self.task.description} {', '.join(parts)}", soft_wrap=True, markup=False, highlight=False)
 
 
-class Watch:
-    """A progress bar with rate, time left and the newest figures, and `log.jsonl` with all of them.
+class ProgressLog:
+    """A progress bar with rate, time left and the newest metrics, and `log.jsonl` with all of them.
 
     Where the output is no terminal, lines that say the same. clock: seconds, of which only differences count.
     """
@@ -165,11 +165,11 @@ class Watch:
         self._log = log.open("a", encoding="utf-8") if log else None
         drawn = show and console.is_terminal
         self._progress = _Bar(console=console, disable=not drawn, speed_estimate_period=60, get_time=clock)
-        fields: dict[str, Any] = {"figures": {}, "unit": unit, "first": start}
+        fields: dict[str, Any] = {"metrics": {}, "unit": unit, "first": start}
         self._task = self._progress.add_task(title, total=total, completed=start, **fields)
         self._lines = _Lines(self._progress.tasks[0], clock) if show and not drawn else None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressLog":
         self._progress.start()
         if self._lines:
             self._lines.start()
@@ -186,15 +186,15 @@ class Watch:
         """Record that `n` more are done."""
         self(self.step + n)
 
-    def __call__(self, step: int, show: tuple[str, ...] = (), **figures: Any) -> None:
-        """Record that `step` steps are done. `show` names the figures the bar displays; all go to the log."""
+    def __call__(self, step: int, show: tuple[str, ...] = (), **metrics: Any) -> None:
+        """Record that `step` steps are done. `show` names the metrics the bar displays; all go to the log."""
         self.step = step
-        shown = {name: figures[name] for name in show or figures if isinstance(figures.get(name), float)}
-        self._progress.update(self._task, completed=step, figures=shown)
+        shown = {name: metrics[name] for name in show or metrics if isinstance(metrics.get(name), float)}
+        self._progress.update(self._task, completed=step, metrics=shown)
         if self._lines:
             self._lines.due()
         if self._log:
-            # JSON has no NaN; a figure that could not be had is null.
-            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+            # JSON has no NaN; a metric without a value is null.
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
             self._log.write(json.dumps({"step": step, **clean}) + "\n")
             self._log.flush()

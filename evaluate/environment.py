@@ -20,13 +20,13 @@ def check() -> None:
 
 def versions(*names: str) -> str:
     """Versions of distributions, and of Python, in one line."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+            numbers[name] = "not installed"
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 @cache

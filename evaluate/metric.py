@@ -49,8 +49,8 @@ class ScorerMetric(Metric):
             bad = int(torch.nonzero(~scores.isfinite())[0, 0])
             raise ValueError(f"{self.scorer.protocol}: the score of image {bad} is {scores[bad].item()}; look at the image")
         mean = scores.mean()
-        own = torch.stack([scores.new_tensor(len(scores)), mean, (scores - mean).square().sum()])
-        self.moments = merge_moments(torch.stack([self.moments, own.to(self.moments.device)]))
+        moments = torch.stack([scores.new_tensor(len(scores)), mean, (scores - mean).square().sum()])
+        self.moments = merge_moments(torch.stack([self.moments, moments.to(self.moments.device)]))
 
     def compute(self) -> dict[str, Tensor]:
         """`mean`, `standard_error` (of independent scores; NaN below two) and `n`, scalars in float64."""

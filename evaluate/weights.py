@@ -74,9 +74,9 @@ def draw(module: nn.Module) -> nn.Module:
 
 def match(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError unless `tensors` has the module's keys, every one and no other, with its shapes."""
-    own = module.state_dict()
+    expected = module.state_dict()
     _match(
-        {key: tuple(value.shape) for key, value in own.items()},
+        {key: tuple(value.shape) for key, value in expected.items()},
         {key: tuple(value.shape) for key, value in tensors.items()},
         source,
     )
@@ -117,8 +117,8 @@ def refuse(missing: Collection[str], extra: Collection[str], source: object) -> 
         raise UserError(f"{source}: key {min(extra)!r} is not known ({len(extra)} in all); {REMEDY}")
 
 
-def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: object) -> None:
-    refuse(own.keys() - given.keys(), given.keys() - own.keys(), source)
-    for key, shape in own.items():
-        if given[key] != shape:
-            raise UserError(f"{source}: {key!r} has shape {given[key]}, expected {shape}; {REMEDY}")
+def _match(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]], source: object) -> None:
+    refuse(expected.keys() - actual.keys(), actual.keys() - expected.keys(), source)
+    for key, shape in expected.items():
+        if actual[key] != shape:
+            raise UserError(f"{source}: {key!r} has shape {actual[key]}, expected {shape}; {REMEDY}")

@@ -25,8 +25,8 @@ def extended(path: Iterable[str], kind: str) -> list[str]:
 def names(package: str, attribute: str | None = None) -> list[str]:
     """The modules of a package, those that have `attribute` where one is named; a name that begins with `_` is the package's own."""
     path = importlib.import_module(package).__path__
-    found = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
-    return [name for name in found if attribute is None or hasattr(importlib.import_module(f"{package}.{name}"), attribute)]
+    modules = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
+    return [name for name in modules if attribute is None or hasattr(importlib.import_module(f"{package}.{name}"), attribute)]
 
 
 def member(package: str, name: str, attribute: str | None = None, *, what: str) -> Any:

@@ -57,7 +57,7 @@ def save_tiny(folder: Path, seed: int = 0, **options: Any) -> Path:
 #: A run of a few steps on a tiny pipeline; tests lay their changes over it.
 SMALL_RUN: dict[str, Any] = {
     "stage": "train", "method": "di", "prompts": "shapes:train", "steps": 4, "batch_size": 8,
-    "sigmas": {"name": "lognormal", "parameters": {"mean": 0.0, "std": 1.2}},
+    "noise_levels": {"name": "lognormal", "parameters": {"mean": 0.0, "std": 1.2}},
     "divergence": {"weight": "inverse_norm"},
     "student": {"learning_rate": 1e-3}, "assistant": {"learning_rate": 1e-3, "warmup": 1}, "ema": 0.5,
     "held_out": {"scorers": {"shapes/oracle": 0.5}, "prompts": "shapes:test", "images": 4, "every": 5, "guard": "off"},

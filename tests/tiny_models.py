@@ -189,9 +189,9 @@ PIPELINES: dict[str, tuple[Callable[[Path], Any], tuple[str | None, ...]]] = {
 
 def publish(hub: Hub) -> None:
     """Put every repository that a recipe names on the hub."""
-    recipes = [pipelines.recipe(name) for name in pipelines.names()]
+    recipes = [pipelines.read_recipe(name) for name in pipelines.names()]
     for seed, (repo, (make, variants)) in enumerate(PIPELINES.items()):
-        revision = next(how.revision for how in recipes if how.pipeline == repo)
+        revision = next(recipe.revision for recipe in recipes if recipe.pipeline == repo)
         folder = hub.folder(repo, revision or "main")
         torch.manual_seed(seed)
         pipeline = make(folder)
@@ -201,11 +201,11 @@ def publish(hub: Hub) -> None:
                 next(network.parameters()).mul_(1.25)
             pipeline.save_pretrained(folder, variant=variant)
         _age(folder)
-    for seed, how in enumerate(recipes, start=100):
-        for kind, source in (("unet", how.unet), ("delta", how.delta), ("lora", how.lora)):
+    for seed, recipe in enumerate(recipes, start=100):
+        for kind, source in (("unet", recipe.unet), ("delta", recipe.delta), ("lora", recipe.lora)):
             if isinstance(source, pipelines.Weights) and source.repo:
                 torch.manual_seed(seed)
-                network = unet() if PIPELINES[str(how.pipeline)][0] is sd else sdxl_unet()
+                network = unet() if PIPELINES[str(recipe.pipeline)][0] is sd else sdxl_unet()
                 file = hub.folder(source.repo, source.revision or "main") / source.file
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save(lora(network, peft="Hyper" in file.name) if kind == "lora" else network.state_dict(), file)

@@ -76,8 +76,8 @@ def by_seed(results: Results, cell: str, metric: str, seeds: int) -> np.ndarray:
 
 def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Interval:
     """Mean over seeds, or of the differences paired by seed, with Student's t interval."""
-    there = np.isfinite(values) & (True if minus is None else np.isfinite(minus))
-    values, base = values[there], np.zeros(there.sum()) if minus is None else minus[there]
+    finite = np.isfinite(values) & (True if minus is None else np.isfinite(minus))
+    values, base = values[finite], np.zeros(finite.sum()) if minus is None else minus[finite]
     n = len(values)
     if n < 2:
         return Interval(float((values - base)[0]) if n else math.nan, math.nan, math.nan, n)
@@ -86,14 +86,14 @@ def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Interval:
 
 def findings(config: SweepConfig, results: Results) -> list[Finding]:
     """Every answer to the sweep's claims, corrected for their number."""
-    found = [answer for claim in config.equal_reward for answer in _equal_reward(claim, config, results)]
-    found += [answer for claim in config.less_stable for answer in _less_stable(claim, config, results)]
-    known = [i for i, answer in enumerate(found) if math.isfinite(answer.p)]
-    corrected = np.full(len(found), math.nan)
+    answers = [answer for claim in config.equal_reward for answer in _equal_reward(claim, config, results)]
+    answers += [answer for claim in config.less_stable for answer in _less_stable(claim, config, results)]
+    known = [i for i, answer in enumerate(answers) if math.isfinite(answer.p)]
+    corrected = np.full(len(answers), math.nan)
     if known:
-        corrected[known] = holm(np.array([found[i].p for i in known]))
+        corrected[known] = holm(np.array([answers[i].p for i in known]))
     level = LEVEL / max(1, len(known))
-    return [Finding(answer, float(p), _detectable(answer, level)) for answer, p in zip(found, corrected, strict=True)]
+    return [Finding(answer, float(p), _detectable(answer, level)) for answer, p in zip(answers, corrected, strict=True)]
 
 
 def _detectable(answer: Answer, level: float) -> float:
@@ -181,12 +181,12 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
     for metric in claim.metrics or list(config.measure.metrics)[1:]:
         direction = config.measure.metrics[metric]
         quantity = f"{metric} ({direction} is better), {claim.better} - {claim.than}"
-        found = at_equal_reward(curve(claim.better, metric), curve(claim.than, metric))
-        if found is None:
+        compared = at_equal_reward(curve(claim.better, metric), curve(claim.than, metric))
+        if compared is None:
             nothing = Interval(math.nan, math.nan, math.nan, 0)
             answers.append(Answer(title, quantity, "no reward is shared, or runs are missing", nothing, math.nan))
             continue
-        (low, high), interval = found
+        (low, high), interval = compared
         at = f"{reward} = {low:.4g}" + (f" to {high:.4g}" if high > low else "")
         sign = 1 if direction == "higher" else -1
         answers.append(Answer(title, quantity, at, interval, _p_of_difference(interval), sign, over_seeds=True))
@@ -248,12 +248,12 @@ def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
     """A row a cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
     rows = []
     for cell in (CENTRE, *config.cells, *config.baselines):
-        halted, runs = stopped(results, [cell])
+        n_stopped, runs = stopped(results, [cell])
         for metric, direction in config.measure.metrics.items():
             values, base = (by_seed(results, name, metric, config.seeds) for name in (cell, CENTRE))
             mean = Interval(float(values[0]), math.nan, math.nan, 1) if cell in config.baselines else mean_of(values)
             rows.append(
-                {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": halted}
+                {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": n_stopped}
                 | dict(zip(("mean", "low", "high", "n"), mean, strict=True))
                 | {f"difference {k}": x for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)}
             )

@@ -91,15 +91,15 @@ class SweepConfig(Config):
         known = [*trained, *self.baselines]
         stable = [cell for claim in self.less_stable for cell in (*claim.worse, *claim.than)]
         claims: list[EqualReward | LessStable] = [*self.equal_reward, *self.less_stable]
-        for name, there in [
+        for name, choices in [
             *((name, known) for curve in self.curves.values() for name in curve),
             *((name, trained) for name in (*self.seeds_of, *stable)),
             *((name, [*self.curves, *known]) for claim in self.equal_reward for name in (claim.better, claim.than)),
             *((name, list(self.measure.metrics)) for claim in claims for name in claim.metrics),
         ]:
-            if name not in there:
+            if name not in choices:
                 raise ValueError(
-                    f"no {'metric' if there == list(self.measure.metrics) else 'cell or curve'} {name!r}; {nearest(name, there)}"
+                    f"no {'metric' if choices == list(self.measure.metrics) else 'cell or curve'} {name!r}; {nearest(name, choices)}"
                 )
         for claim in self.equal_reward:
             sides = [self.curves.get(name, (name,)) for name in (claim.better, claim.than)]

@@ -35,19 +35,19 @@ def measure(model: str, options: Measure, *, baseline: Baseline | None = None, c
     names = {name: name.removeprefix(WIN) for name in options.metrics}
     wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
     scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], images, texts)
-    found = {name: scores[name].mean().item() for name in options.metrics if name in scores}
+    values = {name: scores[name].mean().item() for name in options.metrics if name in scores}
     if wins:
         rivals = _rivals(options, texts, sorted(wins.values()), cache)
         for name, scorer in wins.items():
             gap = scores[scorer] - rivals[scorer]
-            found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
+            values[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
     for name in options.metrics:
-        if name not in found:
+        if name not in values:
             metric = distribution.load(name)
             for first in range(0, len(texts), CHUNK):
                 metric.update(images[first : first + CHUNK], texts[first : first + CHUNK])
-            found[name] = metric.compute().value
-    metrics = {name: {"value": found[name], "n": len(texts)} for name in options.metrics}
+            values[name] = metric.compute().value
+    metrics = {name: {"value": values[name], "n": len(texts)} for name in options.metrics}
     return {"metrics": metrics, "drawing_seconds": drawing}
 
 
@@ -57,12 +57,12 @@ def _captions(options: Measure) -> list[str]:
     return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.images
 
 
-def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
+def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -> Tensor:
     """An image a text; of `best_of`, the one that the reward likes best."""
-    asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
-    overrides = {key: value for key, value in asked.items() if value}
+    options_of_call: dict[str, Any] = {"num_inference_steps": baseline.steps, "guidance_scale": baseline.guidance_scale}
+    overrides = {key: value for key, value in options_of_call.items() if value}
     reward = next(iter(options.metrics))
-    sampler = {"name": "best_of", "n": how.best_of, "scorer": reward} if how.best_of > 1 else None
+    sampler = {"name": "best_of", "n": baseline.best_of, "scorer": reward} if baseline.best_of > 1 else None
     return images_of(model, texts, title="measuring", sampler=sampler, **overrides)
 
 
@@ -82,8 +82,8 @@ def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | 
         kept = json.loads(cache.read_text(encoding="utf-8"))
     else:
         assert options.over is not None
-        found = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
-        kept = {name: score.tolist() for name, score in found.items()}
+        scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
+        kept = {name: score.tolist() for name, score in scores.items()}
         if cache:
             replace(cache, lambda draft: draft.write_text(json.dumps(kept), encoding="utf-8"))
     return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}

@@ -27,7 +27,7 @@ from align.options import Config
 from align.presets.load import presets
 from align.run_folder import open_folder
 from align.training.interrupt import stop_on_signal
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 from prompts.io.yaml import read_yaml
@@ -75,8 +75,8 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
     for metric in config.measure.metrics:
         name = metric.removeprefix(WIN)
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
-            there = ", ".join([*scorers.variants(), *distribution.variants()])
-            raise UserError(f"measure.metrics: no metric {metric!r}; there are {there}; {WIN}SCORER takes a scorer")
+            available = ", ".join([*scorers.variants(), *distribution.variants()])
+            raise UserError(f"measure.metrics: no metric {metric!r}; there are {available}; {WIN}SCORER takes a scorer")
     known = presets(TRAIN)
     if config.centre not in known:
         raise UserError(f"centre = {config.centre}: no preset of 'align train'; 'align presets' lists them")
@@ -128,10 +128,10 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
     waiting = [run for run in reversed(runs) if not run.finished]
     working: dict[Trial, subprocess.Popen[bytes]] = {}
     failed: list[Trial] = []
-    told: set[Trial] = set()
+    terminated: set[Trial] = set()
     ended = sum(run.steps for run in runs if run.finished)
     console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
-    with stop_on_signal() as stop, Watch("sweep", sum(run.steps for run in runs), start=ended) as watch:
+    with stop_on_signal() as stop, ProgressLog("sweep", sum(run.steps for run in runs), start=ended) as progress:
         while working or (waiting and not stop):
             while waiting and not stop and len(working) < processes:
                 run = waiting.pop()
@@ -143,11 +143,11 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
                     ended += run.steps
                     if not run.finished and not stop:
                         failed.append(run)
-                elif stop and run not in told:
+                elif stop and run not in terminated:
                     process.terminate()  # once: a second signal would end it unsaved
-                    told.add(run)
+                    terminated.add(run)
             finished = float(sum(run.finished for run in runs))
-            watch(ended + sum(run.done for run in working), runs_finished=finished)
+            progress(ended + sum(run.done for run in working), runs_finished=finished)
             time.sleep(POLL)
     if failed:
         lines = (failed[0].folder / "worker.log").read_text(encoding="utf-8").strip().splitlines()
@@ -186,14 +186,14 @@ def _write_yaml(path: Path, content: Config) -> None:
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
     """The results of finished runs of this sweep. Raises UserError if there is none."""
-    found = [
+    finished = [
         json.loads((run.folder / "result.json").read_text(encoding="utf-8")) | {"cell": run.cell, "seed": run.seed}
         for run in plan(config, output)
         if run.finished
     ]
-    if not found:
+    if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
-    return found
+    return finished
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------
@@ -207,19 +207,19 @@ def carry_out(folder: Path) -> bool:
     cache = folder.parent.parent / "over.json"
     if (folder / BASELINE).is_file():
         baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
-        found = measure(baseline.model, options, baseline=baseline, cache=cache)
-        _write(folder / "result.json", {"stopped": None, **found, "training_seconds": 0.0})
+        measured = measure(baseline.model, options, baseline=baseline, cache=cache)
+        _write(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
         return True
     ended, stopped, seconds = _trained(folder)
     if not ended:
         return False
-    found = {"metrics": None, "drawing_seconds": None}
+    measured = {"metrics": None, "drawing_seconds": None}
     if stopped is None or stopped["by"] == "guard":  # there is no checkpoint of a run that diverged
-        found = measure(str(folder / "checkpoint"), options, cache=cache)
-        if found["metrics"] is None:
+        measured = measure(str(folder / "checkpoint"), options, cache=cache)
+        if measured["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
             stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
-    _write(folder / "result.json", {"stopped": stopped, **found, "training_seconds": seconds})
+    _write(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True
 

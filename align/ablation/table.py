@@ -17,17 +17,17 @@ from prompts.io.files import replace
 
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
-    halted, metrics = row["stopped"] or {}, row["metrics"] or {}
+    stop, metrics = row["stopped"] or {}, row["metrics"] or {}
     result = {
         "cell": row["cell"],
         "seed": row["seed"],
         "training_seconds": row["training_seconds"],
         "drawing_seconds": row["drawing_seconds"],
     }
-    result |= {"stopped_at": halted.get("step"), "stopped_by": halted.get("by"), "why": halted.get("why")}
+    result |= {"stopped_at": stop.get("step"), "stopped_by": stop.get("by"), "why": stop.get("why")}
     for name in config.measure.metrics:
-        found = metrics.get(name, {})
-        result |= {name: found.get("value"), f"{name} n": found.get("n")}
+        metric = metrics.get(name, {})
+        result |= {name: metric.get("value"), f"{name} n": metric.get("n")}
     return result
 
 
@@ -36,9 +36,9 @@ def _table(config: SweepConfig, results: Results) -> tuple[list[str], list[list[
     rows = cell_rows(config, results)
     lines = []
     for cell in (CENTRE, *config.cells, *config.baselines):
-        own = [row for row in rows if row["cell"] == cell]
-        line = [cell, f"{own[0]['stopped']} of {own[0]['runs']}" if cell not in config.baselines else ""]
-        for row in own:
+        cell_metrics = [row for row in rows if row["cell"] == cell]
+        line = [cell, f"{cell_metrics[0]['stopped']} of {cell_metrics[0]['runs']}" if cell not in config.baselines else ""]
+        for row in cell_metrics:
             interval, difference = (
                 Interval(*(row[prefix + key] for key in ("mean", "low", "high", "n"))) for prefix in ("", "difference ")
             )
@@ -60,7 +60,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
     """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md` and `curves.svg` into `folder`."""
-    found, (header, rows) = findings(config, results), _table(config, results)
+    answered, (header, rows) = findings(config, results), _table(config, results)
     images = config.measure.captions * config.measure.images
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
@@ -70,7 +70,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
-    for finding in found:
+    for finding in answered:
         answer = finding.answer
         line = [answer.quantity, answer.at, str(answer.interval), _number(finding.p_corrected), _number(finding.detectable)]
         claims.setdefault(answer.claim, []).append([*line, finding.verdict])
@@ -94,7 +94,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     replace(folder / "README.md", lambda draft: draft.write_text("\n".join(text), encoding="utf-8"))
     write_csv([_run_row(config, row) for row in results], folder / "runs.csv")
     write_csv(cell_rows(config, results), folder / "cells.csv")
-    if found:
+    if answered:
         write_csv(
             [
                 {
@@ -105,10 +105,10 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
                     "p": f.answer.p,
                 }
                 | {"p corrected": f.p_corrected, "detectable": f.detectable, "verdict": f.verdict}
-                for f in found
+                for f in answered
             ],
             folder / "claims.csv",
         )
     drawing = curves_svg(config, results)
     replace(folder / "curves.svg", lambda draft: draft.write_text(drawing, encoding="utf-8"))
-    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if found else ''}")
+    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if answered else ''}")

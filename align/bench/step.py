@@ -42,7 +42,7 @@ LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
 LIBRARIES = (
     "accelerate", "align.memory.estimate", "align.bench.plain", "align.training.loop", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
 )  # fmt: skip
-FIGURES = ("step_s", "peak_mib", "held_mib", "tflops")
+METRICS = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
 PROMPTS = "\n".join(f"image {number} of a circle" for number in range(64))  # padded, so any do
 
@@ -68,7 +68,7 @@ def bench(
     rate = matrix_rate(device, config.precision)
     common: dict[str, Any] = {
         "preset": preset, "weights": "random" if random_weights else "its own", "batch_size": config.batch_size,
-        "accumulate": config.accumulate, "precision": config.precision, "assistant_updates": config.assistant.updates,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps, "precision": config.precision, "assistant_updates": config.assistant.updates,
         "hardware": environment.hardware(device), "matrix_tflops": rate / 1e12, "timed_steps": steps, "rounds": rounds,
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": hub.redact(shlex.join(words)),
     }  # fmt: skip
@@ -80,7 +80,7 @@ def bench(
         raise UserError(
             "bench: nothing is left to measure; --roles are full and lora, --gradient is exact, exact_sequential or detached"
         )
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
+    measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes[:: -1 if number % 2 else 1]:
             implementation, storage, gradient = mode
@@ -88,13 +88,13 @@ def bench(
             content = _content(config, storage, gradient, steps + UNTIMED)
             # Operations are the same in every round, and counting them may take minutes.
             options = {"random_weights": random_weights, "plain": implementation == "plain", "count": number == 0}
-            found[mode].append(_measure(content, **options))
+            measured[mode].append(_measure(content, **options))
     rows: list[dict[str, Any]] = []
-    for mode, each in found.items():
+    for mode, each in measured.items():
         fits = all(one["step_s"] for one in each)
-        row: dict[str, Any] = dict.fromkeys((*FIGURES, "images_per_second", "share"))
+        row: dict[str, Any] = dict.fromkeys((*METRICS, "images_per_second", "share"))
         if fits:
-            row |= {name: statistics.median(one[name] for one in each if one[name] is not None) for name in FIGURES}
+            row |= {name: statistics.median(one[name] for one in each if one[name] is not None) for name in METRICS}
             row["images_per_second"] = config.batch_size / row["step_s"]
             row["share"] = row["tflops"] / row["step_s"] / common["matrix_tflops"]
         rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common)
@@ -111,7 +111,7 @@ def bench(
 
 def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
     """The config of a run that does nothing but `steps` steps."""
-    content = config.model_dump(mode="json") | {"steps": steps, "report": 0, "parallel": "ddp"}
+    content = config.model_dump(mode="json") | {"steps": steps, "final_comparison": {"prompts": 0}, "parallel": "ddp"}
     content["lora"] = content["lora"] or LORA if storage == "lora" else None
     content["divergence"]["gradient"] = gradient
     content["assistant"]["warmup"] = 0
@@ -126,22 +126,22 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
             column, justify="left" if column in ("", "roles", "gradient") else "right", no_wrap=column == "s / step"
         )
     for row in rows:
-        figures = ("does not fit", "", "", "", "")
+        metrics = ("does not fit", "", "", "", "")
         if row["step_s"]:
-            figures = (
+            metrics = (
                 f"{row['step_s']:.3f}",
                 f"{row['images_per_second']:.2f}",
                 f"{row['peak_mib']:.0f}",
                 f"{row['held_mib']:.0f}",
                 f"{row['share']:.0%}",
             )
-        table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
+        table.add_row(row["implementation"], row["roles"], row["gradient"], *metrics)
     console.print(table)
     measured = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows if row["step_s"]}
     for (implementation, *mode), row in measured.items():
-        own = measured.get(("trainer", *mode))
-        if implementation == "plain" and own:
-            time, memory = own["step_s"] / row["step_s"], own["held_mib"] / row["held_mib"]
+        trainer = measured.get(("trainer", *mode))
+        if implementation == "plain" and trainer:
+            time, memory = trainer["step_s"] / row["step_s"], trainer["held_mib"] / row["held_mib"]
             console.print(f"{mode[-1]}: {time:.3f} of the plain implementation's time, {memory:.3f} of its memory")
 
 
@@ -176,7 +176,7 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
 def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -> None:
     """Print the figures of one combination. count: its operations too."""
     config = validate(TrainConfig, read_yaml(path), str(path))
-    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -184,13 +184,13 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
     with hub.weights_left_out() if random_weights else nullcontext():
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
-            figures = {
+            metrics = {
                 "step_s": statistics.median(times), "peak_mib": peak, "held_mib": peak - imported,
                 "tflops": flops() / 1e12 if count else None,
             }  # fmt: skip
         except torch.OutOfMemoryError:
             pass
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:

@@ -67,8 +67,8 @@ def difference(old: Any, new: Any, *path: str) -> str | None:
     parts = [_parts(old), _parts(new)]
     if parts[0] is not None and parts[1] is not None:
         for key in sorted(parts[0].keys() | parts[1].keys()):
-            if found := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
-                return found
+            if changed := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
+                return changed
     said = ["not set" if value is None else repr(value) for value in (old, new)]
     return f"{'.'.join(path)} was {said[0]} and is now {said[1]}"
 

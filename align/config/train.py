@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from align.critics.assistant import AssistantConfig
-from align.data.batches import Sigmas
+from align.data.batches import NoiseLevelOptions
 from align.generators import AnyGenerator, GeneratorOptions
 from align.networks.lora import LoraConfig
 from align.networks.optimizers import Optimizer
@@ -23,6 +23,13 @@ class HeldOut(Config):
     images: PositiveInt = 64
     every: PositiveInt = Field(50, description="steps")
     guard: Literal["stop", "warn", "off"] = "warn"
+
+
+class FinalComparison(Config):
+    """The result beside its start, on held-out captions that `source` names."""
+
+    prompts: int = Field(0, ge=0, description="how many captions; 0 compares nothing")
+    source: str | None = Field(None, description="where they are, as `prompts` of a run; by default those of `held_out`")
 
 
 class TrainConfig(Config):
@@ -54,10 +61,10 @@ class TrainConfig(Config):
     )
     steps: PositiveInt
     batch_size: PositiveInt = Field(description="global: images a step, over all processes and micro-batches")
-    accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
-    sigmas: Sigmas = Sigmas()
+    gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches a step and process")
+    noise_levels: NoiseLevelOptions = NoiseLevelOptions()
     divergence: Divergence = Divergence()
-    cfg: Guidance = Guidance()
+    guidance: Guidance = Guidance()
     rewards: tuple[Reward, ...] = ()
     reward_vae: str | None = Field(None, description="a tiny autoencoder's folder or hub id; by default the reference's own")
     student: Optimizer
@@ -72,8 +79,7 @@ class TrainConfig(Config):
     held_out: HeldOut = HeldOut()
     save_every: PositiveInt = 100
     sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")
-    report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
-    report_prompts: str | None = Field(None, description="where these captions are; by default those of `held_out`")
+    final_comparison: FinalComparison = FinalComparison()
     trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
 
     @model_validator(mode="after")
@@ -87,9 +93,10 @@ class TrainConfig(Config):
             raise ValueError(
                 f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}"
             )
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them"
+                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}; change one of them"
             )
         if self.text_encoding == "live" and self.text_cache:
             raise ValueError(f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead")
@@ -101,8 +108,10 @@ class TrainConfig(Config):
                 raise ValueError(
                     f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to {name.removesuffix('8bit')}"
                 )
-        if self.cfg.mode == "off" and self.cfg.scale != 1:
-            raise ValueError(f"cfg.scale {self.cfg.scale:g} does nothing with cfg.mode off; set cfg.mode to in or out")
+        if self.guidance.where == "off" and self.guidance.scale != 1:
+            raise ValueError(
+                f"guidance.scale {self.guidance.scale:g} does nothing with guidance.where off; set that to reference or reward"
+            )
         return self
 
 

@@ -18,8 +18,8 @@ from evaluate import pipelines
 Texts = Callable[[Any], tuple[dict[str, Tensor], dict[str, Tensor], list[str]]]
 
 
-class Sigmas(Config):
-    """The distribution that noise levels are drawn from: a name in `evaluate.diffusion.TIMES` and its parameters."""
+class NoiseLevelOptions(Config):
+    """The distribution that noise levels are drawn from: a name in `evaluate.diffusion.NOISE_LEVELS` and its parameters."""
 
     name: Literal["lognormal", "uniform"] = "lognormal"
     parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
@@ -69,16 +69,16 @@ class BatchSampler:
     """
 
     def __init__(
-        self, texts: Texts, prompts: int, shape: Sequence[int], size: int, sigmas: Callable[[int, torch.Generator], Tensor], *,
+        self, texts: Texts, prompts: int, shape: Sequence[int], size: int, noise_levels: Callable[[int, torch.Generator], Tensor], *,
         seed: int, rank: int = 0, world: int = 1, micro_batches: int = 1, device: Any = "cpu", dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
-        """prompts: how many there are. shape: of one image's latents. size: images in a global batch. sigmas: draws noise levels."""
-        self.texts, self.prompts, self.shape, self.size, self.sigmas, self.seed = (
+        """prompts: how many there are. shape: of one image's latents. size: images in a global batch. noise_levels: draws them."""
+        self.texts, self.prompts, self.shape, self.size, self.noise_levels, self.seed = (
             texts,
             prompts,
             tuple(shape),
             size,
-            sigmas,
+            noise_levels,
             seed,
         )
         self.rank, self.world, self.micro_batches = rank, world, micro_batches
@@ -100,7 +100,7 @@ class BatchSampler:
         """Micro-batch m of batch number k >= 0."""
         rows = self.rows(m)
         keys = tuple(f"{k}/{row}" for row in rows)
-        sigma = torch.cat([self.sigmas(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
+        sigma = torch.cat([self.noise_levels(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
         cond, uncond, prompts = self.texts(self.picks(k, rows))
         sigma = sigma.to(self.dtype).to(self.device)
         return Batch(prompts=prompts, cond=cond, uncond=uncond, sigma=sigma, keys=keys, shape=self.shape, seed=self.seed)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align.data.prompts import Prompts
 from evaluate import pipelines
-from evaluate.console import Watch
+from evaluate.console import ProgressLog
 from prompts.io import cache
 from prompts.io.errors import UserError
 from prompts.io.files import flush
@@ -42,49 +42,64 @@ CALLED = {
 Conditioning = dict[str, Tensor]
 
 
-class Live:
-    """Encodes what is asked for; the text encoders stay where they are."""
+class TextEmbeddings:
+    """What the networks are told of prompts, by position: conditioning, null conditioning and texts."""
 
-    def __init__(self, family: Any, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype):
+    def __init__(self, prompts: Prompts, uncond: Mapping[str, Tensor], *, device: Any, dtype: torch.dtype):
+        """uncond: the rows of the null prompt, `[1, ...]`."""
         self.prompts, self.device, self.dtype = prompts, device, dtype
-        self._encode = lambda texts: family.encode(pipeline, texts)
-        self._null = self._moved(family.null(pipeline))
+        self._uncond = self._moved(uncond)
 
     def _moved(self, rows: Mapping[str, Tensor]) -> Conditioning:
         return {key: value.to(self.device, self.dtype) for key, value in rows.items()}
 
-    def _given(self, picks: Any, texts: list[str]) -> Conditioning:
-        return self._moved(self._encode(texts))
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Rows of the prompts at `picks` `[B]`, whose texts these are."""
+        raise NotImplementedError
 
     def __call__(self, picks: Any) -> tuple[Conditioning, Conditioning, list[str]]:
         """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`; rows are in `dtype` on `device`."""
         texts = [self.prompts[i] for i in picks]
         # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with the precision they are stored in.
-        null = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._null.items()}
-        return self._given(picks, texts), null, texts
+        uncond = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._uncond.items()}
+        return self._moved(self.cond(picks, texts)), uncond, texts
 
 
-class Ahead(Live):
+class OnlineTextEncoder(TextEmbeddings):
+    """Encodes prompts as they come; the text encoders stay where they are."""
+
+    def __init__(self, family: Any, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype):
+        self._encode = lambda texts: family.encode(pipeline, texts)
+        super().__init__(prompts, family.null(pipeline), device=device, dtype=dtype)
+
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Encoded now."""
+        rows: Conditioning = self._encode(texts)
+        return rows
+
+
+class CachedTextEmbeddings(TextEmbeddings):
     """Reads from a folder in which every text has been encoded; needs no text encoder any more."""
 
     def __init__(self, prompts: Prompts, folder: Path, *, device: Any, dtype: torch.dtype):
-        self.prompts, self.device, self.dtype, self.folder = prompts, device, dtype, folder
-        self._null = self._moved(_read(folder / "null.safetensors"))
+        super().__init__(prompts, _read(folder / "null.safetensors"), device=device, dtype=dtype)
+        self.folder = folder
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         self._file = lru_cache(OPEN)(lambda number: safe_open(chunk(folder, number), framework="pt"))
 
-    def _given(self, picks: Any, texts: list[str]) -> Conditioning:
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Read from the files."""
         places = [divmod(int(self._rows[int(i)]), ROWS) for i in picks]
-        given = {
-            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places]) for key in self._null
+        return {
+            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places])
+            for key in self._uncond
         }
-        return self._moved(given)
 
 
 def prepare(
     name: str, family: Any, pipeline: Any, prompts: Prompts, *, encoding: str, folder: str | None, device: Any,
     dtype: torch.dtype, show: bool = True,
-) -> Live:  # fmt: skip
+) -> TextEmbeddings:  # fmt: skip
     """The texts of a run, `ahead` or `live` by `encoding`. Text encoders are on `device` afterwards.
 
     name: the family's. folder: where what is encoded ahead is kept, by default one of the cache. dtype: in which the
@@ -96,7 +111,7 @@ def prepare(
         if isinstance(part, torch.nn.Module):
             part.to(device)
     if not ahead:
-        return Live(family, pipeline, prompts, device=device, dtype=dtype)
+        return OnlineTextEncoder(family, pipeline, prompts, device=device, dtype=dtype)
     place = Path(folder) if folder else default_folder(made_by)
     try:
         fill(place, made_by, family, pipeline, prompts, dtype=dtype, show=show)
@@ -105,7 +120,7 @@ def prepare(
         raise UserError(
             f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set text_encoding to live"
         ) from None
-    return Ahead(prompts, place, device=device, dtype=dtype)
+    return CachedTextEmbeddings(prompts, place, device=device, dtype=dtype)
 
 
 def release(pipeline: Any) -> None:
@@ -147,8 +162,8 @@ def sha256(pipeline: Any) -> str:
     for name, part in sorted(encoders(pipeline).items()):
         digest.update(name.encode())
         if isinstance(part, torch.nn.Module):
-            told: Any = part.config
-            config = {key: value for key, value in told.to_dict().items() if key[0] != "_" and key != "transformers_version"}
+            part_config: Any = part.config
+            config = {key: value for key, value in part_config.to_dict().items() if key[0] != "_" and key != "transformers_version"}
             digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -156,9 +171,9 @@ def sha256(pipeline: Any) -> str:
         else:
             content = json.loads(part.backend_tokenizer.to_str())
             # The last call's, not the tokenizer's own.
-            own = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+            tokenizer = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
             use = [part.model_max_length, part.padding_side, part.truncation_side, part.special_tokens_map]
-            digest.update(json.dumps([type(part).__name__, own, use], sort_keys=True, default=str).encode())
+            digest.update(json.dumps([type(part).__name__, tokenizer, use], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -198,7 +213,7 @@ def fill(
         )
     if not missing:
         return
-    with Watch("encoding prompts", len(first), start=len(first) - todo, unit="prompt", show=show) as watch:
+    with ProgressLog("encoding prompts", len(first), start=len(first) - todo, unit="prompt", show=show) as progress:
         while missing:
             left = []
             for number in missing:
@@ -207,7 +222,7 @@ def fill(
                         if not is_whole(chunk(folder, number)):
                             texts = [prompts[i] for i in rows_of[number]]
                             _write(chunk(folder, number), encode(family, pipeline, texts, dtype))
-                    watch.advance(len(rows_of[number]))
+                    progress.advance(len(rows_of[number]))
                 except Timeout:  # another process makes it
                     left.append(number)
             if len(left) == len(missing):
@@ -225,7 +240,7 @@ def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
     """Write the manifest, or refuse a folder with another one."""
     path = folder / "manifest.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        existing = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         draft = folder / "manifest.partial"
         draft.write_text(json.dumps(made_by, indent=1), encoding="utf-8")
@@ -233,7 +248,7 @@ def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
         return
     except ValueError:
         raise UserError(f"{path}: not a manifest of encoded prompts; name another folder by text_cache") from None
-    differs = [what for key, what in CALLED.items() if found.get(key) != made_by[key]]
+    differs = [what for key, what in CALLED.items() if existing.get(key) != made_by[key]]
     if differs:
         raise UserError(
             f"text_cache = {folder}: was made by {differs[0]}; name another folder, or leave text_cache out to have one found"

@@ -67,15 +67,15 @@ pipeline({prompt!r}, {arguments}).images[0].save("image.png")
 """,
     "recipe": """from evaluate import pipelines, samplers
 
-pipeline, how = pipelines.load({place!r}), pipelines.recipe({place!r})
-images = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pipeline, recipe = pipelines.load({place!r}), pipelines.read_recipe({place!r})
+images = samplers.draw(pipeline, recipe, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
     "fetched recipe": """from evaluate import pipelines, samplers
 from huggingface_hub import snapshot_download
 
 folder = snapshot_download({place!r})
-pipeline, how = pipelines.load(folder), pipelines.recipe(folder)
-images = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pipeline, recipe = pipelines.load(folder), pipelines.read_recipe(folder)
+images = samplers.draw(pipeline, recipe, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
 }
 #: What stands before the code of a kind.
@@ -100,7 +100,7 @@ def pinned(source: str | None) -> str | None:
     return f"{source}@{reference.read_text().strip()}" if reference.is_file() else source
 
 
-def facts(
+def run_metadata(
     config: TrainConfig, *, step: int, prompts: int, example: str, protocols: Mapping[str, str], processes: int, device: Any
 ) -> dict[str, Any]:
     """What the config of a run does not say, for its `run.json`. prompts: how many; example: one of them."""
@@ -115,7 +115,7 @@ def facts(
 def card(
     config: TrainConfig,
     run: Mapping[str, Any],
-    how: Recipe,
+    recipe: Recipe,
     *,
     name: str,
     place: str,
@@ -126,14 +126,14 @@ def card(
 ) -> str:
     """The card's Markdown.
 
-    run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
+    run: `run_metadata`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
     `align.training.compare` found. rows: of leaderboards.
     """
     paper = PAPERS[config.method]
     lines = [
         f"# {plain(name)}", "",
         f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)} {_cite(paper)}", "",
-        "## Drawing", "", SAID[kind], "", block(_draw(run, how, place, kind, dtype)), "",
+        "## Drawing", "", SAID[kind], "", block(_draw(run, recipe, place, kind, dtype)), "",
         "## Making", "", *[f"- {what}: {said}" for what, said in _making(config, run).items()], "",
         *_scores(run, comparison, rows),
     ]  # fmt: skip
@@ -182,9 +182,9 @@ def _embedded(source: str) -> bool:
     return embedded.folder(source).exists()
 
 
-def _draw(run: Mapping[str, Any], how: Recipe, place: str, kind: Kind, dtype: Any) -> str:
+def _draw(run: Mapping[str, Any], recipe: Recipe, place: str, kind: Kind, dtype: Any) -> str:
     form = kind if kind == "pipeline" else "recipe" if hub_id(place) is None else "fetched recipe"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in how.call().items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in recipe.call().items())
     return hub.redact(DRAW[form].format(place=place, prompt=run["example"], arguments=arguments, dtype=dtype))
 
 
@@ -199,8 +199,8 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         kind = f"integral KL, weight {plain(divergence.weight)}"
     guidance = {
         "off": "none",
-        "in": f"in the reference, scale {config.cfg.scale:g}",
-        "out": f"as a reward, scale {config.cfg.scale:g}",
+        "reference": f"in the reference, scale {config.guidance.scale:g}",
+        "reward": f"as a reward, scale {config.guidance.scale:g}",
     }
     rewards = [
         f"{code(run['protocols'].get(reward.scorer, reward.scorer))} x {reward.scale:g}"
@@ -208,7 +208,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         for reward in config.rewards
     ]
     generator, lora = config.generator, config.lora
-    scale = "`sigma_init`" if generator.noise_scale == "sigma" else "`sqrt(1 + sigma_init^2)`"
+    scale = "`sigma_init`" if generator.input_scale == "sigma_init" else "`sqrt(1 + sigma_init^2)`"
     return {
         "Method": f"{plain(paper.name)} (`{config.method}`)",
         "Preset": _preset(config, run),
@@ -218,7 +218,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         "Reference": _source(run, "reference") + (f", all but the network from {_source(run, 'pipeline')}" if config.pipeline else ""),
         "Started from": _source(run, "initial" if config.initial else "reference"),
         "Rewards": ", ".join(rewards) or "none",
-        "Guidance": guidance[config.cfg.mode],
+        "Guidance": guidance[config.guidance.where],
         "Divergence": kind,
         "Generator": f"`sigma_init` {generator.sigma_init:g}, noise times {scale}",
         "Weights": (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained") + f", average of decay {config.ema:g}, precision {config.precision}",

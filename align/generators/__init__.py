@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 class GeneratorOptions(Config):
-    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
+    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init, or sqrt(1 + sigma_init^2) for `unit_variance`, where the
+    network sees z itself (DMD2's).
+    """
 
     name: str = "one_step"
     sigma_init: PositiveFloat = 2.5
-    noise_scale: Literal["sigma", "unit"] = "sigma"
+    input_scale: Literal["sigma_init", "unit_variance"] = "sigma_init"
 
 
 def _as_its_own(value: Any) -> Any:

@@ -18,7 +18,7 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 64
     alpha: PositiveFloat = 64.0
-    targets: tuple[str, ...] | None = Field(
+    target_modules: tuple[str, ...] | None = Field(
         None, description="ends of the names of the layers that have one; by default the family's"
     )
 
@@ -62,7 +62,7 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or ()), init_lora_weights=True)
+    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
         inject_adapter_in_model(config, network, adapter_name=name)
@@ -79,8 +79,8 @@ def merged(role: nn.Module) -> dict[str, Tensor]:
     """
     if not isinstance(role, Adapted):
         return cast(dict[str, Tensor], gathered(role.state_dict()))
-    own = {name: value for name, value in role.base.state_dict().items() if ".lora_" not in name}
-    state = {name.replace(".base_layer.", "."): value for name, value in gathered(own).items()}
+    base = {name: value for name, value in role.base.state_dict().items() if ".lora_" not in name}
+    state = {name.replace(".base_layer.", "."): value for name, value in gathered(base).items()}
     for name, down, up in _factors(role):
         weight = state[f"{name}.weight"].cpu()  # a sum on the device would be a second network there
         state[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).cpu().view_as(weight)

@@ -20,7 +20,7 @@ class Optimizer(Config):
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: NonNegative = 0.0
-    clip: PositiveFloat | None = Field(10.0, description="largest norm of the gradient")
+    max_grad_norm: PositiveFloat | None = Field(10.0, description="gradients of a larger norm are scaled down to it")
 
 
 def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -42,5 +42,5 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
         # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none, and is faster on
         # a CPU too.
         rest["fused"] = True
-    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
-    return made
+    optimizer: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
+    return optimizer

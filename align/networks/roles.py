@@ -44,11 +44,11 @@ class Roles:
             self.reference: nn.Module = _freeze(reference, frozen).eval()
         else:
             base = _freeze(reference, frozen)
-            own = base if same else _freeze(initial, frozen)
+            student_base = base if same else _freeze(initial, frozen)
             _add_adapter(base, "assistant", lora)
-            _add_adapter(own, "student", lora)
+            _add_adapter(student_base, "student", lora)
             self.reference = Adapted(base, None)
-            self.assistant, self.student = Adapted(base, "assistant"), Adapted(own, "student")
+            self.assistant, self.student = Adapted(base, "assistant"), Adapted(student_base, "student")
             for network in self.networks():
                 network.to(device)
             for module in (self.assistant, self.student):
@@ -97,7 +97,7 @@ def _enable_checkpointing(role: nn.Module) -> None:
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         # Backward runs the block again, and by then another adapter may be switched on.
-        mine: Any = base.running
-        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), mine.active()))
+        adapted: Any = base.running
+        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), adapted.active()))
 
     base.enable_gradient_checkpointing(gradient_checkpointing_func=run)  # type: ignore[operator]

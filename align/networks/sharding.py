@@ -79,8 +79,8 @@ def gathered(tree: Any) -> Any:
         whole = full(tree)
         return (whole.cpu() if is_sharded(tree) else whole) if first() else None
     if isinstance(tree, Mapping):
-        found = {key: gathered(value) for key, value in tree.items()}
-        return found if first() else {}
+        mapping = {key: gathered(value) for key, value in tree.items()}
+        return mapping if first() else {}
     if isinstance(tree, list):
         listed = [gathered(value) for value in tree]
         return listed if first() else []
@@ -91,8 +91,8 @@ def load_optimizer(optimizer: Any, saved: Mapping[str, Any], parameters: Iterabl
     """Give an optimiser of `parameters`, in their order, a copy of a state of whole tensors."""
 
     def copied(value: Any, parameter: Tensor) -> Any:
-        own = isinstance(value, Tensor) and value.shape == parameter.shape
-        return like(value, parameter) if own else copy.deepcopy(value)
+        per_element = isinstance(value, Tensor) and value.shape == parameter.shape
+        return like(value, parameter) if per_element else copy.deepcopy(value)
 
     states = {
         i: {key: copied(value, parameter) for key, value in saved["state"][i].items()}

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from align.objectives.weightings import Weight, weight_of
-from evaluate.diffusion import Denoiser, expand
+from evaluate.diffusion import Denoiser, append_dims
 
 
 def assistant_loss(x0: Tensor, noise: Tensor, sigma: Tensor, *, assistant: Denoiser, weight: Weight = None) -> Tensor:
@@ -25,4 +25,4 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """`x = x0 + sigma * noise`."""
-    return x0 + expand(sigma, x0) * noise
+    return x0 + append_dims(sigma, x0) * noise

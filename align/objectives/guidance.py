@@ -18,9 +18,9 @@ from evaluate.diffusion import Denoiser
 
 
 class Guidance(Config):
-    """Classifier-free guidance: inside the reference (`in`), as a reward (`out`, alpha_cfg = scale - 1), or off."""
+    """Classifier-free guidance: inside the `reference`, as a `reward` (alpha_cfg = scale - 1), or off."""
 
-    mode: Literal["off", "in", "out"] = "off"
+    where: Literal["off", "reference", "reward"] = "off"
     scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
 
 
@@ -56,4 +56,4 @@ def build(options: GuidanceReward, context: Context) -> Term:
         networks = {"conditional": denoisers.conditional(batch), "unconditional": denoisers.unconditional(batch)}
         return (options.scale - 1) * cfg_reward_loss(x0, batch.noise("diffusion"), batch.sigma, weight=weight, **networks)
 
-    return ByAutograd("cfg", loss)
+    return ByAutograd("guidance", loss)

@@ -52,15 +52,15 @@ class Rewards:
         """
         size = 1 if self.decoder.checkpointing else AT_A_TIME
         values: list[Tensor] = []
-        slopes: list[Tensor] = []
+        gradients: list[Tensor] = []
         scores: list[dict[str, Tensor]] = []
         for first in range(0, len(x0), size):
             part = x0[first : first + size].detach().requires_grad_()
             value, each = self(part, prompts[first : first + size])
-            slopes += torch.autograd.grad(value.sum(), part)
+            gradients += torch.autograd.grad(value.sum(), part)
             values.append(value.detach())
             scores.append(each)
-        linear = (x0 - x0.detach()) * torch.cat(slopes)  # zero, and its gradient is the slopes
+        linear = (x0 - x0.detach()) * torch.cat(gradients)  # zero, and its gradient is `gradients`
         total = torch.cat(values) + linear.flatten(1).sum(1)
         return total, {name: torch.cat([each[name] for each in scores]) for name in self.scorers}
 

@@ -128,10 +128,10 @@ class Checkpoints:
 
     def restore(self) -> int:
         """Take the newest whole state up again and return its step; 0 where there is none."""
-        found = load_newest(self.folder, mapped=True)
-        if found is None:
+        newest = load_newest(self.folder, mapped=True)
+        if newest is None:
             return 0
-        step, saved = found
+        step, saved = newest
         with torch.no_grad():
             for name, learner in self.learners.items():
                 for key, parameter in learner.parameters.items():

@@ -150,8 +150,8 @@ def draw(
     notes = [_wrapped(section.note, room, FIGURE) for section in shown]
 
     def row_height(row: list[int]) -> float:
-        told = _lines(1, FIGURE) if scores else 0
-        return height + 0.07 + told + _lines(max(len(captions[i]) for i in row), CAPTION) + 0.2
+        scores_height = _lines(1, FIGURE) if scores else 0
+        return height + 0.07 + scores_height + _lines(max(len(captions[i]) for i in row), CAPTION) + 0.2
 
     top = MARGIN + _lines(1, TITLE) + _lines(len(legend), FIGURE)
     heads = [0.2 + _lines(1, HEADING) + _lines(len(note), FIGURE) + 0.1 for note in notes]

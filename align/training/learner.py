@@ -28,9 +28,9 @@ class Learner:
 
     def step(self, metrics: Metrics) -> None:
         """Clip the gradients, descend, and let go of them; their norm is noted."""
-        limit = math.inf if self.options.clip is None else self.options.clip
+        limit = math.inf if self.options.max_grad_norm is None else self.options.max_grad_norm
         with record_function(f"{self.name}'s optimiser"):
-            norm = self.process.clip(list(self.parameters.values()), limit)
+            norm = self.process.clip_grad_norm(list(self.parameters.values()), limit)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         metrics.set(f"{self.name}_gradient", sharding.full(norm))

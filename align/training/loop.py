@@ -53,7 +53,7 @@ def update_critics(run: Run, step: int, metrics: Metrics) -> None:
     options = run.config.assistant
     updates = options.updates if step >= options.warmup else 1
     for update in range(updates):
-        metrics.share = 1 / (updates * run.config.accumulate)
+        metrics.share = 1 / (updates * run.config.gradient_accumulation_steps)
         batches = run.batches(step * (options.updates + 1) + update)
         for m, batch in enumerate(batches):
             with record_function("critics' update"):
@@ -72,7 +72,7 @@ def update_critics(run: Run, step: int, metrics: Metrics) -> None:
 def update_student(run: Run, step: int, metrics: Metrics) -> None:
     """The student descends the sum of its terms. Each term's gradient at x0 is taken by itself, so that of all networks only the
     student's activations are kept throughout."""
-    metrics.share = 1 / run.config.accumulate
+    metrics.share = 1 / run.config.gradient_accumulation_steps
     updates = run.config.assistant.updates
     batches = run.batches(step * (updates + 1) + updates)
     for m, batch in enumerate(batches):

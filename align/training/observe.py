@@ -13,7 +13,7 @@ from align.training.health import Health
 from align.training.interrupt import Stop
 from align.training.log import trim_log
 from align.training.setup import Run
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 
 SHOWN = ("reward", "reward_ratio", "divergence", "assistant")
 
@@ -29,15 +29,15 @@ class Observer:
         main, log = run.process.main, run.folder / "log.jsonl"
         if main:
             trim_log(log, start)
-        self.watch = Watch(run.config.method, run.steps, start=start, log=log if main else None, show=main and show)
+        self.progress = ProgressLog(run.config.method, run.steps, start=start, log=log if main else None, show=main and show)
 
     def __enter__(self) -> "Observer":
         self.run.process.start_trackers(self.run.config)
-        self.watch.__enter__()
+        self.progress.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.watch.__exit__(kind, error, trace)
+        self.progress.__exit__(kind, error, trace)
         if error is None:
             self.run.process.end_trackers()
 
@@ -77,7 +77,7 @@ class Observer:
         if config.sample_every and (step % config.sample_every == 0 or last):
             with self.run.average.applied():
                 self._draw(step)
-        self.watch(step, SHOWN, **values)
+        self.progress(step, SHOWN, **values)
         process.track(values, step)
         if tripped and process.main:
             console.print(f"step {step}: {tripped}")

@@ -51,7 +51,7 @@ class Alone:
         return nullcontext()
 
     @property
-    def clip(self) -> Callable[..., Any]:
+    def clip_grad_norm(self) -> Callable[..., Any]:
         """Clips the gradients of parameters to a norm and returns the norm before."""
         return nn.utils.clip_grad_norm_
 
@@ -88,9 +88,10 @@ class Launched(Alone):
         )  # fmt: skip
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if config.batch_size % (self.world * config.accumulate):
+        if config.batch_size % (self.world * config.gradient_accumulation_steps):
             raise UserError(
-                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x accumulate {config.accumulate}; change one"
+                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x gradient_accumulation_steps "
+                f"{config.gradient_accumulation_steps}; change one"
             )
         self.sharded = config.parallel == "fsdp2"
         if self.sharded and (self.world == 1 or config.precision == "fp16"):
@@ -116,7 +117,7 @@ class Launched(Alone):
         return nullcontext() if self.sharded else self.accelerator.no_sync(module)
 
     @property
-    def clip(self) -> Callable[..., Any]:
+    def clip_grad_norm(self) -> Callable[..., Any]:
         """Accelerate's, which undoes the scaling of the loss first."""
         clip: Callable[..., Any] = self.accelerator.clip_grad_norm_
         return clip

@@ -14,7 +14,7 @@ from align.config.train import TrainConfig
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
 from align.data.prompts import read_prompts
-from align.data.text_embeddings import Live, prepare, release
+from align.data.text_embeddings import TextEmbeddings, prepare, release
 from align.generators import Generator
 from align.networks import sharding
 from align.networks.initial import load_into
@@ -26,14 +26,14 @@ from align.objectives.term import Context, Term
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from align.training.checkpoints import Checkpoints
-from align.training.ema import Average
+from align.training.ema import EMA
 from align.training.learner import Learner
 from align.training.process import Alone, precisions
 from align.training.terms import terms
 from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
-from evaluate.diffusion import TIMES
+from evaluate.diffusion import NOISE_LEVELS
 from prompts.extensions import member
 from prompts.io import hub
 
@@ -52,7 +52,7 @@ class Run:
     terms: list[Term]
     critics: list[Critic]
     learners: dict[str, Learner]
-    average: Average
+    average: EMA
     batches: BatchSampler
     rewards: Rewards
     validation: Validation
@@ -116,15 +116,15 @@ def build(
 
 def assemble(
     config: TrainConfig, folder: Path, process: Alone, *, pipeline: Any, preconditioning: Preconditioning, generator: Generator,
-    roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None,
+    roles: Roles, texts: TextEmbeddings, scoring: Scoring, watched: Batch | None,
 ) -> Run:  # fmt: skip
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
-        preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
+        preconditioning=preconditioning, roles=roles, guidance=config.guidance.scale if config.guidance.where == "reference" else 1.0
     )
     critics, options = make_critics(config, denoisers)
     learners = make_learners(config, process, roles, critics, options)
-    average = Average(learners["student"].parameters, config.ema)
+    average = EMA(learners["student"].parameters, config.ema)
     context = Context(denoisers=denoisers, rewards=scoring.rewards, critics=critics)
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
@@ -143,22 +143,22 @@ def assemble(
 def make_generator(config: TrainConfig, preconditioning: Preconditioning) -> Generator:
     """How the student makes an image."""
     source = config.pipeline or config.reference
-    made: Generator = member("align.generators", config.generator.name, "build", what="generator.name").build(
+    generator: Generator = member("align.generators", config.generator.name, "build", what="generator.name").build(
         config.generator, preconditioning, source=source
     )
-    return made
+    return generator
 
 
 def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, Critic], dict[str, Optimizer]]:
     """The assistant and whatever else is trained beside the student, and their options, by name."""
     options: dict[str, Any] = {"assistant": config.assistant}
     for name, content in config.critics.items():
-        own = member("align.critics", name, "Options", what="critics").Options
-        options[name] = validate(own, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
-    made = {
+        options_class = member("align.critics", name, "Options", what="critics").Options
+        options[name] = validate(options_class, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
+    critics = {
         name: member("align.critics", name, "build", what="critics").build(each, denoisers) for name, each in options.items()
     }
-    return made, options
+    return critics, options
 
 
 def make_learners(
@@ -212,8 +212,8 @@ def load_networks(config: TrainConfig, pipeline: Any) -> tuple[nn.Module, nn.Mod
 def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
     """The roles as a config wants them stored, on `device`."""
     lora = config.lora
-    if lora and lora.targets is None:
-        lora = lora.model_copy(update={"targets": families.load(config.family).lora_targets})
+    if lora and lora.target_modules is None:
+        lora = lora.model_copy(update={"target_modules": families.load(config.family).lora_targets})
     # What is sharded together has one precision.
     narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
     return Roles(
@@ -226,8 +226,9 @@ def make_batches(
     config: TrainConfig, process: Alone, preconditioning: Preconditioning, texts: Texts, prompts: int
 ) -> BatchSampler:
     """What draws this process's batches, of the size that the network was made for."""
-    sigmas = TIMES[config.sigmas.name](preconditioning.schedule, **config.sigmas.parameters)
+    options = config.noise_levels
+    noise_levels = NOISE_LEVELS[options.name](preconditioning.schedule, **options.parameters)
     return BatchSampler(
-        texts, prompts, preconditioning.latent_shape, config.batch_size, sigmas, seed=config.seed, rank=process.rank,
-        world=process.world, micro_batches=config.accumulate, device=process.device, dtype=precisions(config)[0],
+        texts, prompts, preconditioning.latent_shape, config.batch_size, noise_levels, seed=config.seed, rank=process.rank,
+        world=process.world, micro_batches=config.gradient_accumulation_steps, device=process.device, dtype=precisions(config)[0],
     )  # fmt: skip

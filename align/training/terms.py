@@ -15,8 +15,8 @@ DIVERGENCES = {"di": "kl", "di++": "kl", "sim": "score_divergence", "di*": "scor
 def terms(config: TrainConfig, context: Context) -> list[Term]:
     """The terms of the student's loss, in the order of their sum (DI* eq. 3.3, DI++ eq. 3.7-3.9), and those that `terms` adds."""
     wanted: list[tuple[str, Any]] = [(DIVERGENCES[config.method], config.divergence)]
-    if config.cfg.mode == "out":
-        wanted.append(("guidance", GuidanceReward(config.cfg.scale, config.divergence.weight)))
+    if config.guidance.where == "reward":
+        wanted.append(("guidance", GuidanceReward(config.guidance.scale, config.divergence.weight)))
     if context.rewards:
         wanted.append(("reward", None))
     for name, content in config.terms.items():

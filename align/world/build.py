@@ -39,8 +39,8 @@ MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions a family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
-WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "report=0")
-ALIGNED = ("steps=1200", "report=0")
+WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
+ALIGNED = ("steps=1200", "final_comparison.prompts=0")
 
 
 def build(work: Path, target: Path) -> None:
@@ -190,11 +190,11 @@ def measure() -> dict[str, dict[str, Any]]:
 
 def write_card(work: Path, home: Path) -> None:
     """`README.md` and `card.json` beside the weights: how they were made and how good they are."""
-    figures = measure()
+    quality = measure()
     # In the order in which they were begun.
     begun = sorted(work.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     stages = [path.parent.name for path in begun]
-    made = {
+    runs = {
         name: {
             "seed": read_yaml(work / name / "config.yaml")["seed"],
             "minutes": _minutes(work / name),
@@ -214,8 +214,8 @@ def write_card(work: Path, home: Path) -> None:
         "commit": commit,
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "stages": made,
-        "quality": figures,
+        "stages": runs,
+        "quality": quality,
         "preference": metrics,
     }
     draw_samples(home / "samples.png")

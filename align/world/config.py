@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.data.batches import Sigmas
+from align.data.batches import NoiseLevelOptions
 from align.options import Config, Fraction, NonNegative
 from prompts.shapes.grammar import MIX
 
@@ -18,7 +18,7 @@ class Fit(Config):
     learning_rate: PositiveFloat
     warmup: int = Field(100, ge=0, description="steps")
     weight_decay: NonNegative = 0.0
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     ema: Fraction = 0.999
     save_every: PositiveInt = 500
 
@@ -45,7 +45,7 @@ class TeacherConfig(Config):
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
     layout_steps: int = Field(0, ge=0, description="first steps, in which nothing else is learned")
-    sigmas: Sigmas
+    noise_levels: NoiseLevelOptions
     scheduler: dict[str, Any]
     text_encoder: dict[str, Any]
     unet: dict[str, Any]

@@ -19,12 +19,12 @@ from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import WEIGHTS
 from align.options import Config
 from align.training import checkpoints as state
-from align.training.ema import Average
+from align.training.ema import EMA
 from align.training.interrupt import stop_on_signal
 from align.training.log import trim_log
 from align.world.config import ClipConfig, Fit, TeacherConfig, VaeConfig
-from evaluate.console import Watch, console
-from evaluate.diffusion import TIMES, Schedule, denoise
+from evaluate.console import ProgressLog, console
+from evaluate.diffusion import NOISE_LEVELS, Schedule, denoise
 from evaluate.pipelines import quiet
 from prompts.io.errors import UserError
 from prompts.shapes import captions, render, sample_captions
@@ -39,7 +39,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
 
     State goes to `output/state`, figures to `output/log.jsonl`.
     """
-    average = Average(dict(model.named_parameters()), config.ema)
+    average = EMA(dict(model.named_parameters()), config.ema)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
@@ -49,8 +49,8 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
 
     start = 0
-    if resume and (found := state.load_newest(output / "state")):
-        start, saved = found
+    if resume and (newest := state.load_newest(output / "state")):
+        start, saved = newest
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         state.set_rng_state(saved["rng"])
@@ -64,7 +64,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
             keep=1,
         )
 
-    with stop_on_signal() as stop, Watch(title, config.steps, start=start, log=output / "log.jsonl") as watch:
+    with stop_on_signal() as stop, ProgressLog(title, config.steps, start=start, log=output / "log.jsonl") as progress:
         for step in range(start, config.steps):
             loss = batch_loss(model, step)
             if not torch.isfinite(loss):
@@ -73,11 +73,11 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             schedule.step()
             average.update()
-            watch(step + 1, loss=loss.item())
+            progress(step + 1, loss=loss.item())
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if stop:
@@ -198,12 +198,12 @@ class Layout(nn.Module):
 def _rendered(config: TeacherConfig, vae: Any) -> tuple[Tensor, list[str]]:
     """The latents of all images that the teacher is trained on, and their captions."""
     chunk, latents, prompts = 500, [], []
-    with Watch("rendering", config.images) as watch:
+    with ProgressLog("rendering", config.images) as progress:
         for first in range(0, config.images, chunk):
             images, texts = _batch(min(chunk, config.images - first), config.seed, 1, first, mix=config.mix)
             latents.append(vae.encode(images * 2 - 1).latent_dist.mean)
             prompts += texts
-            watch(len(prompts))
+            progress(len(prompts))
     return torch.cat(latents), prompts
 
 
@@ -226,7 +226,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
         model["layout"] = Layout(config.text_encoder["hidden_size"], config.unet["in_channels"], LAYOUT)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
     schedule = Schedule.from_scheduler(scheduler)
-    draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
+    draw_sigma = NOISE_LEVELS[config.noise_levels.name](schedule, **config.noise_levels.parameters)
 
     data, prompts = _rendered(config, vae)
     tokens, null = tokenize(tokenizer, prompts), tokenize(tokenizer, [""])

@@ -115,15 +115,15 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     if fit("preference model", scorer.clip, loss, config.fit, output, resume=resume) is None:
         return False
     right = ranked(scorer.eval(), test)
-    figures = {
+    metrics = {
         "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": right.mean().item(),
         "held_out_accuracy_before": before, "training_accuracy": ranked(scorer, data).mean().item(),
     }  # fmt: skip
     for source in sorted(set(filter(None, test.sources))):
         of_it = torch.tensor([each == source for each in test.sources])
-        figures[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
+        metrics[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
     save_half(scorer.clip, output / "checkpoint")
     scorer.tokenizer.save_pretrained(output / "checkpoint")
-    (output / "metrics.json").write_text(json.dumps(figures, indent=1))
-    console.print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return True

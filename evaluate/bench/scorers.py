@@ -76,8 +76,8 @@ class Originals(BaseModel):
             field = ".".join(map(str, detail["loc"])) or "file"
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
         for field, wanted in (("hardware", hardware), ("images", IMAGES), ("edge", EDGE), ("prompt", PROMPT)):
-            if (found := getattr(originals, field)) != wanted:
-                raise UserError(f"{path}: {field} is {found!r}, here it is {wanted!r}; time the originals on this machine")
+            if (value := getattr(originals, field)) != wanted:
+                raise UserError(f"{path}: {field} is {value!r}, here it is {wanted!r}; time the originals on this machine")
         return originals
 
 
@@ -146,7 +146,7 @@ def bench_scorer(
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
         scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * IMAGES)
 
-    mine = IMAGES / time_call(ours, device=device, repeats=repeats).median
+    rate = IMAGES / time_call(ours, device=device, repeats=repeats).median
     name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
@@ -161,13 +161,13 @@ def bench_scorer(
         by, theirs = originals.versions, IMAGES / original.seconds
         scores = scorer.score(images, [PROMPT] * IMAGES).double().cpu()
         difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
-    return ScorerTiming(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
+    return ScorerTiming(name, weights, rate, theirs, rate / theirs if theirs else None, difference, by)
 
 
 # ---- the harness ---------------------------------------------------------------------------------------------------------
 
 
-class Nap:
+class FakeForward:
     """A context that lasts `seconds` an image, what is done in it included; `total` of all of them."""
 
     def __init__(self, seconds: float):
@@ -183,19 +183,19 @@ class Nap:
 
 
 class _Stub(Scorer):
-    """A scorer whose network is a nap: images are read and prepared as for a real one."""
+    """A scorer whose forward is faked: images are read and prepared as for a real one."""
 
-    def __init__(self, name: str, nap: Nap) -> None:
+    def __init__(self, name: str, fake_forward: FakeForward) -> None:
         super().__init__(name, CLIP_224)
-        self.nap = nap
+        self.fake_forward = fake_forward
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """A row of nothing a prompt."""
         return {"features": torch.zeros(len(prompts), 1)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """A number an image, after the nap."""
-        with self.nap(len(pixels)):
+        """A number an image, after the fake forward."""
+        with self.fake_forward(len(pixels)):
             return pixels.flatten(1).mean(1)
 
 
@@ -212,25 +212,25 @@ def bench_harness(
     from evaluate.runs.settings import METRICS, Settings
     from prompts.suites import Prompt, Suite
 
-    naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)
+    fake_forwards, generator = (FakeForward(drawing), FakeForward(scoring)), torch.Generator().manual_seed(0)
     # As smooth as images are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
     canvas = torch.nn.functional.interpolate(
         torch.rand(1, 3, edge // 4, edge // 4, generator=generator), size=(2 * edge, 2 * edge), mode="bicubic"
     )[0].clamp(0, 1)
 
     def draw(texts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with naps[0](len(texts)):
+        with fake_forwards[0](len(texts)):
             corners = [(37 * int(each) % edge, 101 * int(each) % edge) for each in ids]
             return torch.stack([canvas[:, y : y + edge, x : x + edge] for y, x in corners])
 
-    asked = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
-    suite = Suite("stub", asked, "0" * 64, "made up", "none")
+    prompts = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
+    suite = Suite("stub", prompts, "0" * 64, "made up", "none")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(suite=suite, model="shapes/base", metrics=METRICS, output=Path(folder))
         began = time.perf_counter()
-        run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, naps[1]))
+        run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, fake_forwards[1]))
         total = time.perf_counter() - began
-    forward = naps[0].total + naps[1].total
+    forward = fake_forwards[0].total + fake_forwards[1].total
     return {
         "records": records, "edge": edge, "scorers": len(METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
         "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
@@ -272,9 +272,9 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
         reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
     except TypeError:
         raise UserError("--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it") from None
-    own = time_call(ours, repeats=repeats).median
+    seconds = time_call(ours, repeats=repeats).median
     return {
-        "dimension": dimension, "ours_s": own, "original_s": reference, "ratio": reference / own,
+        "dimension": dimension, "ours_s": seconds, "original_s": reference, "ratio": reference / seconds,
         "relative_difference": abs(ours() - values[0]) / values[0], "threads": torch.get_num_threads(),
     }  # fmt: skip
 

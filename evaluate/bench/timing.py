@@ -22,7 +22,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from evaluate import environment, pipelines, weights
-from evaluate.pipelines import overlays as layers
+from evaluate.pipelines import overlays
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -131,7 +131,7 @@ class Timing:
 
 
 @torch.no_grad()
-def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
+def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
     """Draw `batch` images WARMUP + `repeats` times and time the last `repeats`."""
     clock = Clock(torch.device(pipeline.device))
     modules = stages(pipeline)
@@ -141,10 +141,10 @@ def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: 
             torch.cuda.reset_peak_memory_stats(clock.device)
         with watched(modules, clock) as spans:
             first = clock.mark()
-            images: Tensor = pipeline([prompt] * batch, output_type="pt", **how.call()).images
+            images: Tensor = pipeline([prompt] * batch, output_type="pt", **recipe.call()).images
             images.cpu()
             last = clock.mark()
-        seconds = {stage: sum(clock.seconds(*span) for span in found) for stage, found in spans.items()}
+        seconds = {stage: sum(clock.seconds(*span) for span in marks) for stage, marks in spans.items()}
         total = clock.seconds(first, last)
         calls.append({"total": total, **seconds, "other": total - sum(seconds.values())})
     scaled = {name: [IMAGES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
@@ -176,14 +176,14 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
     pipelines.quiet()
     folder = _configs(model)
-    layers.check_parts(folder)
+    overlays.check_parts(folder)
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         torch.manual_seed(seed)
         parts: dict[str, Any] = {}
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None:
-                kind = layers.part_class(*entry)
+                kind = overlays.part_class(*entry)
                 if kind is None:  # safety checkers and what else a pipeline brings along for itself
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
@@ -205,13 +205,13 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
 def _configs(model: str, revision: str | None = None) -> Path:
     """The folder with a model's configs, that of the pipeline it leans on where it has one."""
-    path, how = pipelines.locate(model), pipelines.runnable(model)
+    path, recipe = pipelines.locate(model), pipelines.runnable(model)
     if path is None:
         repo, _, pinned = model.partition("@")
-        allow = [f"*{suffix}" for suffix in layers.TEXTS]
+        allow = [f"*{suffix}" for suffix in overlays.TEXTS]
         return hub.fetch_folder(repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
     folder = path if path.is_dir() else path.parent
-    return _configs(pipelines.beside(folder, how.pipeline), how.revision) if how.pipeline else folder
+    return _configs(pipelines.beside(folder, recipe.pipeline), recipe.revision) if recipe.pipeline else folder
 
 
 def _build(kind: Any, folder: Path, device: str) -> nn.Module:
@@ -253,17 +253,17 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
         raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
-    dtype, how = DTYPES[settings.dtype], pipelines.recipe(settings.model)
+    dtype, recipe = DTYPES[settings.dtype], pipelines.read_recipe(settings.model)
     if settings.random_weights:
         pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
     else:
         pipeline = pipelines.load(settings.model, dtype=dtype)
-    timing = time_pipeline(pipeline.to(settings.device), how, batch=settings.batch, repeats=settings.repeats)
-    figures = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
+    timing = time_pipeline(pipeline.to(settings.device), recipe, batch=settings.batch, repeats=settings.repeats)
+    seconds = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
     return {
         "model": settings.model, "weights": "random" if settings.random_weights else "its own",
-        "recipe": json.dumps(how.record(), sort_keys=True),
-        "images": IMAGES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
+        "recipe": json.dumps(recipe.record(), sort_keys=True),
+        "images": IMAGES, **seconds, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
         "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,
     }  # fmt: skip

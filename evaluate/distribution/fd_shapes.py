@@ -55,9 +55,9 @@ class ShapesDistance(DistributionMetric):
         rows = sorted(self.state, key=lambda row: row[0])
         renders = torch.from_numpy(render([caption for caption, _ in rows] * RENDERS, seed=self.seed))
         rendered = self.features(renders)
-        given, groups = torch.cat([row for _, row in rows]), torch.tensor([group_of(caption) for caption, _ in rows])
+        drawn, groups = torch.cat([row for _, row in rows]), torch.tensor([group_of(caption) for caption, _ in rows])
         parts = {
-            group: (Moments.of(given[groups == group]), Moments.of(rendered[(groups == group).repeat(RENDERS)]))
+            group: (Moments.of(drawn[groups == group]), Moments.of(rendered[(groups == group).repeat(RENDERS)]))
             for group in groups.unique().tolist()
         }
 

@@ -33,10 +33,10 @@ from prompts.io.errors import UserError
 
 @dataclass(frozen=True)
 class Protocol:
-    """size: pixels a side after the crop. asked: generated images. real: what the reference's folder holds."""
+    """size: pixels a side after the crop. n_images: generated ones. real: what the reference's folder holds."""
 
     size: int
-    asked: int
+    n_images: int
     real: str
 
 
@@ -45,7 +45,7 @@ PROTOCOLS = {
     "fid/coco-sdxl-10k": Protocol(512, 10_000, "the 10,000 images of DMD2's coco10k/subset"),
 }
 VARIANTS = {
-    name: f"FID of {p.asked:,} images at {p.size} x {p.size} against {p.real}; lower is better"
+    name: f"FID of {p.n_images:,} images at {p.size} x {p.size} against {p.real}; lower is better"
     for name, p in PROTOCOLS.items()
 }
 VERIFIED_BY = dict.fromkeys(VARIANTS, "clean-fid 0.1.35")
@@ -143,7 +143,7 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     network, digest = load_inception(device, weights)
     features = features_of(network, protocol.size, device)
     moments = cache(partial(reference_moments, Path(reference), name, features, digest))
-    return FrechetMetric(name, features, moments, weights_sha256=digest, asked=protocol.asked)
+    return FrechetMetric(name, features, moments, weights_sha256=digest, n_images=protocol.n_images)
 
 
 def load_inception(device: Any, weights: str | None) -> tuple[inception.Inception, str]:

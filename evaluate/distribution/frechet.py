@@ -102,12 +102,12 @@ class FrechetMetric(DistributionMetric):
     """Fréchet distance of images' features to a reference's moments.
 
     features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long to
-    measure: it is asked when the distance is. asked: how many images the protocol takes.
+    measure: it is asked when the distance is. n_images: how many images the protocol takes.
     state: moments by group of prompts.
     """
 
-    def __init__(self, protocol: str, features: Features, reference: Callable[[], Moments], *, asked: int, weights_sha256: str):
-        self.protocol, self.features, self.reference, self.asked = protocol, features, reference, asked
+    def __init__(self, protocol: str, features: Features, reference: Callable[[], Moments], *, n_images: int, weights_sha256: str):
+        self.protocol, self.features, self.reference, self.n_images = protocol, features, reference, n_images
         self.weights_sha256 = weights_sha256
         self._moments: dict[int, Moments] = {}
         self._pending: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -145,8 +145,8 @@ class FrechetMetric(DistributionMetric):
         self._add(other.state)
 
     def _add(self, parts: Mapping[int, Moments]) -> None:
-        own = self.state
-        self._moments = {**own, **{group: own[group].merge(part) if group in own else part for group, part in parts.items()}}
+        moments = self.state
+        self._moments = {**moments, **{group: moments[group].merge(part) if group in moments else part for group, part in parts.items()}}
 
     def compute(self) -> Estimate:
         """The distance; its note says where images are too few for the features' dimension or the protocol."""
@@ -164,6 +164,6 @@ class FrechetMetric(DistributionMetric):
         notes = [estimate.note] if estimate.note else []
         if n <= width:
             notes.append(f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high")
-        if n != self.asked:
-            notes.append(f"{n:,} images where the protocol takes {self.asked:,}")
+        if n != self.n_images:
+            notes.append(f"{n:,} images where the protocol takes {self.n_images:,}")
         return Estimate(estimate.value, estimate.low, estimate.high, n, "; ".join(notes))

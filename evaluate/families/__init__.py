@@ -80,8 +80,8 @@ def names() -> list[str]:
 
 def load(name: str) -> Family:
     """The family `name`; UserError where there is none."""
-    found: Family = extensions.member(__name__, name, "family", what="family").family
-    return found
+    family: Family = extensions.member(__name__, name, "family", what="family").family
+    return family
 
 
 def of(pipeline: Any) -> Family:

@@ -80,7 +80,7 @@ class Leaderboards:
     def recipe(self, model: str) -> pipelines.Recipe:
         """The model's recipe, read once."""
         if model not in self._recipes:
-            self._recipes[model] = pipelines.recipe(model)
+            self._recipes[model] = pipelines.read_recipe(model)
         return self._recipes[model]
 
     def rows(self, suite: str, model: str) -> list[dict[str, str]]:
@@ -98,14 +98,14 @@ class Leaderboards:
     def score(self, model: str, column: Column) -> Ours | str:
         """The model's score in a column: of the row that is nearest to the paper's; or why there is none."""
         rows = self.rows(column.suite, model)
-        found = [
+        candidates = [
             ours
             for protocol in column.ours
             for row in rows
             if row.get(protocol) and (ours := self._ours(row, protocol, column)) is not None
         ]
-        if found:  # what is nearest to the paper's, then the column's first protocol, then the most images
-            return min(found, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
+        if candidates:  # what is nearest to the paper's, then the column's first protocol, then the most images
+            return min(candidates, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
         if not rows:
             about = self.recipe(model).about
             return "not run; gated: accept its terms on the hub first" if about and about.gated else "not run"
@@ -195,5 +195,5 @@ def _cell(figure: Figure, column: Column, results: Leaderboards) -> Cell:
         return Cell(figure, column, Ours(float(setting), math.nan, math.nan, math.nan, 0, "recipe", ""), "")
     if recipe.reported_only:
         return Cell(figure, column, None, f"reported only: {recipe.reported_only}")
-    found = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
-    return Cell(figure, column, None, found) if isinstance(found, str) else Cell(figure, column, found, "")
+    result = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
+    return Cell(figure, column, None, result) if isinstance(result, str) else Cell(figure, column, result, "")

@@ -41,7 +41,7 @@ def add(network: nn.Module, tensors: Mapping[str, Tensor], name: str, source: ob
     called = {f"{prefix}{key}": key for prefix in (f"{name}.", "base_model.model.", "") for key in layers}
     for key in layers:
         called |= {f"lora_unet_{each.replace('.', '_')}": key for each in (key, *_first_name(network, key))}
-    found: dict[str, dict[str, Tensor]] = {}
+    factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         end = next((end for end in PARTS if key.endswith(end)), "")
         layer = called.get(key.removesuffix(end)) if end else None
@@ -49,9 +49,9 @@ def add(network: nn.Module, tensors: Mapping[str, Tensor], name: str, source: ob
             raise UserError(
                 f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing else"
             )
-        found.setdefault(layer, {})[PARTS[end]] = tensor.float()
+        factors.setdefault(layer, {})[PARTS[end]] = tensor.float()
     deltas = {}
-    for key, parts in found.items():
+    for key, parts in factors.items():
         weight, down, up = layers[key].weight, parts.get("down"), parts.get("up")
         if down is None or up is None:
             raise UserError(f"{source}: half of the LoRA of {key!r} is missing; fetch it again")

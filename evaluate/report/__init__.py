@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from evaluate.console import Watch
+from evaluate.console import ProgressLog
 from evaluate.report import measured, training
 from evaluate.report.page_image import PageImage
 from prompts.io.errors import UserError
@@ -121,9 +121,9 @@ def _place(folder: Path, images: Iterable[PageImage], *, show: bool) -> None:
     images = list(images)
     for parent in {folder / image.name for image in images}:
         parent.parent.mkdir(parents=True, exist_ok=True)
-    with Watch("images", len(images), unit="image", show=show) as watch, ThreadPoolExecutor() as pool:
+    with ProgressLog("images", len(images), unit="image", show=show) as progress, ThreadPoolExecutor() as pool:
         for _ in pool.map(lambda image: _place_one(folder, image), images):
-            watch.advance(1)
+            progress.advance(1)
 
 
 def _place_one(folder: Path, image: PageImage) -> None:

@@ -53,11 +53,11 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
 
     states, errors, sizes, images = [], [], [], []
     for m, (file, frame) in enumerate(zip(files, frames, strict=True)):
-        state, failed, found = _images(m, file, frame.reindex(whole.index), set(frame.index))
+        state, failed, images_of_run = _images(m, file, frame.reindex(whole.index), set(frame.index))
         states.append(state)
         errors.append(failed)
-        sizes.append([found[0].width, found[0].height] if found else [1, 1])
-        images += found
+        sizes.append([images_of_run[0].width, images_of_run[0].height] if images_of_run else [1, 1])
+        images += images_of_run
     copies = int(whole.index.get_level_values("copy").max()) + 1
     data = {
         "suite": runs[0].meta["suite"],
@@ -119,9 +119,9 @@ def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
 
 def _made(run: Records, file: Path) -> dict[str, Any]:
     made_by = run.meta.get("made_by", {})
-    facts = {key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by}
+    identity = {key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by}
     return {
-        "n": len(run.frame), "missing": run.missing, "facts": {"records": str(file), "command": run.meta.get("command", ""), **facts},
+        "n": len(run.frame), "missing": run.missing, "metadata": {"records": str(file), "command": run.meta.get("command", ""), **identity},
     }  # fmt: skip
 
 
@@ -133,9 +133,9 @@ def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
         estimate = run.meta["sets"][column.name]
         value, low, high, n, note = (estimate[key] for key in ("value", "low", "high", "n", "note"))
     else:
-        there = run.frame[~run.frame[f"score.{column.name}"].isna()]
-        value, error, n = clustered_mean(there[f"score.{column.name}"].to_numpy(float), there["id"].to_numpy())
-        half = float(stats.t.ppf(0.975, there["id"].nunique() - 1)) * error if error == error else math.nan
+        scored = run.frame[~run.frame[f"score.{column.name}"].isna()]
+        value, error, n = clustered_mean(scored[f"score.{column.name}"].to_numpy(float), scored["id"].to_numpy())
+        half = float(stats.t.ppf(0.975, scored["id"].nunique() - 1)) * error if error == error else math.nan
         low, high, note = value - half, value + half, ""
     return {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "note": note}
 
@@ -155,13 +155,13 @@ def _group(name: str, values: pd.Series) -> dict[str, Any]:
 
 
 def _images(
-    m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]
+    m: int, file: Path, frame: pd.DataFrame, requested: set[tuple[str, int]]
 ) -> tuple[str, dict[int, str], list[PageImage]]:
     """A run's state and errors by row, and its images."""
     by_hash = _by_hash(file.parent / "images")
-    state, errors, found = "", {}, []
+    state, errors, images = "", {}, []
     for row, (key, digest, error) in enumerate(zip(frame.index, frame["image_sha256"], frame["error"], strict=True)):
-        if key not in asked:
+        if key not in requested:
             state += "-"
             continue
         image = None
@@ -177,17 +177,17 @@ def _images(
             errors.setdefault(row, "no image was drawn")
         else:
             state += "2" if image.shrink else "1"
-            found.append(image)
-    return state, errors, found
+            images.append(image)
+    return state, errors, images
 
 
 def _by_hash(folder: Path) -> dict[str, Path]:
     """Files of a run's images by the hash of their pixels. A block whose index is torn counts as missing."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for index in folder.glob("*/index.json"):
         try:
             rows = json.loads(index.read_text(encoding="utf-8"))
-            found |= {row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]}
+            files |= {row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]}
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return files

@@ -152,7 +152,7 @@ function leaderboard({ models, metrics, board }) {
 
   const made = el("details", {}, el("summary", {}, "How each row was made"), models.map((model) => [
     el("h3", {}, text(model.label)),
-    el("dl", { class: "facts" }, Object.entries(model.facts).map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, el("code", { class: "text" }, String(value)))])),
+    el("dl", { class: "metadata" }, Object.entries(model.metadata).map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, el("code", { class: "text" }, String(value)))])),
   ]));
   section("leaderboard", "Leaderboard", null,
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Leaderboard" },

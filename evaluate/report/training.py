@@ -81,8 +81,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _curve(lines: Sequence[dict[str, Any]], name: str, per_point: int) -> list[list[float | None]]:
     """Steps and values; a figure that is null at a step is a gap, one that is absent there is no point."""
-    there = [(line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))]
-    steps, values = (np.array(column, float) for column in zip(*there, strict=True))
+    points_of_log = [(line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))]
+    steps, values = (np.array(column, float) for column in zip(*points_of_log, strict=True))
     points: list[list[float | None]] = [[], []]
     for first in range(0, len(steps), per_point):
         some = values[first : first + per_point]
@@ -106,10 +106,10 @@ def _config(path: Path) -> str:
 
 def _grids(t: int, folder: Path) -> dict[int, dict[str, PageImage]]:
     """By step, the grids of `samples` and of `predictions` that can be read."""
-    found: dict[int, dict[str, PageImage]] = {}
+    grids: dict[int, dict[str, PageImage]] = {}
     for file in sorted(folder.glob("step-*.png")):
         if match := _SAMPLE.fullmatch(file.name):
             step, kind = int(match[1]), "predictions" if match[2] else "samples"
             if image := PageImage.of(file, f"t{t}/{step}-{kind}", largest=LARGEST):
-                found.setdefault(step, {})[kind] = image
-    return found
+                grids.setdefault(step, {})[kind] = image
+    return grids

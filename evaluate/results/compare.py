@@ -64,10 +64,10 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMe
     rows = []
     for metric in (name for name in a.meta["protocols"] if name in b.meta["protocols"]):
         x, y = (side.loc[shared, metric].to_numpy(float) for side in (left, right))
-        there = np.isfinite(x) & np.isfinite(y)
-        rows.append(_row(metric, "", x[there], y[there]))
+        finite = np.isfinite(x) & np.isfinite(y)
+        rows.append(_row(metric, "", x[finite], y[finite]))
         for label in sorted(set(groups.values())):
-            chosen = there & (labels == label)
+            chosen = finite & (labels == label)
             rows.append(_row(metric, label, x[chosen], y[chosen]))
     return rows
 

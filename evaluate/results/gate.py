@@ -112,9 +112,9 @@ def unusable(current: Records, baseline: Records) -> str | None:
         return reason
     if lacking := [name for name in baseline.meta["protocols"] if name not in current.meta["protocols"]]:
         return f"the run has no {lacking[0]}, which the baseline has"
-    asked, given = (set(zip(records.frame["id"], records.frame["seed"], strict=True)) for records in (baseline, current))
-    if asked != given:
-        return f"{len(asked - given):,} of the baseline's {len(asked):,} images (prompt and seed) are not in the run, and {len(given - asked):,} others are"
+    expected, present = (set(zip(records.frame["id"], records.frame["seed"], strict=True)) for records in (baseline, current))
+    if expected != present:
+        return f"{len(expected - present):,} of the baseline's {len(expected):,} images (prompt and seed) are not in the run, and {len(present - expected):,} others are"
     return None
 
 
@@ -127,9 +127,9 @@ def check(
     units, for the metrics named; what a metric whose scores lie on both sides of zero needs, since a share of its mean says little.
     Raises UserError for a margin of a metric that the baseline lacks, and for fewer than two prompts.
     """
-    given = margins or {}
+    margin_of = margins or {}
     metrics = list(baseline.meta["protocols"])
-    if unknown := [name for name in given if name not in metrics]:
+    if unknown := [name for name in margin_of if name not in metrics]:
         raise UserError(f"--min-effect {unknown[0]}: the baseline has no such metric; it has {', '.join(metrics) or 'none'}")
     if reason := unusable(current, baseline):
         return Outcome(Verdict.INCOMPLETE, reason, 0, alpha, ())
@@ -139,7 +139,7 @@ def check(
         raise UserError(f"{n} prompt is too few for the gate; run more of the suite")
     differences = after.to_numpy()[:, [after.columns.get_loc(name) for name in metrics]] - before[metrics].to_numpy()
     means = before[metrics].to_numpy().mean(0)
-    limits = np.array([given.get(name, min_effect * abs(mean)) for name, mean in zip(metrics, means, strict=True)])
+    limits = np.array([margin_of.get(name, min_effect * abs(mean)) for name, mean in zip(metrics, means, strict=True)])
     # Enough that the smallest p-value there can be is far below what Holm asks of the first metric.
     resamples = max(RESAMPLES, math.ceil(100 * len(metrics) / alpha))
     drawn = bootstrap_means(differences, resamples=resamples, seed=SEED)
@@ -166,7 +166,7 @@ def check(
             p_drop=float(p_drop[i]),
             p_hold=float(p_hold[i]),
             detectable=float(detectable[i]),
-            note=_note(name, baseline.scores(name), name in given),
+            note=_note(name, baseline.scores(name), name in margin_of),
         )
         for i, name in enumerate(metrics)
     )
@@ -241,10 +241,10 @@ def write_junit(path: Path, outcome: Outcome, current: Records, code: int) -> No
         Verdict.INCOMPLETE: "error",
         Verdict.INCONCLUSIVE: "failure" if code == 1 else "skipped",
     }
-    found = [tags.get(verdict) for _, verdict, _ in cases]
-    counts = {f"{tag}s" if tag != "skipped" else tag: str(found.count(tag)) for tag in ("failure", "error", "skipped")}
+    tag_of_case = [tags.get(verdict) for _, verdict, _ in cases]
+    counts = {f"{tag}s" if tag != "skipped" else tag: str(tag_of_case.count(tag)) for tag in ("failure", "error", "skipped")}
     suite = ElementTree.Element("testsuite", {"name": "evaluate check", "tests": str(len(cases)), **counts})
-    for (name, _, message), tag in zip(cases, found, strict=True):
+    for (name, _, message), tag in zip(cases, tag_of_case, strict=True):
         case = ElementTree.SubElement(suite, "testcase", classname=current.meta["suite"], name=name)
         if tag:
             ElementTree.SubElement(case, tag, message=message)

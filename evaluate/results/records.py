@@ -46,8 +46,8 @@ class Records:
             raise UserError(
                 f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which goes on where it stopped"
             ) from None
-        for kind, names, there in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
-            if lacking := [name for name in names if name not in there]:
+        for kind, names, present in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
+            if lacking := [name for name in names if name not in present]:
                 raise UserError(
                     f"{file}: no {kind} {lacking[0]!r}, so these are no records; give a file that 'evaluate run' wrote"
                 )
@@ -107,8 +107,8 @@ def find(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; give a records file, or the folder of a run")
-    found = sorted(path.glob("records*.parquet")) or sorted(path.glob("runs/*/records*.parquet"))
-    if len(found) != 1:
-        remedy = "give one of them" if found else "give the folder or the file that 'evaluate run' names at its end"
-        raise UserError(f"{path}: {len(found) or 'no'} files records*.parquet there; {remedy}")
-    return found[0]
+    files = sorted(path.glob("records*.parquet")) or sorted(path.glob("runs/*/records*.parquet"))
+    if len(files) != 1:
+        remedy = "give one of them" if files else "give the folder or the file that 'evaluate run' names at its end"
+        raise UserError(f"{path}: {len(files) or 'no'} files records*.parquet there; {remedy}")
+    return files[0]

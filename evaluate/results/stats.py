@@ -56,8 +56,8 @@ def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
     The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score a cluster it is the usual s / sqrt(N). Scores
     that are NaN are left out of all three figures; the error of fewer than two clusters is NaN.
     """
-    there = ~np.isnan(scores)
-    scores, (names, which) = np.asarray(scores, float)[there], np.unique(np.asarray(clusters)[there], return_inverse=True)
+    scored = ~np.isnan(scores)
+    scores, (names, which) = np.asarray(scores, float)[scored], np.unique(np.asarray(clusters)[scored], return_inverse=True)
     n, groups = len(scores), len(names)
     if not n:
         return Mean(math.nan, math.nan, 0)

@@ -70,7 +70,7 @@ def run(
     images = draw_blocks(settings, shard, store, make, show=show)
     score_blocks(settings, [(block, images[block.index]) for block in shard], store, loaded, scores, show=show)
 
-    finished = [found for block in blocks if (found := _read(block, store, scores))]
+    finished = [read for block in blocks if (read := _read(block, store, scores))]
     if missing := len(blocks) - len(finished):
         left = f"{missing} of {len(blocks)} blocks are left to other shards"
         console.print(f"{folder}: {left}; the last one writes the row")
@@ -87,7 +87,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     """Everything an image of this run depends on besides its prompt and seed."""
     if settings.images:
         return {"images_sha256": images_digest(settings.images)}
-    recipe = pipelines.recipe(settings.model)
+    recipe = pipelines.read_recipe(settings.model)
     read = samplers.make(recipe).weights_sha256
     return {
         "model_sha256": pipelines.digest(settings.model),
@@ -156,10 +156,10 @@ def _read(block: Block, store: Store, scores: Mapping[str, Scores]) -> FinishedB
     if images is None:
         return None
     for protocol, kept in scores.items():
-        found = kept.read(block, images)
-        if found is None:
+        scored = kept.read(block, images)
+        if scored is None:
             return None
-        rows[protocol] = found
+        rows[protocol] = scored
     return FinishedBlock(block, images, rows)
 
 
@@ -185,12 +185,12 @@ def _records(
 def _rows(finished: FinishedBlock) -> list[dict[str, Any]]:
     """A block's rows, as records hold them."""
     rows = []
-    for i, (asked, image) in enumerate(zip(finished.block.rows, finished.images, strict=True)):
+    for i, (row_of_suite, image) in enumerate(zip(finished.block.rows, finished.images, strict=True)):
         scores = {protocol: each[i] for protocol, each in finished.scores.items()}
         errors = [image.error, *(f"{name}: {score['error']}" for name, score in scores.items() if score["error"])]
-        row: dict[str, Any] = {"id": asked.prompt.id, "prompt": asked.prompt.text}
-        row |= {f"group.{name}": value for name, value in asked.prompt.group.items()}
-        row |= {"seed": asked.seed, "image_sha256": image.sha256, "batch": image.batch}
+        row: dict[str, Any] = {"id": row_of_suite.prompt.id, "prompt": row_of_suite.prompt.text}
+        row |= {f"group.{name}": value for name, value in row_of_suite.prompt.group.items()}
+        row |= {"seed": row_of_suite.seed, "image_sha256": image.sha256, "batch": image.batch}
         row["error"] = "; ".join(filter(None, errors)) or None
         row |= {f"score.{name}": np.nan if score["score"] is None else score["score"] for name, score in scores.items()}
         rows.append(row)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.preprocess import Preprocess
 from evaluate.runs.blocks import Block
@@ -65,12 +65,12 @@ def score_blocks(
     for scorer in dict.fromkeys(scorer for _, _, which in todo for scorer in which):
         scorer.to(settings.device)
     score, total = BlockScorer(say=console.print), sum(len(block.rows) for block, _, _ in todo)
-    with Watch(f"scoring {settings.model}", total, unit="image", show=show) as watch:
+    with ProgressLog(f"scoring {settings.model}", total, unit="image", show=show) as progress:
         ready = prefetch(lambda each: LoadedBlock.of(*each, store, settings.device), todo)
         for (block, _, which), content in zip(todo, ready, strict=True):
             for protocol, rows in score(content, which).items():
                 scores[protocol].write(block, rows)
-            watch.advance(len(block.rows))
+            progress.advance(len(block.rows))
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ def measure_blocks(
     if not metrics:
         return {}
     names, total = ", ".join(metric.protocol for metric in metrics), sum(len(block.rows) for block, _ in blocks)
-    with Watch(f"measuring {names}", total, unit="image", show=show) as watch:
+    with ProgressLog(f"measuring {names}", total, unit="image", show=show) as progress:
         for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
             for metric in metrics if content.available else ():
                 metric.update([image for image, _ in content.available], [text for _, text in content.available])
-            watch.advance(len(content.rows))
+            progress.advance(len(content.rows))
     return {metric.protocol: _estimate(metric) for metric in metrics}
 
 

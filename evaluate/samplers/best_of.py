@@ -49,8 +49,8 @@ class BestOf:
         best = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=keys, **overrides)
         highest = scorer.score(best, prompts)
         for i in range(1, self.options.n):
-            own = [f"{key}\0candidate {i}" for key in keys]
-            images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=own, **overrides)
+            candidate_keys = [f"{key}\0candidate {i}" for key in keys]
+            images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=candidate_keys, **overrides)
             score = scorer.score(images, prompts)
             # What is not finite is never better.
             better = score > highest

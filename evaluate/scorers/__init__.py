@@ -67,10 +67,10 @@ class Scorer(nn.Module):
             for block in self._blocks(new):
                 rows = self.encode(block + [block[-1]] * (TEXT_BATCH - len(block)))
                 self._memory |= {prompt: {key: row[i] for key, row in rows.items()} for i, prompt in enumerate(block)}
-        found = [self._memory[prompt] for prompt in prompts]
+        cached = [self._memory[prompt] for prompt in prompts]
         for stale in list(self._memory)[: max(0, len(self._memory) - TEXT_MEMORY)]:
             del self._memory[stale]
-        return {key: torch.stack([row[key] for row in found]) for key in found[0]} if found else {}
+        return {key: torch.stack([row[key] for row in cached]) for key in cached[0]} if cached else {}
 
     def _blocks(self, prompts: Sequence[str]) -> Iterator[list[str]]:
         groups: dict[int, list[str]] = {}

@@ -52,13 +52,13 @@ class Aesthetic(Scorer):
 def load(name: str, path: str | None) -> Scorer:
     """`path`: a local copy of the head, or a folder with it and with the CLIP's `config.json` and `model.safetensors`."""
     head = hub.fetch(HEAD, HEAD_FILE, HEAD_REVISION, local=path)
-    if path is None and not hub.without_weights() and (found := weights.sha256(head)) != HEAD_SHA256:
+    if path is None and not hub.without_weights() and (digest := weights.sha256(head)) != HEAD_SHA256:
         raise UserError(
-            f"{head}: sha256 {found}, expected {HEAD_SHA256}; fetch it again, or give the path of the file you mean"
+            f"{head}: sha256 {digest}, expected {HEAD_SHA256}; fetch it again, or give the path of the file you mean"
         )
     folder = path if path and Path(path).is_dir() else None
     config, file = (hub.fetch(REPOSITORY, part, REVISION, local=folder) for part in ("config.json", "model.safetensors"))
     scorer = Aesthetic(name, transformers_clip(config, file, vision_only=True), weights_sha256=weights.sha256(file, head))
-    own = {key.removeprefix("layers."): value for key, value in weights.read(head).items()}
-    weights.load_strict(scorer.head, own, head)
+    head_weights = {key.removeprefix("layers."): value for key, value in weights.read(head).items()}
+    weights.load_strict(scorer.head, head_weights, head)
     return scorer

@@ -113,8 +113,8 @@ def reason(error: Exception) -> str:
 
 def redact(text: str) -> str:
     """The text without tokens of the hub, the one in use among them, and without passwords in addresses."""
-    own = _token()
-    return TOKEN.sub("***", text.replace(own, "***") if len(own) >= SHORTEST else text)
+    token = _token()
+    return TOKEN.sub("***", text.replace(token, "***") if len(token) >= SHORTEST else text)
 
 
 def _token() -> str:

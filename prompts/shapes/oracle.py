@@ -64,7 +64,7 @@ def read(image: np.ndarray) -> tuple[str, list[Found], float]:
     background = min(BACKGROUNDS, key=lambda b: float(np.abs(ground - BACKGROUND_LEVEL[b]).sum()))
     distance = np.linalg.norm(pixels - ground, axis=2)
     labels, n = ndimage.label(distance > CONTRAST)
-    found, dirt = [], 0.0
+    objects, dirt = [], 0.0
     for k in range(1, n + 1):
         core = labels == k
         if core.sum() < MIN_AREA:
@@ -79,8 +79,8 @@ def read(image: np.ndarray) -> tuple[str, list[Found], float]:
         rows, columns = np.mgrid[:RESOLUTION, :RESOLUTION] + 0.5
         x, y = float((cover * columns).sum() / area), float((cover * rows).sum() / area)
         shape, radius = _nearest_shape(cover, x, y, area)
-        found.append(Found(x=x, y=y, radius=radius, colour=_nearest_colour(colour), shape=shape))
-    return background, found, dirt
+        objects.append(Found(x=x, y=y, radius=radius, colour=_nearest_colour(colour), shape=shape))
+    return background, objects, dirt
 
 
 def _holds(relation: str, a: Found, b: Found) -> bool:
@@ -96,9 +96,9 @@ def verify(image: np.ndarray, caption: str) -> dict[str, bool]:
     False; a fact the caption does not state (a relation, a size) is True.
     """
     scene = parse(caption)
-    background, found, dirt = read(image)
-    facts = {"background": background == scene.background, "count": len(found) == len(scene.objects) and dirt <= MAX_DIRT}
-    pool, matched = list(found), []
+    background, objects, dirt = read(image)
+    facts = {"background": background == scene.background, "count": len(objects) == len(scene.objects) and dirt <= MAX_DIRT}
+    pool, matched = list(objects), []
     for thing in scene.objects:
         best = max(pool, key=lambda f: 2 * (f.colour == thing.colour) + (f.shape == thing.shape), default=None)
         if best is not None:

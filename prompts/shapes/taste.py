@@ -18,8 +18,8 @@ def vividness(image: np.ndarray) -> float:
 
 def facts(image: np.ndarray, caption: str) -> int:
     """How many of the caption's facts, 0 to 6, are read off an image `[3, 32, 32]`, float in [0, 1]."""
-    found = verify(image, caption)
-    return sum(found[fact] for fact in FACTS if fact != "correct")
+    holds = verify(image, caption)
+    return sum(holds[fact] for fact in FACTS if fact != "correct")
 
 
 def rule(image: np.ndarray, caption: str) -> float:

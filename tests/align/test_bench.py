@@ -36,9 +36,9 @@ def make(reference: Path, **changes: Any) -> TrainConfig:
     "changes",
     [
         {"method": "sim"},
-        {"method": "sim", "divergence": {"gradient": "detached", "weight": "dmd"}, "accumulate": 2},
-        REWARDED | {"cfg": {"mode": "in", "scale": 2.0}, "lora": None},
-        REWARDED | {"cfg": {"mode": "out", "scale": 3.0}, "divergence": {"distance": "l2", "weight": "edm"}},
+        {"method": "sim", "divergence": {"gradient": "detached", "weight": "dmd"}, "gradient_accumulation_steps": 2},
+        REWARDED | {"guidance": {"where": "reference", "scale": 2.0}, "lora": None},
+        REWARDED | {"guidance": {"where": "reward", "scale": 3.0}, "divergence": {"distance": "l2", "weight": "edm"}},
     ],
     ids=["sim", "detached, accumulated", "guidance in", "guidance out"],
 )
@@ -87,7 +87,7 @@ def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Pa
     counts = []
     for steps in (1, 2):
         config = make(
-            tiny, method="sim", steps=steps, divergence={"gradient": gradient}, accumulate=2,
+            tiny, method="sim", steps=steps, divergence={"gradient": gradient}, gradient_accumulation_steps=2,
             prompts=str(tmp_path / "prompts.txt"), text_cache=str(tmp_path / f"texts-{steps}"),
         )  # fmt: skip
         (tmp_path / str(steps)).mkdir()

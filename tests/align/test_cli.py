@@ -48,7 +48,7 @@ def small(tiny: Path, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(
         yaml.safe_dump(
-            {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+            {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
         )
     )
     return path
@@ -78,8 +78,8 @@ def refused(result: tuple[int, str], *words: str) -> None:
         (["shapes-di", "--set", "steps=[1"], ["not valid YAML"]),
         (["shapes-di", "--set", "method=di*"], ["needs rewards"]),
         (["shapes-di", "--set", "rewards=[{scorer: shapes/clip, scale: 1}]"], ["takes no rewards"]),
-        (["shapes-di", "--set", "cfg.mode=off"], ["cfg.mode"]),
-        (["shapes-di", "--set", "accumulate=5"], ["not a multiple of accumulate"]),
+        (["shapes-di", "--set", "guidance.where=off"], ["guidance.where"]),
+        (["shapes-di", "--set", "gradient_accumulation_steps=5"], ["not a multiple of gradient_accumulation_steps"]),
         (["shapes-di", "--config", "/no/such.yaml"], ["/no/such.yaml: no such file"]),
         (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
         (["shapes-di", "--set", "prompts=/no/prompts.txt"], ["/no/prompts.txt: no such file"]),

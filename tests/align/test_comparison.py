@@ -160,7 +160,7 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
 ) -> None:  # fmt: skip
     (tmp_path / "prompts.txt").write_text("".join(f"caption {i}\n" for i in range(9)))
     (tmp_path / "run.json").write_text(json.dumps({"step": 4}))
-    changes: dict[str, Any] = {"prompts": str(tmp_path / "prompts.txt"), "reference": "a/b", "report": 9, "rewards": rewards}
+    changes: dict[str, Any] = {"prompts": str(tmp_path / "prompts.txt"), "reference": "a/b", "final_comparison": {"prompts": 9}, "rewards": rewards}
     changes |= {
         "method": "di++" if rewards else "di",
         "held_out": {"scorers": held_out, "prompts": str(tmp_path / "prompts.txt"), "guard": "off"},
@@ -171,6 +171,6 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
     monkeypatch.setattr(report, "score", lambda before, after, prompts, names: dict.fromkeys(names, two))
-    report.report(config, tmp_path)
+    report.final_comparison(config, tmp_path)
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()

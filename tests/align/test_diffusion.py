@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from evaluate.diffusion import PREDICTIONS, TIMES, Schedule, denoise, expand
+from evaluate.diffusion import NOISE_LEVELS, PREDICTIONS, Schedule, append_dims, denoise
 from prompts.io.errors import UserError
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -101,14 +101,14 @@ def interpolation(prediction: str, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(prediction: str) -> None:
     x0, noise = images()
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
-    alpha, level = (expand(part, x0) for part in interpolation(prediction, sigma))
+    alpha, level = (append_dims(part, x0) for part in interpolation(prediction, sigma))
     seen = []
 
     def network(x: Tensor, time: Tensor) -> Tensor:
         seen.append((x, time))
         return TARGETS[prediction](x0, noise, alpha, level)
 
-    found = denoise(network, x0 + expand(sigma, x0) * noise, sigma, schedule=SD, prediction=prediction)
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction=prediction)
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     ((x, time),) = seen
     torch.testing.assert_close(x, alpha * x0 + level * noise, rtol=1e-12, atol=1e-12)
@@ -128,7 +128,7 @@ def test_the_variance_preserving_path_is_stock_diffusers() -> None:
             torch.testing.assert_close(x, stock.add_noise(x0, noise, t), rtol=0, atol=1e-5)
             return target
 
-        x = x0 + expand(SD.sigmas[t].float(), x0) * noise
+        x = x0 + append_dims(SD.sigmas[t].float(), x0) * noise
         torch.testing.assert_close(denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4)
 
 
@@ -145,7 +145,7 @@ def test_the_flow_path_is_stock_diffusers() -> None:
         return noise - x0
 
     sigma = level / (1 - level)
-    x = x0 + expand(sigma, x0) * noise
+    x = x0 + append_dims(sigma, x0) * noise
     torch.testing.assert_close(denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_sigma_is_not_rounded_with_its_timestep() -> None:
         times.append(time.tolist())
         return noise
 
-    found = denoise(network, x0 + expand(sigma, x0) * noise, sigma, schedule=SD, prediction="epsilon")
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction="epsilon")
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     assert times == [[5, 400, 700, 998]]
 
@@ -178,9 +178,9 @@ def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, w
         seen.append(x.dtype)
         return noise
 
-    x = (x0 + expand(sigma, x0) * noise).to(narrow)
+    x = (x0 + append_dims(sigma, x0) * noise).to(narrow)
     found = denoise(network, x, sigma, schedule=SD, prediction=prediction)
-    exact = PREDICTIONS[prediction].to_x0(x.double(), expand(sigma, x), noise.double())
+    exact = PREDICTIONS[prediction].to_x0(x.double(), append_dims(sigma, x), noise.double())
     assert seen == [wide]
     assert found.dtype == wide
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
@@ -203,9 +203,9 @@ def test_denoising_is_differentiable_in_x(prediction: str) -> None:
 TIME_CASES: dict[str, dict[str, Any]] = {"lognormal": {"mean": 0.0, "std": 6.0}, "uniform": {"low": 0, "high": 999}}
 
 
-@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("name", NOISE_LEVELS)
 def test_draws_stay_in_the_schedules_range_and_repeat_with_their_generator(name: str) -> None:
-    sample = TIMES[name](SD, **TIME_CASES[name])
+    sample = NOISE_LEVELS[name](SD, **TIME_CASES[name])
     first, again, other = (sample(4000, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert (first.shape, first.dtype) == ((4000,), torch.float64)
     assert first.equal(again)
@@ -217,13 +217,13 @@ def test_draws_stay_in_the_schedules_range_and_repeat_with_their_generator(name:
 
 def test_lognormal_has_its_logarithms_mean_and_deviation() -> None:
     """Narrow enough that nothing is clamped: within five standard errors of 40,000 draws."""
-    draws = TIMES["lognormal"](SD, mean=-0.5, std=0.4)(40_000, torch.Generator().manual_seed(0)).log()
+    draws = NOISE_LEVELS["lognormal"](SD, mean=-0.5, std=0.4)(40_000, torch.Generator().manual_seed(0)).log()
     assert abs(draws.mean() + 0.5) < 5 * 0.4 / 200
     assert abs(draws.std() - 0.4) < 5 * 0.4 / 200 / 2**0.5
 
 
 def test_uniform_draws_timesteps_with_both_ends() -> None:
-    draws = TIMES["uniform"](SD, low=20, high=23)(4000, torch.Generator().manual_seed(0))
+    draws = NOISE_LEVELS["uniform"](SD, low=20, high=23)(4000, torch.Generator().manual_seed(0))
     counts = SD.timestep(draws).bincount()
     assert counts[:20].sum() == 0
     assert len(counts) == 24
@@ -233,7 +233,7 @@ def test_uniform_draws_timesteps_with_both_ends() -> None:
 
 def test_every_prediction_type_and_distribution_is_tested_here() -> None:
     assert TARGETS.keys() == PREDICTIONS.keys()
-    assert TIME_CASES.keys() == TIMES.keys()
+    assert TIME_CASES.keys() == NOISE_LEVELS.keys()
 
 
 def test_schedulers_that_would_be_misread_are_refused() -> None:

@@ -36,7 +36,7 @@ FAMILIES = sorted(tiny_families.FAMILIES)
 #: A prompt that would spoil a page if it were taken for Markdown, HTML, YAML or Python.
 NASTY = """```<script>alert("x")</script> `a` | [b](c) ' --- {d} \\"""
 TOKEN = "hf_DoNotTellAnybodyWhatThisIsPlease12"
-LORA = {"rank": 3, "alpha": 6.0, "targets": ["to_q", "to_v", "conv1", "proj_in", "net.2"]}
+LORA = {"rank": 3, "alpha": 6.0, "target_modules": ["to_q", "to_v", "conv1", "proj_in", "net.2"]}
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def train(family: str, published: Hub, folder: Path) -> Path:
             torch.save(getattr(made, name).state_dict(), place / "bare.bin")
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
-        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {}, "report": 4, "method": "di++",
+        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {}, "final_comparison": {"prompts": 4}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
-        "generator": {"noise_scale": "unit" if family == "sdxl" else "sigma"}, "student": {"learning_rate": 0.03},
+        "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"}, "student": {"learning_rate": 0.03},
     }  # fmt: skip
     config = validate(TrainConfig, content, family)
     assert runs.train(config, folder / family / "run", resume=False, preset="shapes-di")
@@ -102,7 +102,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
 def draw(pipeline: Any, folder: Path) -> Tensor:
     """Images by a stock pipeline, called as the folder's recipe says."""
     pipeline.set_progress_bar_config(disable=True)
-    return samplers.draw(pipeline, pipelines.recipe(str(folder)), ["a circle", "two squares"], seed=0)
+    return samplers.draw(pipeline, pipelines.read_recipe(str(folder)), ["a circle", "two squares"], seed=0)
 
 
 def started(run: Path) -> Any:
@@ -171,7 +171,7 @@ def test_a_bare_network_is_a_model_of_its_own(trained: dict[str, Path], tmp_path
 
 def test_pixart_is_told_to_leave_captions_as_they_are(trained: dict[str, Path]) -> None:
     for family, run in trained.items():
-        arguments = pipelines.recipe(str(run / "checkpoint")).arguments
+        arguments = pipelines.read_recipe(str(run / "checkpoint")).arguments
         assert (arguments or {}).get("clean_caption") is (False if family == "pixart" else None), family
 
 
@@ -189,7 +189,7 @@ def test_a_lora_of_what_a_folder_of_this_machine_was_made_from(tmp_path: Path, t
             "steps": 2,
             "batch_size": 4,
             "held_out": {"scorers": {}},
-            "cfg": {"scale": 1.0, "mode": "off"},
+            "guidance": {"scale": 1.0, "where": "off"},
         }
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(sets, default=str))))
         run = tmp_path / "runs" / name
@@ -411,10 +411,10 @@ def test_what_is_pushed_comes_back_and_draws(
         run_code(card(tmp_path / name)[1], tmp_path, monkeypatch)
     stock = DiffusionPipeline.from_pretrained("me/whole", torch_dtype=torch.float32)
     whole = draw(stock, tmp_path / "whole")
-    assert pipelines.recipe("me/whole") == pipelines.recipe(str(tmp_path / "whole"))
-    assert pipelines.recipe("me/whole").timesteps
+    assert pipelines.read_recipe("me/whole") == pipelines.read_recipe(str(tmp_path / "whole"))
+    assert pipelines.read_recipe("me/whole").timesteps
     with pytest.raises(UserError, match="holds only part of a model"):
-        pipelines.recipe("me/low-rank")
+        pipelines.read_recipe("me/low-rank")
     low = Path(snapshot_download("me/low-rank"))
     assert (draw(pipelines.load(str(low)), low) - whole).abs().max() < 0.02
     code, said = align("export", trained["sdxl"], "--push-to-hub", "me/whole")  # once more, without a folder of its own

@@ -63,7 +63,7 @@ def test_gradients_and_casts_are_told_apart() -> None:
 # ---- the loop on real tensors, and the process -------------------------------------------------------------------------------
 
 CASES: dict[str, dict[str, Any]] = {
-    "full, exact, accumulated": {"accumulate": 2},
+    "full, exact, accumulated": {"gradient_accumulation_steps": 2},
     "lora, exact, checkpointing": {"lora": {"rank": 4, "alpha": 4.0}, "gradient_checkpointing": True},
     "lora, sequential": {"lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}},
     "full, bf16": {"precision": "bf16"},
@@ -298,7 +298,7 @@ def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of
 def dry_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`align train shapes-di --dry-run` on a tiny pipeline: exit code, stdout, stderr."""
     path = tmp_path / "small.yaml"
-    changes = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+    changes = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
     path.write_text(yaml.safe_dump(changes))
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(dry_run: Any) -> None:
 @pytest.mark.slow
 def test_a_remedy_is_enough(tiny: Path) -> None:
     made = config(tiny, batch_size=32)
-    needed, least = memory.estimate(made).total, memory.estimate(remedies.changed(made, [("accumulate", 32)])).total
+    needed, least = memory.estimate(made).total, memory.estimate(remedies.changed(made, [("gradient_accumulation_steps", 32)])).total
     with pytest.raises(UserError) as refused:
         remedies.check(made, processes=1, available=(needed + least) / 2)
     words = str(refused.value).split()

@@ -44,7 +44,7 @@ def world(published: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def resolve(preset: str, **changes: Any) -> TrainConfig:
     """A preset with a small batch, few steps and prompts at hand; nothing else is changed."""
-    small = {"prompts": "prompts.txt", "batch_size": 2, "accumulate": 1, "steps": 3, "save_every": 2, "sample_every": 3}
+    small = {"prompts": "prompts.txt", "batch_size": 2, "gradient_accumulation_steps": 1, "steps": 3, "save_every": 2, "sample_every": 3}
     sets = [f"{key}={value}" for key, value in (small | changes).items()]
     config = load.resolve(preset, TRAIN, sets=sets)
     assert isinstance(config, TrainConfig)
@@ -75,10 +75,10 @@ def draw(folder: Path, family: str) -> torch.Tensor:
 
     stock = getattr(diffusers, STOCK[family]).from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
-    how = pipelines.recipe(str(folder))
+    recipe = pipelines.read_recipe(str(folder))
     options = tiny_families.OPTIONS.get(family, {})
     generator = torch.Generator().manual_seed(0)
-    arguments = {"timesteps": list(how.timesteps or ()), "guidance_scale": how.guidance_scale}
+    arguments = {"timesteps": list(recipe.timesteps or ()), "guidance_scale": recipe.guidance_scale}
     image: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
     return image
 
@@ -123,10 +123,10 @@ def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None
 def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:
     config = resolve("sdxl-distar", steps=1, sample_every=100)
     run(config, tmp_path / "run")
-    pipeline, how = beginning(config, str(tmp_path / "run" / "checkpoint"))
+    pipeline, recipe = beginning(config, str(tmp_path / "run" / "checkpoint"))
     (file,) = (world / "hub" / "tianweiy" / "DMD2").rglob("dmd2_sdxl_1step_unet_fp16.bin")
     assert equal(pipeline.unet.state_dict(), {key: value.float() for key, value in weights.read(file).items()})
-    assert how.timesteps == (399,)
+    assert recipe.timesteps == (399,)
 
 
 def test_what_the_papers_say() -> None:
@@ -136,34 +136,34 @@ def test_what_the_papers_say() -> None:
         config = load.resolve(name, TRAIN)
         assert isinstance(config, TrainConfig)
         reward = config.rewards[0] if config.rewards else None
-        rows[name] = (config.method, config.cfg.mode, config.cfg.scale, reward and reward.scorer, reward and reward.scale)
+        rows[name] = (config.method, config.guidance.where, config.guidance.scale, reward and reward.scorer, reward and reward.scale)
         sdxl = config.family == "sdxl"
-        assert config.generator.noise_scale == ("unit" if sdxl else "sigma"), name
+        assert config.generator.input_scale == ("unit_variance" if sdxl else "sigma_init"), name
         assert config.generator.sigma_init == (1.1606 if sdxl else 2.5), name
         if sdxl:
             assert config.initial and config.initial.startswith("tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin@"), name
-    distar = ("di*", "in", 7.5, "pickscore", 100)
+    distar = ("di*", "reference", 7.5, "pickscore", 100)
     assert rows == {
-        "sdxl-di": ("di", "in", 7.5, None, None),
-        "sdxl-sim": ("sim", "in", 7.5, None, None),
-        "sdxl-dipp": ("di++", "in", 7.5, "pickscore", 100),
+        "sdxl-di": ("di", "reference", 7.5, None, None),
+        "sdxl-sim": ("sim", "reference", 7.5, None, None),
+        "sdxl-dipp": ("di++", "reference", 7.5, "pickscore", 100),
         "sdxl-distar": distar,
-        "sdxl-distar-out": ("di*", "out", 8.5, "pickscore", 100),
+        "sdxl-distar-out": ("di*", "reward", 8.5, "pickscore", 100),
         "sdxl-distar-dpo": distar,
         "sdxl-distar-80gb": distar,
         "sdxl-distar-48gb": distar,
         "sdxl-distar-24gb": distar,
-        "sd15-di": ("di", "in", 1.5, None, None),
-        "sd15-dipp": ("di++", "in", 1.5, "imagereward", 100),
-        "sd15-dipp-rew0-cfg1.5": ("di", "in", 1.5, None, None),
-        "sd15-dipp-rew100-cfg4.5": ("di++", "in", 4.5, "imagereward", 100),
-        "sd15-dipp-rew1000-cfg1.5": ("di++", "in", 1.5, "imagereward", 1000),
-        "pixart-di": ("di", "in", 4.5, None, None),
-        "pixart-dipp": ("di++", "in", 4.5, "imagereward", 1),
+        "sd15-di": ("di", "reference", 1.5, None, None),
+        "sd15-dipp": ("di++", "reference", 1.5, "imagereward", 100),
+        "sd15-dipp-rew0-cfg1.5": ("di", "reference", 1.5, None, None),
+        "sd15-dipp-rew100-cfg4.5": ("di++", "reference", 4.5, "imagereward", 100),
+        "sd15-dipp-rew1000-cfg1.5": ("di++", "reference", 1.5, "imagereward", 1000),
+        "pixart-di": ("di", "reference", 4.5, None, None),
+        "pixart-dipp": ("di++", "reference", 4.5, "imagereward", 1),
         "pixart-dipp-rew0-cfg1": ("di", "off", 1.0, None, None),
         "pixart-dipp-rew1-cfg1": ("di++", "off", 1.0, "imagereward", 1),
-        "pixart-dipp-rew0-cfg4.5": ("di", "in", 4.5, None, None),
-        "pixart-dipp-rew10-cfg4.5": ("di++", "in", 4.5, "imagereward", 10),
+        "pixart-dipp-rew0-cfg4.5": ("di", "reference", 4.5, None, None),
+        "pixart-dipp-rew10-cfg4.5": ("di++", "reference", 4.5, "imagereward", 10),
     }
 
 

@@ -31,7 +31,7 @@ SWEEPS = list(presets(SWEEP))
 def content(tiny: Path, **changes: Any) -> dict[str, Any]:
     """A sweep of two cells on a tiny pipeline."""
     common = {key: value for key, value in SMALL_RUN.items() if key != "stage"}
-    common |= {"reference": str(tiny), "initial": None, "rewards": [], "held_out": HELD, "cfg": {"mode": "off", "scale": 1.0}}
+    common |= {"reference": str(tiny), "initial": None, "rewards": [], "held_out": HELD, "guidance": {"where": "off", "scale": 1.0}}
     common |= {"steps": 30, "save_every": 3}
     whole = {
         "stage": "sweep", "centre": "shapes-di", "common": common, "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,
@@ -192,7 +192,7 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Pat
         "images": 4,
         "guard": "stop",
     }
-    wild = {"student": {"learning_rate": 1e30, "clip": None}, "steps": 3}
+    wild = {"student": {"learning_rate": 1e30, "max_grad_norm": None}, "steps": 3}
     config = make(tiny, cells={"wild": wild, "guarded": guarded})
     _, diverged, stopped = prepare(config, tmp_path)
     monkeypatch.setattr(validation.Validation, "evaluate", lambda *_: ("it fell", {}) if tripping else (None, {}))
@@ -263,10 +263,10 @@ CURVES = {"A": ["a0", "a1", "a2"], "B": ["b0", "b1", "b2"]}
 
 
 def planted(
-    *, gap: float, spread: float, halted: int = 0, seeds: int = 5, noise: float = 0.02, world: int = 3
+    *, gap: float, spread: float, stopped: int = 0, seeds: int = 5, noise: float = 0.02, world: int = 3
 ) -> tuple[SweepConfig, list[dict[str, Any]]]:
     """Curves A and B over overlapping rewards, A higher by `gap` in `good` and lower in `distance` at equal reward; cell `wild` with
-    `spread` times the noise of the centre, `halted` of its runs stopped."""
+    `spread` times the noise of the centre, `stopped` of its runs stopped."""
     config = SweepConfig.model_validate(
         {
             "stage": "sweep",
@@ -290,7 +290,7 @@ def planted(
             metrics = {
                 name: {"value": value + scale * noise * rng.standard_normal(), "n": 16} for name, value in values.items()
             }
-            stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < halted else None
+            stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < stopped else None
             rows.append(
                 {
                     "cell": cell,
@@ -316,7 +316,7 @@ def verdicts(config: SweepConfig, rows: list[dict[str, Any]]) -> dict[str, set[s
 
 
 def test_what_is_planted_is_found_and_nothing_else() -> None:
-    assert verdicts(*planted(gap=0.5, spread=40.0, halted=5)) == {
+    assert verdicts(*planted(gap=0.5, spread=40.0, stopped=5)) == {
         "good": {"holds"}, "distance": {"holds"}, "spread": {"holds"}, "share": {"holds"},
     }  # fmt: skip
     assert verdicts(*planted(gap=-0.5, spread=0.02)) == {

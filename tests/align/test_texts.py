@@ -20,7 +20,7 @@ from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data import text_embeddings as texts
 from align.data.prompts import Prompts, read_prompts
-from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
+from align.data.text_embeddings import CachedTextEmbeddings, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
 from prompts.io.errors import UserError
@@ -303,7 +303,7 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     for i in range(files):  # 16 MB each
         save_file({"text": torch.full((rows, width), float(i))}, chunk(tmp_path, i))
     np.save(tmp_path / "rows.npy", np.arange(files * rows))
-    made = Ahead(prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32)
+    made = CachedTextEmbeddings(prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32)
 
     def resident() -> int:
         return next(

@@ -61,8 +61,8 @@ REWARDED = {"rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}
 METHODS: dict[str, dict[str, Any]] = {
     "di": {},
     "sim": {},
-    "di++": REWARDED | {"cfg": {"mode": "out", "scale": 2.0}},
-    "di*": REWARDED | {"cfg": {"mode": "in", "scale": 2.0}},
+    "di++": REWARDED | {"guidance": {"where": "reward", "scale": 2.0}},
+    "di*": REWARDED | {"guidance": {"where": "reference", "scale": 2.0}},
 }
 
 
@@ -100,12 +100,12 @@ def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) 
     assert not any("samples" in phase for phase in memory.estimate(config, cuda=False).phases)
 
 
-@pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
+@pytest.mark.parametrize(("input_scale", "sigma_init"), [("sigma_init", 2.5), ("unit_variance", 1.1606)])
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
 def test_stock_diffusers_draws_the_trainers_image(
     tiny: Path,
     tmp_path: Path,
-    noise_scale: str,
+    input_scale: str,
     sigma_init: float,
     lora: dict[str, Any] | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,12 +126,12 @@ def test_stock_diffusers_draws_the_trainers_image(
         finish(run, step)
 
     monkeypatch.setattr(module, "finish", draw_before_merging)
-    run(make(tiny, generator={"noise_scale": noise_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
+    run(make(tiny, generator={"input_scale": input_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
 
     folder = tmp_path / "run" / "checkpoint"
     stock = DiffusionPipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
-    latents = stock(prompts, latents=z, output_type="latent", **pipelines.recipe(str(folder)).call()).images
+    latents = stock(prompts, latents=z, output_type="latent", **pipelines.read_recipe(str(folder)).call()).images
     assert (latents - drawn[0]).abs().max().item() < 1e-5
     assert drawn[0].std() > 0.1
 
@@ -171,7 +171,7 @@ EXACT = {
 
 def test_micro_batches_equal_one_batch(tiny: Path, tmp_path: Path) -> None:
     one = run(make(tiny, **EXACT), tmp_path / "one")
-    four = run(make(tiny, **EXACT, accumulate=4), tmp_path / "four")
+    four = run(make(tiny, **EXACT, gradient_accumulation_steps=4), tmp_path / "four")
     assert largest_difference(one, four) < 1e-12
 
 
@@ -199,7 +199,7 @@ def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
     with torch.no_grad():
         expected = base(x, t, encoder_hidden_states=text)[0]
-    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, targets=UNET_LAYERS), checkpointing=False)
+    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, target_modules=UNET_LAYERS), checkpointing=False)
     student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
     assert student.keys().isdisjoint(assistant.keys())
     assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
@@ -353,7 +353,7 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     "options",
     [
         {"method": "sim"},
-        {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "accumulate": 2, "student": {"name": "sgd", "learning_rate": 1.0}},
+        {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "gradient_accumulation_steps": 2, "student": {"name": "sgd", "learning_rate": 1.0}},
     ],
     ids=["full", "lora"],
 )

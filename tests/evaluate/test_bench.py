@@ -16,10 +16,10 @@ from prompts.io.errors import UserError
 SHA = "a" * 64
 
 
-class Napper:
+class SlowScorer:
     """A scorer that takes 50 ms a call."""
 
-    protocol = "nap"
+    protocol = "slow"
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -34,7 +34,7 @@ class Napper:
 def originals(path: Path, **changes: Any) -> Path:
     content = {
         "hardware": "here", "images": bench.IMAGES, "edge": bench.EDGE, "prompt": bench.PROMPT, "versions": "hpsv2 1.2.0",
-        "scorers": {"nap": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.IMAGES}},
+        "scorers": {"slow": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.IMAGES}},
     }  # fmt: skip
     path.write_text(json.dumps(content | changes))
     return path
@@ -42,7 +42,7 @@ def originals(path: Path, **changes: Any) -> Path:
 
 def test_a_scorer_beside_its_original(tmp_path: Path) -> None:
     known = Originals.read(originals(tmp_path / "o.json"), "here")
-    scorer: Any = Napper()
+    scorer: Any = SlowScorer()
     row = bench_scorer(scorer, SHA, device="cpu", repeats=2, originals=known)
     assert row.ours == pytest.approx(bench.IMAGES / 0.05, rel=0.1)
     assert row.original == bench.IMAGES / 0.5

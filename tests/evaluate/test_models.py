@@ -18,21 +18,21 @@ from tiny_models import SIDE
 
 from evaluate import cli, embedded, families, pipelines, samplers, weights
 from evaluate.bench import timing
-from evaluate.pipelines import overlays as layers
+from evaluate.pipelines import overlays
 from evaluate.results.csv_io import read_csv
 from evaluate.runs.settings import from_options
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-RECIPES = {name: pipelines.recipe(name) for name in pipelines.names()}
-RUNNABLE = [name for name, how in RECIPES.items() if not how.reported_only]
+RECIPES = {name: pipelines.read_recipe(name) for name in pipelines.names()}
+RUNNABLE = [name for name, recipe in RECIPES.items() if not recipe.reported_only]
 PROMPTS = ["a small red circle", "a large blue square left of a small red circle"]
 #: Rows of the papers' tables, counted in the papers. DI++ Table 1 has two more; which of Table 2's models they are it does not say.
 ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1": 46, "DI++ Table 2": 29}
 
 
-def draw(pipeline: Any, how: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
-    return samplers.draw(pipeline, how, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
+def draw(pipeline: Any, recipe: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
+    return samplers.draw(pipeline, recipe, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
 
 
 def own(tmp_path: Path, text: str, **changes: Any) -> str:
@@ -47,45 +47,45 @@ def own(tmp_path: Path, text: str, **changes: Any) -> str:
 
 
 def test_every_row_of_the_papers_is_there() -> None:
-    found = Counter(row for how in RECIPES.values() if how.about for row in how.about.rows)
+    found = Counter(row for recipe in RECIPES.values() if recipe.about for row in recipe.about.rows)
     assert found == ROWS
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_row_says_what_it_is(name: str) -> None:
-    how = RECIPES[name]
-    assert how.about
-    if how.reported_only:
-        assert not (how.pipeline or how.unet or how.lora)
+    recipe = RECIPES[name]
+    assert recipe.about
+    if recipe.reported_only:
+        assert not (recipe.pipeline or recipe.unet or recipe.lora)
         for use in (pipelines.load, pipelines.digest):
-            with pytest.raises(UserError, match=re.escape(f"{name}: reported only: {how.reported_only}")):
+            with pytest.raises(UserError, match=re.escape(f"{name}: reported only: {recipe.reported_only}")):
                 use(name)
         return
-    assert {"pipeline", "steps", "guidance_scale", "width", "height", "dtype"} <= how.model_fields_set
-    assert how.about.parameters
-    sources = [source for source in (how.unet, how.delta, how.lora) if isinstance(source, pipelines.Weights)]
-    pinned = [how.revision, *(source.revision for source in sources)]
+    assert {"pipeline", "steps", "guidance_scale", "width", "height", "dtype"} <= recipe.model_fields_set
+    assert recipe.about.parameters
+    sources = [source for source in (recipe.unet, recipe.delta, recipe.lora) if isinstance(source, pipelines.Weights)]
+    pinned = [recipe.revision, *(source.revision for source in sources)]
     if not all(pinned):
-        assert "revision" in (how.about.note or "")
+        assert "revision" in (recipe.about.note or "")
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned if revision)
-    assert how.timesteps is None or len(how.timesteps) == how.steps
+    assert recipe.timesteps is None or len(recipe.timesteps) == recipe.steps
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_it_loads_and_makes_images_that_depend_on_prompt_and_seed_alone(name: str, models: Hub) -> None:
     models.requests.clear()
-    pipeline, how = pipelines.load(name), pipelines.recipe(name)
+    pipeline, recipe = pipelines.load(name), pipelines.read_recipe(name)
     asked = [path for path in models.requests if "/resolve/" in path]
     assert not any("safety_checker" in path or "feature_extractor" in path for path in asked)
-    images = draw(pipeline, how, PROMPTS)
+    images = draw(pipeline, recipe, PROMPTS)
     assert images.shape == (2, 3, SIDE, SIDE)
     assert images.isfinite().all()
     assert images.std() > 0.01
-    turned = draw(pipeline, how, PROMPTS[::-1])
+    turned = draw(pipeline, recipe, PROMPTS[::-1])
     torch.testing.assert_close(turned.flip(0), images, atol=1e-3, rtol=0)
-    alone = draw(pipeline, how, PROMPTS[:1])
+    alone = draw(pipeline, recipe, PROMPTS[:1])
     torch.testing.assert_close(alone[0], images[0], atol=1e-3, rtol=0)
-    other = draw(pipeline, how, PROMPTS[:1], seed=4)
+    other = draw(pipeline, recipe, PROMPTS[:1], seed=4)
     assert (other - alone).abs().mean() > 1e-3
 
 
@@ -93,13 +93,13 @@ def test_the_pinned_revision_is_asked_for(models: Hub, tmp_path: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     models.requests.clear()
     pipelines.load("sd15-hyper-1step")
-    how = RECIPES["sd15-hyper-1step"]
-    assert how.lora
+    recipe = RECIPES["sd15-hyper-1step"]
+    assert recipe.lora
     files = [path.strip("/").split("/resolve/") for path in models.requests if "/resolve/" in path]
     assert {(repo, rest.partition("/")[0]) for repo, rest in files} == {
-        (how.pipeline, how.revision), (how.lora.repo, how.lora.revision)
+        (recipe.pipeline, recipe.revision), (recipe.lora.repo, recipe.lora.revision)
     }  # fmt: skip
-    names = {rest.partition("/")[2] for repo, rest in files if repo == how.pipeline}
+    names = {rest.partition("/")[2] for repo, rest in files if repo == recipe.pipeline}
     assert {name for name in names if name.endswith(".safetensors")} == {
         "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
@@ -127,7 +127,7 @@ def test_offline_once_it_is_there(models: Hub, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_slip_of_a_shipped_models_name_is_told_without_the_hub(given: str, meant: str, published: Hub) -> None:
     published.requests.clear()
-    for use in (pipelines.recipe, pipelines.load, pipelines.digest):
+    for use in (pipelines.read_recipe, pipelines.load, pipelines.digest):
         with pytest.raises(UserError, match=f"{given}: no such folder or recipe; did you mean '{meant}'"):
             use(given)
     assert not published.requests
@@ -137,7 +137,7 @@ def test_other_hub_ids_still_go_to_the_hub(published: Hub) -> None:
     assert pipelines.locate("somebody/base") is pipelines.locate("tianweiy/DMD2") is None
     published.requests.clear()
     with pytest.raises(UserError, match=r"somebody/base: recipe\.yaml cannot be fetched"):
-        pipelines.recipe("somebody/base")
+        pipelines.read_recipe("somebody/base")
     assert published.requests
 
 
@@ -164,25 +164,25 @@ def test_old_names_of_parts_are_read(models: Hub) -> None:
 
 def test_bare_networks_deltas_and_loras_are_what_their_files_say(models: Hub) -> None:
     base = pipelines.load("sdxl-50step").unet.state_dict()
-    how = RECIPES["sdxl-dmd2-1step-1024"]
-    assert isinstance(how.unet, pipelines.Weights)
-    bare = weights.read(hub.fetch(str(how.unet.repo), how.unet.file, str(how.unet.revision)))
+    recipe = RECIPES["sdxl-dmd2-1step-1024"]
+    assert isinstance(recipe.unet, pipelines.Weights)
+    bare = weights.read(hub.fetch(str(recipe.unet.repo), recipe.unet.file, str(recipe.unet.revision)))
     loaded = pipelines.load("sdxl-dmd2-1step-1024")
     assert all(torch.equal(value, bare[key]) for key, value in loaded.unet.state_dict().items())
     assert type(loaded.scheduler).__name__ == "LCMScheduler"
     assert any(not torch.equal(value, base[key]) for key, value in bare.items())
 
     plain = pipelines.load("sd15-25step").unet.state_dict()
-    how = RECIPES["sd15-perflow-4step"]
-    assert how.delta
-    delta = weights.read(hub.fetch(str(how.delta.repo), how.delta.file, str(how.delta.revision)))
+    recipe = RECIPES["sd15-perflow-4step"]
+    assert recipe.delta
+    delta = weights.read(hub.fetch(str(recipe.delta.repo), recipe.delta.file, str(recipe.delta.revision)))
     for key, value in pipelines.load("sd15-perflow-4step").unet.state_dict().items():
         torch.testing.assert_close(value, plain[key] + delta[key])
 
     for name, up, down in (("sd15-lcm-1step", "lora_up", "lora_down"), ("sd15-hyper-1step", "lora_B", "lora_A")):
-        how = RECIPES[name]
-        assert how.lora
-        low = weights.read(hub.fetch(str(how.lora.repo), how.lora.file, str(how.lora.revision)))
+        recipe = RECIPES[name]
+        assert recipe.lora
+        low = weights.read(hub.fetch(str(recipe.lora.repo), recipe.lora.file, str(recipe.lora.revision)))
         merged = pipelines.load(name).unet.state_dict()
         assert merged.keys() == plain.keys()
         changed = 0
@@ -420,8 +420,8 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
     lines = runnable | reported
     shipped = {name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()}
     assert set(lines) == shipped | set(RECIPES)
-    for name, how in RECIPES.items():
-        assert how.reported_only in reported[name] if how.reported_only else name in runnable
+    for name, recipe in RECIPES.items():
+        assert recipe.reported_only in reported[name] if recipe.reported_only else name in runnable
     assert all(word in lines["sdxl-50step"] for word in ("50", "7.5", "1024 x 1024", "2.6 B", "openrail++"))
     assert "gated" in lines["flux-dev-50step"]
 
@@ -451,6 +451,6 @@ def test_parts_and_index_agree(models: Hub, tmp_path: Path) -> None:
             {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": [None, None]}
         )
     )
-    assert layers.parts(folder / "model_index.json") == {"unet": ("diffusers", "UNet2DConditionModel")}
+    assert overlays.parts(folder / "model_index.json") == {"unet": ("diffusers", "UNet2DConditionModel")}
     with pytest.raises(UserError, match="cannot be loaded"):
         pipelines.load(str(folder))

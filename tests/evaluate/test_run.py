@@ -160,7 +160,7 @@ def test_scorers_wait_in_the_hosts_memory_until_images_are_drawn(
 
 def test_the_size_a_model_draws_is_known_from_its_files(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipelines.size(str(tiny)) == pipelines.size("shapes/base") == (32, 32)
-    monkeypatch.setattr(pipelines, "_layers", lambda *_: pytest.fail("a recipe that says it needs no files"))
+    monkeypatch.setattr(pipelines, "_overlays", lambda *_: pytest.fail("a recipe that says it needs no files"))
     assert pipelines.size("sdxl-dmd2-1step-1024") == (1024, 1024)
 
 

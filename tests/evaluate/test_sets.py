@@ -179,8 +179,8 @@ def test_a_singular_covariance_has_a_factor_too() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def metric_of(reference: Moments, asked: int = 0) -> FrechetMetric:
-    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, asked=asked, weights_sha256="")
+def metric_of(reference: Moments, n_images: int = 0) -> FrechetMetric:
+    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, n_images=n_images, weights_sha256="")
 
 
 STANDARD = Moments(10**6, torch.zeros(4).double(), (10**6 - 1) * torch.eye(4).double())
@@ -206,12 +206,12 @@ def test_the_interval_covers_as_often_as_it_says(shared: float) -> None:
 def test_too_few_images_are_said_so() -> None:
     wide = Moments(1000, torch.zeros(64).double(), 999 * torch.eye(64).double())
     features = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
-    metric = metric_of(wide, asked=100)
+    metric = metric_of(wide, n_images=100)
     metric.update(features, [f"{i}" for i in range(60)])
     assert metric.compute().note == (
         "rank-deficient: 60 images for 64 dimensions, so the value is far too high; 60 images where the protocol takes 100"
     )
-    single = metric_of(STANDARD, asked=8)
+    single = metric_of(STANDARD, n_images=8)
     single.update(torch.randn(8, 4), ["one prompt"] * 8)
     estimate = single.compute()
     assert math.isnan(estimate.low)

@@ -85,7 +85,7 @@ def test_averages_are_the_means_of_their_styles() -> None:
 def test_models_are_recipes_and_their_rows_are_these() -> None:
     found = {(figure.model, label(name)) for name in TABLES for figure in read_figures(name) if figure.model}
     told = {
-        (model, row) for model in pipelines.names() for about in [pipelines.recipe(model).about] if about for row in about.rows
+        (model, row) for model in pipelines.names() for about in [pipelines.read_recipe(model).about] if about for row in about.rows
     }
     assert found == told
     lost = {figure.row for name in TABLES for figure in read_figures(name) if not figure.model}
@@ -147,7 +147,7 @@ def row_of(model: str, column: Column, value: float = 1.5, **changes: str) -> di
     n = str(suites.card(column.suite).n)
     row = dict.fromkeys(leaderboard.FIXED, "x") | {
         "model": model, "suite": column.suite, "n": n, "complete": "True", "suite_sha256": column.suite_sha256 or "5" * 64,
-        "recipe": json.dumps(pipelines.recipe(model).record()),
+        "recipe": json.dumps(pipelines.read_recipe(model).record()),
         "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0 --per-prompt 1",
     }  # fmt: skip
     for protocol in column.ours:
@@ -179,7 +179,7 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     for name in TABLES:
         for column in read_columns(name):
             for model in {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ():
-                if not pipelines.recipe(model).reported_only:
+                if not pipelines.read_recipe(model).reported_only:
                     rows.setdefault(column.suite, []).append(row_of(model, column))
     for suite, lines in rows.items():
         names = dict.fromkeys(name for line in lines for name in line)
@@ -194,7 +194,7 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     for name in TABLES:
         for cell in cells(name, tmp_path):
             assert (cell.difference is None) == bool(cell.why) or cell.column.ours == ("seconds",) or cell.column.is_setting
-            if cell.column.suite and cell.figure.model and not pipelines.recipe(cell.figure.model).reported_only:
+            if cell.column.suite and cell.figure.model and not pipelines.read_recipe(cell.figure.model).reported_only:
                 assert cell.column.group or cell.ours
 
 
