@@ -18,7 +18,7 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4."),
 ]
 Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole state of the run folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest whole state of the run folder.")]
 
 
 @app.command()
@@ -30,7 +30,7 @@ def train(
     ] = False,
     gpu_memory: Annotated[
         Optional[float],
-        typer.Option("--gpu-memory", metavar="GIB", min=0, help="With --dry-run: what a GPU has; by default the one at hand."),
+        typer.Option("--gpu-memory", metavar="GIB", min=0, help="With --dry-run: what a GPU has; by default the one available."),
     ] = None,
     processes: Annotated[
         Optional[int],
@@ -92,10 +92,10 @@ def sample(
         list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")
     ],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The PNG to write.")] = Path("sample.png"),
-    n: Annotated[int, typer.Option("--n", min=1, help="Images a prompt.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Draw images from a checkpoint, one row a prompt."""
+    """Draw images from a checkpoint, one row per prompt."""
     from align import commands as runs
 
     runs.sample(checkpoint, prompt, output, n=n, seed=seed)
@@ -144,10 +144,10 @@ def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
     sets: Sets = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are told.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are shown.")] = 1,
     roles: Annotated[Optional[list[str]], typer.Option("--roles", help="full or lora alone.")] = None,
     gradients: Annotated[Optional[list[str]], typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only configs and tokenizers are needed.")] = False,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Initialise the weights at random: only configs and tokenizers are needed.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching.")] = False,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written.")] = None,
     leaderboards: Annotated[Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")] = None,
@@ -171,7 +171,7 @@ def sweep(
     processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time, each on a thread of its own.")] = 2,
     table: Annotated[Optional[Path], typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there.")] = None,
 ) -> None:  # fmt: skip
-    """Train every cell of an ablation with several seeds, and write its table and curves; go on where it was left."""
+    """Train every cell of an ablation with several seeds, and write its table and curves; continue where it was left."""
     from align.ablation import sweep as sweeps
     from align.ablation.config import SWEEP
     from align.ablation.table import write

@@ -42,14 +42,14 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
 
 
 def check_memory(config: "TrainConfig", *, processes: int, available: int) -> None:
-    """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and go on."""
+    """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and continue."""
     from align.memory import remedies
 
     try:
         remedies.check(config, processes=processes, available=available)
     except UserError:
         raise
-    except Exception as error:  # of libraries that do not know tensors without numbers: no reason to refuse a run
+    except Exception as error:  # of libraries that do not know fake tensors: no reason to refuse a run
         console.print(
             f"the memory this run needs could not be estimated ({type(error).__name__}); training starts all the same"
         )
@@ -58,7 +58,7 @@ def check_memory(config: "TrainConfig", *, processes: int, available: int) -> No
 def dry_run(config: "TrainConfig", *, processes: int | None, gpu_memory: float | None) -> None:
     """`align train --dry-run`: what is trained, and what it needs of a GPU's memory, on stderr; stdout is the config's.
 
-    gpu_memory: GiB; by default the GPU's at hand, and where there is none, no limit. Raises UserError where it cannot fit.
+    gpu_memory: GiB; by default what is available, and without a GPU no limit. Raises UserError where it cannot fit.
     """
     import torch
 

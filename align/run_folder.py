@@ -13,7 +13,7 @@ from prompts.io.errors import UserError
 from prompts.io.files import replace
 from prompts.io.yaml import read_yaml
 
-#: What may differ when a run goes on: nothing that changes what is computed up to a step.
+#: What may differ when a run is resumed: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
 
 #: All that is in a run folder before the first step: `align` is what a tracker keeps there.
@@ -31,7 +31,7 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         if changed := difference(old, new):
             raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
+        raise UserError(f"{output}: already there; add --resume to continue it, or choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         text = dump(config)

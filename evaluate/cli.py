@@ -26,7 +26,7 @@ def run(
     images: Annotated[Optional[Path], typer.Option("--images", metavar="DIR", help="Score these images, named by prompt id or number, in place of drawing.")] = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Images a prompt, from seeds that follow --seed.")] = 1,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Images per prompt, from seeds that follow --seed.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")] = 16,
     dtype: Annotated[Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32.")] = None,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
@@ -50,7 +50,7 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """List what can be measured, scorers of an image and metrics of a whole set, and what each was held against."""
+    """List what can be measured, scorers of an image and distribution metrics, and what each was verified against."""
     from rich.table import Table
 
     from evaluate import distribution, scorers
@@ -170,7 +170,7 @@ def compare(
     by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")] = None,
 ) -> None:  # fmt: skip
-    """Hold two runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate."""
+    """Compare two runs prompt by prompt: difference B - A, its 95 % interval, and win rate."""
     from evaluate.results import compare as comparison
     from evaluate.results.records import Records
 
@@ -258,10 +258,10 @@ def check(
 @app.command("time")
 def time_model(
     model: Annotated[str, typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.")],
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only the model's configs and tokenizers are needed.")] = False,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Initialise the weights at random: only the model's configs and tokenizers are needed.")] = False,
     device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path("leaderboards"),
 ) -> None:  # fmt: skip

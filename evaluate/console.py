@@ -1,4 +1,4 @@
-"""What a person watches during long work: one progress bar, and a line of JSON a step for the machine."""
+"""What a person watches during long work: one progress bar, and one line of JSON per step for the machine."""
 
 import json
 import math

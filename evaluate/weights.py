@@ -50,16 +50,16 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError. Where weights are left out, draw some."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError. Where weights are left out, initialise them at random."""
     if hub.without_weights():
-        draw(module)
+        randomise(module)
         return
     match(module, tensors, source)
     module.load_state_dict(dict(tensors))
 
 
 @torch.no_grad()
-def draw(module: nn.Module) -> nn.Module:
+def randomise(module: nn.Module) -> nn.Module:
     """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start.
 
     Never zeros: a GPU computes with zeros faster than with numbers.

@@ -53,7 +53,7 @@ class Variants:
         return {name: text for module in self.files().values() for name, text in module.VARIANTS.items()}
 
     def verified(self) -> dict[str, str]:
-        """What a variant was held against, by its name; those of which nobody says it are not verified."""
+        """What a variant was verified against, by its name; those of which nobody says it are not verified."""
         return {name: by for module in self.files().values() for name, by in getattr(module, "VERIFIED_BY", {}).items()}
 
     def resolve(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Distributions whose denoisers are known in closed form: what the losses are held against.
+"""Distributions whose denoisers are known in closed form: what the losses are checked against.
 
 An image is a point of D dimensions, `x: [B, D]`, and `sigma: [B]` is the noise added to it. Every formula is that of the
 noised density `p_sigma = p * N(0, sigma^2 I)`; at `sigma = 0` it is that of p itself.

@@ -12,7 +12,7 @@ from evaluate.results.records import Records
 
 
 def make(scores: Mapping[str, np.ndarray], *, seeds: int = 1, **meta: Any) -> Records:
-    """A row a score; prompt i has the rows i * seeds to (i + 1) * seeds. Prompts fall into two categories in turn."""
+    """A row per score; prompt i has the rows i * seeds to (i + 1) * seeds. Prompts fall into two categories in turn."""
     n = len(next(iter(scores.values())))
     prompts = np.arange(n) // seeds
     frame = pd.DataFrame(

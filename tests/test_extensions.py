@@ -213,7 +213,10 @@ def command(folder: Path, *words: str, files: tuple[str, ...] = ()) -> subproces
 
 def start(tiny: Path, folder: Path, name: str, files: tuple[str, ...], **changes: Any) -> subprocess.CompletedProcess[str]:
     """A short run's command."""
-    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
+    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
+        "reference": str(tiny),
+        "final_comparison": {"prompts": 0},
+    }
     content |= {"initial": None, "guidance": {"where": "off", "scale": 1.0}}
     (folder / "run.yaml").write_text(yaml.safe_dump(content | changes))
     return command(folder, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", name, files=files)

@@ -245,7 +245,7 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
 
 
 def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
-    """A row a cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
+    """A row for each cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
     rows = []
     for cell in (CENTRE, *config.cells, *config.baselines):
         n_stopped, runs = stopped(results, [cell])

@@ -1,4 +1,4 @@
-"""What a sweep is told: its cells, what is measured of them, and what is claimed."""
+"""A sweep's options: its cells, what is measured of them, and what is claimed."""
 
 import re
 from typing import Any, Literal
@@ -45,7 +45,8 @@ class Measure(Config):
     images: PositiveInt = Field(2, description="of each caption")
     over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
     metrics: dict[str, Literal["higher", "lower"]] = Field(
-        min_length=1, description="scorer, win/SCORER or set metric -> which is better; the first is the reward, a scorer"
+        min_length=1,
+        description="scorer, win/SCORER or distribution metric -> which is better; the first is the reward, a scorer",
     )
 
     @model_validator(mode="after")
@@ -56,11 +57,11 @@ class Measure(Config):
 
 
 class Baseline(Config):
-    """What the runs of a sweep are held against without training: a model as it is, or the best of several of its
+    """What the runs of a sweep are compared with, without training: a model as it is, or the best of several of its
     images."""
 
     model: str
-    best_of: PositiveInt = Field(1, description="images a caption, of which the one that the reward likes best is measured")
+    best_of: PositiveInt = Field(1, description="images per caption, of which the one that the reward likes best is measured")
     steps: PositiveInt | None = Field(None, description="in place of the model's own")
     guidance_scale: PositiveFloat | None = Field(None, description="in place of the model's own")
 

@@ -58,7 +58,7 @@ def _captions(options: Measure) -> list[str]:
 
 
 def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -> Tensor:
-    """An image a text; of `best_of`, the one that the reward likes best."""
+    """An image per text; of `best_of`, the one that the reward likes best."""
     options_of_call: dict[str, Any] = {"num_inference_steps": baseline.steps, "guidance_scale": baseline.guidance_scale}
     overrides = {key: value for key, value in options_of_call.items() if value}
     reward = next(iter(options.metrics))

@@ -2,7 +2,7 @@
 
 A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end `result.json`. A baseline
 is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration. What has a result is never run again; any
-other run goes on from its newest state. One that diverged, or that its guard stopped, has a result too, which says at which step and why.
+other run is resumed from its newest state. One that diverged, or that its guard stopped, has a result too, which says at which step and why.
 """
 
 import json

@@ -66,7 +66,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     trained = sum(row["seed"] is not None for row in results)
     caption = (
         f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 % interval]. "
-        f"{images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} a run."
+        f"{images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} per run."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}

@@ -1,4 +1,4 @@
-"""What a training step costs: time, images a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
+"""What a training step costs: time, images per second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
 
 Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own, and by turns, so that what
 else a machine does falls on both.
@@ -194,8 +194,8 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
 
 
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:
-    """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which carries one out without
-    numbers."""
+    """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which carries one out on
+    fake tensors."""
     from align.memory import estimate as memory
     from align.training.loop import train
 

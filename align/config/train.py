@@ -50,7 +50,7 @@ class TrainConfig(Config):
     terms: dict[str, dict[str, Any]] = Field({}, description="further terms of the student's loss: name -> its options")
     critics: dict[str, dict[str, Any]] = Field({}, description="what else is trained beside the student: name -> its options")
     prompts: str = Field(
-        description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
+        description="shapes:train; a text file with one prompt per line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
         "file; OWNER/NAME:COLUMN[@REVISION] of the hub"
     )
     text_encoding: Literal["ahead", "live"] = Field(
@@ -60,8 +60,8 @@ class TrainConfig(Config):
         None, description="folder of the encoded prompts; by default one below ALIGN_CACHE or ~/.cache"
     )
     steps: PositiveInt
-    batch_size: PositiveInt = Field(description="global: images a step, over all processes and micro-batches")
-    gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches a step and process")
+    batch_size: PositiveInt = Field(description="global: images per step, over all processes and micro-batches")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per step and process")
     noise_levels: NoiseLevelOptions = NoiseLevelOptions()
     divergence: Divergence = Divergence()
     guidance: Guidance = Guidance()

@@ -62,7 +62,7 @@ class Prompts:
 def read_prompts(source: str) -> Prompts:
     """The prompts `source` names, blank ones left out. Raises UserError with the remedy.
 
-    source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt a line; `FILE:COLUMN` of a .parquet, .csv, .tsv,
+    source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt per line; `FILE:COLUMN` of a .parquet, .csv, .tsv,
     .json or .jsonl file; or `OWNER/NAME:COLUMN`, of the split `train` of a dataset of the hub, `@REVISION` behind it to pin one.
     """
     if source in ("shapes:train", "shapes:validation", "shapes:test"):
@@ -76,13 +76,13 @@ def read_prompts(source: str) -> Prompts:
         path.open("rb").close()
     except FileNotFoundError:
         raise UserError(
-            f"prompts = {source}: no such file; give a text file with one prompt a line, FILE:COLUMN, OWNER/NAME:COLUMN of the "
+            f"prompts = {source}: no such file; give a text file with one prompt per line, FILE:COLUMN, OWNER/NAME:COLUMN of the "
             "hub, or shapes:train"
         ) from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if stat.st_size == 0:
-        raise UserError(f"{source}: holds no prompt; write one a line")
+        raise UserError(f"{source}: holds no prompt; write one per line")
     return _open(source, (stat.st_mtime_ns, stat.st_size))
 
 
@@ -154,7 +154,7 @@ def _load(builder: str, file: str, **options: Any) -> Any:
                 raise UserError(
                     f"{file}: cannot be read ({cause.strerror}); check it, and that there is space in HF_HOME"
                 ) from None
-        raise UserError(f"{file}: cannot be read ({hub.reason(causes[-1])}); mend it") from None
+        raise UserError(f"{file}: cannot be read ({hub.reason(causes[-1])}); fix it") from None
 
 
 def _undecodable(path: Path) -> str:
@@ -176,7 +176,7 @@ def _causes(error: Any) -> Iterator[Exception]:
 
 
 def _fetch(where: DatasetId) -> Any:
-    """The split `train` of a dataset of the hub. Where the hub is out of reach and no revision is pinned, the newest copy at hand."""
+    """The split `train` of a dataset of the hub. Where the hub is out of reach and no revision is pinned, the newest local copy."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -187,17 +187,17 @@ def _fetch(where: DatasetId) -> Any:
         table = datasets.load_dataset(where.repository, revision=commit, split="train")
     except Exception as error:  # its own, the hub client's, the HTTP library's and Arrow's
         raise _refusal(error, where) from None
-    # Copies at hand are taken for one another where the hub cannot be asked.
+    # Local copies are taken for one another where the hub cannot be asked.
     if commit and any(Path(file["filename"]).parent.name != commit for file in table.cache_files):
         raise UserError(
-            f"datasets/{where.repository}: there is no copy of revision {where.revision} at hand, and the hub cannot be asked; "
+            f"datasets/{where.repository}: there is no local copy of revision {where.revision}, and the hub cannot be asked; "
             "connect to the hub, or name no revision"
         )
     return table
 
 
 def _refusal(error: Exception, where: DatasetId) -> UserError:
-    """The sentence for a dataset of the hub that cannot be had."""
+    """The sentence for a dataset of the hub that is unavailable."""
     from huggingface_hub import errors, hf_hub_download
 
     name, said = f"datasets/{where.repository}", str(error)
@@ -240,5 +240,5 @@ def _column(source: str, table: Any, name: str, unit: str) -> Prompts:
         first += len(chunk)
     filled = np.concatenate(masks)
     if not filled.any():
-        raise UserError(f"{source}: holds no prompt; write one a {unit}")
+        raise UserError(f"{source}: holds no prompt; write one per {unit}")
     return Prompts(column, None if filled.all() else np.flatnonzero(filled))

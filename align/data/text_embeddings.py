@@ -1,7 +1,7 @@
-"""What the networks are told of every prompt: encoded once and kept on disk (`ahead`), or encoded as batches are drawn (`live`).
+"""What the networks are given of every prompt: encoded once and kept on disk (`ahead`), or encoded as batches are drawn (`live`).
 
 A cache is a folder: `manifest.json` says what made it; `rows.npy` has the number of each prompt's text, `first.npy` each text's
-first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts' rows, ROWS a file. Each
+first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts' rows, ROWS per file. Each
 file is written under another name, flushed, and renamed, so that a kill loses at most the file being made. Any number of
 processes, on any number of machines, fill one folder together: each takes the files that nobody else is at work on.
 """
@@ -43,7 +43,7 @@ Conditioning = dict[str, Tensor]
 
 
 class TextEmbeddings:
-    """What the networks are told of prompts, by position: conditioning, null conditioning and texts."""
+    """What the networks are given of prompts, by position: conditioning, null conditioning and texts."""
 
     def __init__(self, prompts: Prompts, uncond: Mapping[str, Tensor], *, device: Any, dtype: torch.dtype):
         """uncond: the rows of the null prompt, `[1, ...]`."""
@@ -91,8 +91,7 @@ class CachedTextEmbeddings(TextEmbeddings):
         """Read from the files."""
         places = [divmod(int(self._rows[int(i)]), ROWS) for i in picks]
         return {
-            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places])
-            for key in self._uncond
+            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places]) for key in self._uncond
         }
 
 
@@ -163,7 +162,9 @@ def sha256(pipeline: Any) -> str:
         digest.update(name.encode())
         if isinstance(part, torch.nn.Module):
             part_config: Any = part.config
-            config = {key: value for key, value in part_config.to_dict().items() if key[0] != "_" and key != "transformers_version"}
+            config = {
+                key: value for key, value in part_config.to_dict().items() if key[0] != "_" and key != "transformers_version"
+            }
             digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())

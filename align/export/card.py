@@ -230,7 +230,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
 
 def _source(run: Mapping[str, Any], name: str) -> str:
     source = str(run["sources"][name])
-    return code(public(source)) + ("" if hub_id(source) and not Path(source).exists() else ", a file or folder of its maker's")
+    return code(public(source)) + ("" if hub_id(source) and not Path(source).exists() else ", a local file or folder")
 
 
 def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:

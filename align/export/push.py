@@ -23,7 +23,9 @@ def check(repository: str) -> None:
 def check_recipe(recipe: Recipe, repository: str) -> None:
     """Raise UserError where a recipe leans on a folder of this machine, which nobody else has."""
     local = [str(source.file) for source in (recipe.unet, recipe.delta) if isinstance(source, Weights) and source.repo is None]
-    if recipe.pipeline and (recipe.pipeline.startswith(("/", ".")) or locate(recipe.pipeline.partition("@")[0]) == Path(recipe.pipeline)):
+    if recipe.pipeline and (
+        recipe.pipeline.startswith(("/", ".")) or locate(recipe.pipeline.partition("@")[0]) == Path(recipe.pipeline)
+    ):
         local.append(recipe.pipeline)
     if local:
         raise UserError(
@@ -65,7 +67,7 @@ def _refusal(error: BaseException, repository: str) -> UserError:
         why = "the hub has no such repository of models, or the token may not see it"
         remedy = "choose another name, or a token that may"
     elif status == 400:
-        why, remedy = f"the hub does not take it: {hub.reason(Exception(str(cause)))}", "mend what it names"
+        why, remedy = f"the hub does not take it: {hub.reason(Exception(str(cause)))}", "fix what it names"
     else:
         why = f"{type(cause).__name__}: {hub.reason(Exception(str(cause)))}"
         remedy = "try again, or keep it with --output and push that later"

@@ -1,4 +1,4 @@
-"""What a run will need of a GPU's memory: one step carried out by the loop's own functions, on tensors that have a shape and no numbers.
+"""What a run will need of a GPU's memory: one step carried out by the loop's own functions, on fake tensors.
 
 Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are needed. Fake
 tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in what it keeps, autocast's
@@ -160,7 +160,9 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     # Where they are drawn one at a time a few are as good as all.
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning.family, pipeline, device="cpu", dtype=dtype, limit=few)
-    texts = OnlineTextEncoder(preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
+    texts = OnlineTextEncoder(
+        preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
+    )
     generator = setup.make_generator(config, preconditioning)
     make = partial(
         setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
@@ -212,7 +214,9 @@ def _fake(modules: Iterable[nn.Module]) -> None:
                     continue
                 new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
                 if isinstance(old, nn.Parameter):
-                    module._parameters[name] = parameters.setdefault(id(old), nn.Parameter(new, requires_grad=old.requires_grad))
+                    module._parameters[name] = parameters.setdefault(
+                        id(old), nn.Parameter(new, requires_grad=old.requires_grad)
+                    )
                 else:
                     module._buffers[name] = new
 

@@ -1,4 +1,4 @@
-"""What fits: a run's estimate held against a GPU, and changes that save memory."""
+"""What fits: a run's estimate compared with a GPU, and changes that save memory."""
 
 import json
 from collections.abc import Sequence

@@ -41,9 +41,7 @@ def is_pipeline(source: str) -> bool:
     if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
         return False
     path = pipelines.locate(source)
-    return path is not None and (
-        path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file()
-    )
+    return path is not None and (path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file())
 
 
 def load_into(network: nn.Module, source: str, name: str) -> None:

@@ -62,7 +62,9 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True)
+    config = PeftConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
         inject_adapter_in_model(config, network, adapter_name=name)

@@ -15,7 +15,7 @@ class Optimizer(Config):
     """How a role's parameters are updated."""
 
     name: Literal["adam", "adamw", "adam8bit", "adamw8bit", "sgd"] = Field(
-        "adam", description="8bit: bitsandbytes', whose two states take a byte a parameter each in place of four"
+        "adam", description="8bit: bitsandbytes', whose two states take a byte per parameter each in place of four"
     )
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)

@@ -44,7 +44,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
             "start again with a lower reward scale",
         )
     if signal and run.process.main:
-        console.print(f"stopped after step {step}; go on with --resume")
+        console.print(f"stopped after step {step}; continue with --resume")
     return step == run.steps
 
 

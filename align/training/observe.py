@@ -22,7 +22,7 @@ class Observer:
     """Watches a run from its first step. stopped: whether it is to end now; guarded: why the guard stopped it, if it did."""
 
     def __init__(self, run: Run, start: int, *, show: bool):
-        """start: the step that a resumed run goes on from. show: progress."""
+        """start: the step that a resumed run starts from. show: progress."""
         self.run, self.start, self.seconds = run, start, 0.0
         self.health = Health(run.folder, writes=run.process.main)
         self.stopped, self.guarded = False, ""
@@ -42,7 +42,7 @@ class Observer:
             self.run.process.end_trackers()
 
     def look_first(self) -> None:
-        """The student as it begins: the guard's baseline, and samples. Nothing where a run is gone on with."""
+        """The student as it begins: the guard's baseline, and samples. Nothing where a run is resumed."""
         if self.start == 0:
             self.run.validation.evaluate(self.run.roles.student)
             self._draw(0)

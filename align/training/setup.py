@@ -120,7 +120,9 @@ def assemble(
 ) -> Run:  # fmt: skip
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
-        preconditioning=preconditioning, roles=roles, guidance=config.guidance.scale if config.guidance.where == "reference" else 1.0
+        preconditioning=preconditioning,
+        roles=roles,
+        guidance=config.guidance.scale if config.guidance.where == "reference" else 1.0,
     )
     critics, options = make_critics(config, denoisers)
     learners = make_learners(config, process, roles, critics, options)

@@ -37,14 +37,14 @@ FEW = 1500
 #: Pairs by the generator that drew both images, ties left out afterwards. `weak` is the base generator aligned with the weak model.
 MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
-MEASURED = 128  # held-out captions a family and figure
+MEASURED = 128  # held-out captions per family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
 WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
 ALIGNED = ("steps=1200", "final_comparison.prompts=0")
 
 
 def build(work: Path, target: Path) -> None:
-    """Run what `work` does not hold yet, and write `target/shapes`. An interrupted stage is gone on with."""
+    """Run what `work` does not hold yet, and write `target/shapes`. An interrupted stage is resumed."""
     home = target / "shapes"
     embedded.HERE = target  # so that presets find this world's parts, not those that shipped
     work.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def _join(folders: Sequence[Path], path: Path) -> Path:
 
 
 def draw_samples(path: Path, *, columns: int = 8) -> None:
-    """A grid of held-out captions: the renderer, the teacher, the base and the aligned generator, a row each."""
+    """A grid of held-out captions: the renderer, the teacher, the base and the aligned generator, one row each."""
     shown = (("one", "count", "pair", "pair")[i % 4] for i in range(columns))
     prompts = [sample_captions(columns, split="test", seed=11, family=family)[i] for i, family in enumerate(shown)]
     rows = [torch.from_numpy(render(prompts, seed=1))]
@@ -236,7 +236,7 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         f"from the presets of the same names; {size:.1f} MiB, fp16. All of it was trained here, from rendered images; nothing was fetched.", "",
         "| stage | seed | minutes |", "|---|---|---|",
         *[f"| {name} | {row['seed']} | {row['minutes']} |" for name, row in card["stages"].items()], "",
-        f"Measured on {MEASURED} held-out captions a family: the share of images in which the pixel oracle reads every fact of the caption, "
+        f"Measured on {MEASURED} held-out captions per family: the share of images in which the pixel oracle reads every fact of the caption, "
         "the share with every colour right, and fd-shapes over all of them (lower is better; the renderer's own row is the floor).", "",
         "| images from | one | count | pair | colours: one | count | pair | fd-shapes |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

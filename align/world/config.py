@@ -1,4 +1,4 @@
-"""The options of the world's own stages: what `align pretrain` and `align reward` are told."""
+"""The options of the world's own stages: of `align pretrain` and `align reward`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

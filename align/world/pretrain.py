@@ -81,7 +81,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if stop:
-                console.print(f"stopped after step {step + 1}; go on with --resume")
+                console.print(f"stopped after step {step + 1}; continue with --resume")
                 return None
     average.swap()
     return model.eval()

@@ -55,7 +55,7 @@ def read_pairs(path: Path) -> Pairs:
             sources.append(str(row.get("source", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it"
+                f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); fix it"
             ) from None
         for key, file in files.items():
             try:

@@ -26,9 +26,9 @@ from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
-#: Images a call, and their edge in pixels.
+#: Images per call, and their edge in pixels.
 IMAGES, EDGE = 32, 512
-#: Records the harness's own cost is told for.
+#: Records that the harness's own cost is given for.
 RECORDS = 10_000
 
 
@@ -83,7 +83,7 @@ class Originals(BaseModel):
 
 @dataclass(frozen=True)
 class ScorerTiming:
-    """One scorer: images a second of ours and of the original, None where none could be timed.
+    """One scorer: images per second of ours and of the original, None where none could be timed.
 
     weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
     """
@@ -168,7 +168,7 @@ def bench_scorer(
 
 
 class FakeForward:
-    """A context that lasts `seconds` an image, what is done in it included; `total` of all of them."""
+    """A context that lasts `seconds` per image, what is done in it included; `total` of all of them."""
 
     def __init__(self, seconds: float):
         self.seconds, self.total = seconds, 0.0
@@ -190,11 +190,11 @@ class _Stub(Scorer):
         self.fake_forward = fake_forward
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """A row of nothing a prompt."""
+        """A row of nothing per prompt."""
         return {"features": torch.zeros(len(prompts), 1)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """A number an image, after the fake forward."""
+        """A number per image, after the fake forward."""
         with self.fake_forward(len(pixels)):
             return pixels.flatten(1).mean(1)
 
@@ -204,9 +204,9 @@ def bench_harness(
 ) -> dict[str, float]:
     """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
 
-    drawing, scoring: seconds an image that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
+    drawing, scoring: seconds per image that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
     Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
-    a record outside them.
+    per record outside them.
     """
     from evaluate.runs import run
     from evaluate.runs.settings import METRICS, Settings
@@ -324,7 +324,7 @@ def show(result: Mapping[str, Any]) -> None:
     if result["scorers"]:
         table = Table(
             title=f"{result['hardware']}, {result['dtype']}",
-            caption=f"images a second, {IMAGES} of {EDGE} x {EDGE} a call, warm",
+            caption=f"images per second, {IMAGES} of {EDGE} x {EDGE} per call, warm",
         )
         for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):
             table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
@@ -340,6 +340,6 @@ def show(result: Mapping[str, Any]) -> None:
         )
     if harness := result["harness"]:
         console.print(
-            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms a record outside the"
+            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms per record outside the"
             f" forwards, {harness['overhead']:.1%} where an image takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
         )

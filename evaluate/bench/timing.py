@@ -29,7 +29,7 @@ from prompts.io.errors import UserError
 
 #: Calls that are not counted: memory is claimed and kernels are chosen in them.
 WARMUP = 2
-#: Seconds are told for this many images, as papers tell them.
+#: Seconds are given for this many images, as papers give them.
 IMAGES = 10
 PROMPT = "a small red circle left of a large blue square on a white background"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -66,7 +66,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Spread":
-        """Of one value a call."""
+        """Of one value per call."""
         return cls(statistics.median(seconds), min(seconds), max(seconds))
 
 
@@ -164,11 +164,11 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
-# ---- weights that are not at hand ----------------------------------------------------------------------------------------
+# ---- without the weights -------------------------------------------------------------------------------------------------
 
 
 def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """The model's architecture with weights drawn at random (`weights.draw`), from its configs and tokenizers alone.
+    """The model's architecture with weights initialised at random (`weights.randomise`), from its configs and tokenizers alone.
 
     Raises UserError where a config is missing.
     """
@@ -188,7 +188,7 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
                     parts[name] = (
-                        weights.draw(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
+                        weights.randomise(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out

@@ -1,4 +1,4 @@
-"""Metrics of a whole set of images, which no single image has. One file here is one family of them.
+"""Distribution metrics: of a set of images, which no single image has. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
 `load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
@@ -89,7 +89,7 @@ def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
     return value - half, value + half
 
 
-_files = Variants(__name__, what="set metric")
+_files = Variants(__name__, what="distribution metric")
 variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
@@ -100,7 +100,7 @@ def load(
     weights: str | None = None,
     reference: str | None = None,
 ) -> DistributionMetric:
-    """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
+    """The distribution metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
     weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those that
     compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.

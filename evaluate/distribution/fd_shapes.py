@@ -19,7 +19,7 @@ from prompts.io.errors import UserError
 VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
 VERIFIED_BY = {"fd-shapes": "formula"}
 
-#: Renders a caption, so that the reference's own sampling error is small.
+#: Renders per caption, so that the reference's own sampling error is small.
 RENDERS = 8
 CHUNK = 256
 

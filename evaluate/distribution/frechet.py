@@ -83,7 +83,7 @@ def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float])
 
     parts: images by group. distance: the distance without one group, or of all for None. The interval is the delete-a-group
     jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree fewer than there
-    are groups. Prompts stay whole, so that it is right for several images a prompt. It says where the distance of another n
+    are groups. Prompts stay whole, so that it is right for several images per prompt. It says where the distance of another n
     images would lie. It does not remove the distance's bias, which falls as 1/n: compare only equal n (Chong and Forsyth 2020).
     """
     n, value = sum(parts.values()), distance(None)
@@ -106,7 +106,9 @@ class FrechetMetric(DistributionMetric):
     state: moments by group of prompts.
     """
 
-    def __init__(self, protocol: str, features: Features, reference: Callable[[], Moments], *, n_images: int, weights_sha256: str):
+    def __init__(
+        self, protocol: str, features: Features, reference: Callable[[], Moments], *, n_images: int, weights_sha256: str
+    ):
         self.protocol, self.features, self.reference, self.n_images = protocol, features, reference, n_images
         self.weights_sha256 = weights_sha256
         self._moments: dict[int, Moments] = {}
@@ -126,7 +128,7 @@ class FrechetMetric(DistributionMetric):
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
         """Add images' features to their prompts' groups."""
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt an image")
+            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image")
         groups = torch.tensor([group_of(prompt) for prompt in prompts])
         self._pending = (*self._pending, (self.features(images).cpu(), groups))
         if sum(len(rows) for rows, _ in self._pending) >= PENDING:
@@ -146,7 +148,10 @@ class FrechetMetric(DistributionMetric):
 
     def _add(self, parts: Mapping[int, Moments]) -> None:
         moments = self.state
-        self._moments = {**moments, **{group: moments[group].merge(part) if group in moments else part for group, part in parts.items()}}
+        self._moments = {
+            **moments,
+            **{group: moments[group].merge(part) if group in moments else part for group, part in parts.items()},
+        }
 
     def compute(self) -> Estimate:
         """The distance; its note says where images are too few for the features' dimension or the protocol."""

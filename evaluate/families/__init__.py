@@ -1,7 +1,7 @@
 """What is known of an architecture, known once: for drawing, training and sampling alike.
 
 A file here, or in an extension's `families/`, is a family where it has `family`, an instance of a `Family`. Nothing else in the code
-knows one. The tests hold it against stock diffusers where `tests/tiny_families.py` makes a tiny pipeline of it, and else skip it by name.
+knows one. The tests compare it with stock diffusers where `tests/tiny_families.py` makes a tiny pipeline of it, and else skip it by name.
 """
 
 from collections.abc import Mapping, Sequence

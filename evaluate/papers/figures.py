@@ -1,6 +1,6 @@
 """What the papers print: every figure of their tables, and what is known of each column.
 
-`leaderboards/paper` holds every figure that the papers' text still shows, a line a cell (`Figure`), and what is known
+`leaderboards/paper` holds every figure that the papers' text still shows, one line per cell (`Figure`), and what is known
 of each column (`Column`): the suite and the metrics of ours that come nearest, and why the two are not known to agree,
 where they are not.
 """

@@ -15,7 +15,7 @@ from prompts.io.files import replace
 
 
 def write(path: Path, name: str, table: Sequence[Cell]) -> None:
-    """Write the table as `path`'s ending says: .csv, a line a cell, or .md or .html, as it is shown."""
+    """Write the table as `path`'s ending says: .csv, one line per cell, or .md or .html, as it is shown."""
     writer(path)(path, name, table)
 
 

@@ -32,7 +32,7 @@ class Grid(NamedTuple):
 
 @dataclass
 class Notes:
-    """Notes under a table, numbered as they come, each told once."""
+    """Notes under a table, numbered as they come, each shown once."""
 
     texts: list[str] = field(default_factory=list)
 

@@ -35,7 +35,7 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
     """The runs' data, None of no run, and their images, named MODEL/ROW.
 
     A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
-    `state[model]` has a character a row: `-` not asked for, `0` no image, `1` a small one, `2` one with a thumbnail. Raises UserError
+    `state[model]` has one character per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a thumbnail. Raises UserError
     for what is no run, for runs of several suites, and for a run without records.
     """
     if not paths:
@@ -99,7 +99,7 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
 
 def _columns(run: Records) -> list[ReportColumn]:
     scored = [ReportColumn(name, weights, False) for name, weights in run.meta["protocols"].items()]
-    return scored + [ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("sets", {}).items()]
+    return scored + [ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("distribution", {}).items()]
 
 
 def _names(columns: Sequence[ReportColumn]) -> list[str]:
@@ -119,7 +119,9 @@ def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
 
 def _made(run: Records, file: Path) -> dict[str, Any]:
     made_by = run.meta.get("made_by", {})
-    identity = {key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by}
+    identity = {
+        key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by
+    }
     return {
         "n": len(run.frame), "missing": run.missing, "metadata": {"records": str(file), "command": run.meta.get("command", ""), **identity},
     }  # fmt: skip
@@ -130,7 +132,7 @@ def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
     if column not in _columns(run):
         return None
     if column.of_set:
-        estimate = run.meta["sets"][column.name]
+        estimate = run.meta["distribution"][column.name]
         value, low, high, n, note = (estimate[key] for key in ("value", "low", "high", "n", "note"))
     else:
         scored = run.frame[~run.frame[f"score.{column.name}"].isna()]

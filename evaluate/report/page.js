@@ -304,7 +304,7 @@ function images({ models, metrics, scores, ids, copy, prompts, groups, state, er
     const gap = view.sort === "suite" ? null : difference(r);
     const about = [ids[r], ...(copy && copy.includes(1) ? [`image ${copy[r] + 1}`] : []), ...groups.map((group) => `${group.name}: ${group.values[group.of[r]]}`)];
     return el("li", { "data-id": ids[r] }, el("div", {}, el("div", { class: "prompt" }, text(prompts[r])),
-      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference to be had · ", text(about.join(" · ")))),
+      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference · ", text(about.join(" · ")))),
       el("div", { class: "shots" }, models.map((_, m) => shot(m, r))));
   }
 
@@ -352,7 +352,7 @@ function images({ models, metrics, scores, ids, copy, prompts, groups, state, er
   }
   if (errors.some((model) => Object.keys(model).length)) controls.push(el("label", { class: "tick" }, tick, "only with errors"));
   const heads = el("div", { class: "heads", "aria-hidden": "true" }, el("div"), el("div", { class: "shots" }, models.map((model) => text(model.label))));
-  section("images", "Images", "The same prompts, a column a model. Choose an image to see it whole; the arrow keys then go through models and prompts.",
+  section("images", "Images", "The same prompts, one column per model. Choose an image to see it whole; the arrow keys then go through models and prompts.",
     el("div", { class: "controls", role: "search", "aria-label": "Images" }, controls), said, pagers[0], heads, list, pagers[1]);
   for (const box of [heads, list]) {
     box.style.setProperty("--columns", models.length);

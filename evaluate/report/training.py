@@ -81,7 +81,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _curve(lines: Sequence[dict[str, Any]], name: str, per_point: int) -> list[list[float | None]]:
     """Steps and values; a figure that is null at a step is a gap, one that is absent there is no point."""
-    points_of_log = [(line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))]
+    points_of_log = [
+        (line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))
+    ]
     steps, values = (np.array(column, float) for column in zip(*points_of_log, strict=True))
     points: list[list[float | None]] = [[], []]
     for first in range(0, len(steps), per_point):

@@ -36,7 +36,7 @@ class ComparedMetric(NamedTuple):
 
 
 def mismatch(a: Records, b: Records) -> str | None:
-    """Why scores of `a` and `b` cannot be held against each other, in words; None where they can."""
+    """Why scores of `a` and `b` cannot be compared, in words; None where they can."""
     for field in ("suite", "suite_sha256"):
         if a.meta[field] != b.meta[field]:
             return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"

@@ -48,6 +48,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
             raise UserError(
-                f"{path}: row {number} has {len(line)} cells where the header has {len(header)}; mend it, or move the file away"
+                f"{path}: row {number} has {len(line)} cells where the header has {len(header)}; fix it, or move the file away"
             )
     return [dict(zip(header, line, strict=True)) for line in lines]

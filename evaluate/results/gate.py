@@ -7,10 +7,10 @@ current - baseline, and the margin m >= 0 is the smallest drop that matters. Fro
   dropped by more than its margin is called regressed, on any of them, to alpha.
 * pass: the evidence says D >= -m, for each metric at alpha. All must hold at once, which needs no correction (Berger 1982): the chance
   of passing a run in which some metric has dropped by more than its margin is at most alpha.
-* inconclusive: neither; more prompts, or more images a prompt, would tell.
+* inconclusive: neither; more prompts, or more images per prompt, would tell.
 
 One regressed metric makes a run regressed; else one inconclusive metric makes it inconclusive. With a margin of 0 only a change for the
-better, or no change at all, can pass. Metrics of a whole set (Fréchet distances) have no score a prompt and are not judged.
+better, or no change at all, can pass. Distribution metrics (Fréchet distances) have no score per prompt and are not judged.
 """
 
 import json
@@ -233,7 +233,7 @@ def write_json(path: Path, outcome: Outcome, current: Records, baseline: Records
 
 
 def write_junit(path: Path, outcome: Outcome, current: Records, code: int) -> None:
-    """Write a JUnit test suite with a case a metric; inconclusive ones are skipped, or failures where they count as such."""
+    """Write a JUnit test suite with one case per metric; inconclusive ones are skipped, or failures where they count as such."""
     cases = [(finding.metric, finding.verdict, tell(finding)) for finding in outcome.findings]
     cases = cases or [("records", outcome.verdict, outcome.reason)]
     tags = {

@@ -1,4 +1,4 @@
-"""Leaderboards: a CSV a suite, a row a run, written by programs only."""
+"""Leaderboards: one CSV per suite, one row per run, written by programs only."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from evaluate.results.records import Records
 from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
-#: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`), `NAME n`, `NAME weights`.
+#: What every row has; the figures follow, four columns per metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`), `NAME n`, `NAME weights`.
 FIXED = (
     "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware", "versions", "command",
 )  # fmt: skip
@@ -45,7 +45,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
     for protocol, weights in meta["protocols"].items():
         mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
         result |= {protocol: mean, f"{protocol} se": error, f"{protocol} n": n, f"{protocol} weights": weights or ""}
-    for protocol, estimate in meta["sets"].items():
+    for protocol, estimate in meta["distribution"].items():
         result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}
         result[f"{protocol} weights"] = estimate["weights_sha256"]
     return result

@@ -1,4 +1,4 @@
-"""Records: what a run measured, a row an image, with what made them. One Parquet file, between the runner and all that reads it."""
+"""Records: what a run measured, one row per image, with what made them. One Parquet file, between the runner and all that reads it."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """frame: a row an image. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
+    """frame: one row per image. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
     `score.PROTOCOL`, NaN where there is none.
 
     meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where there are none), and
@@ -44,7 +44,7 @@ class Records:
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which goes on where it stopped"
+                f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which continues where it stopped"
             ) from None
         for kind, names, present in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
             if lacking := [name for name in names if name not in present]:
@@ -96,7 +96,7 @@ class Records:
         return scores
 
     def by_prompt(self) -> pd.DataFrame:
-        """Mean scores of each prompt over its images that have one: index `id`, sorted; a column a protocol."""
+        """Mean scores of each prompt over its images that have one: index `id`, sorted; one column per protocol."""
         columns = {f"score.{name}": name for name in self.meta["protocols"]}
         return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
 

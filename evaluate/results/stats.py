@@ -53,7 +53,7 @@ class Mean(NamedTuple):
 def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
     """Mean of `scores` `[N]` with a standard error that lets scores of one cluster (`clusters`, `[N]`, a prompt) depend on each other.
 
-    The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score a cluster it is the usual s / sqrt(N). Scores
+    The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score per cluster it is the usual s / sqrt(N). Scores
     that are NaN are left out of all three figures; the error of fewer than two clusters is NaN.
     """
     scored = ~np.isnan(scores)

@@ -24,7 +24,7 @@ from prompts.io.errors import UserError
 
 
 class Scores:
-    """One scorer's scores, a small file a block, which count only for the very images they were given for."""
+    """One scorer's scores, one small file per block, which count only for the very images they were given for."""
 
     def __init__(self, folder: Path):
         self.folder = folder

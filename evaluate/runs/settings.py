@@ -69,7 +69,7 @@ def from_options(
     limit: int | None, seed: int, per_prompt: int, batch: int, dtype: str | None, device: str | None, output: Path,
     shard: str, weights: Sequence[str] = (), reference: Path | None = None,
 ) -> list[Settings]:  # fmt: skip
-    """What the command's options mean, a `Settings` a model. Raises UserError for what cannot be meant."""
+    """What the command's options mean, a `Settings` per model. Raises UserError for what cannot be meant."""
     whole = suites.load(suite, path=prompts)
     limited = replace(whole, prompts=whole.prompts[:limit])
     if twice := [name for name, count in Counter(map(slug, models)).items() if count > 1]:

@@ -2,7 +2,7 @@
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
 weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be registered. `VERIFIED_BY`, name -> what
-the tests hold a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
+the tests verify a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,7 +85,7 @@ class Scorer(nn.Module):
         uint8 is the protocol's path; float in [0, 1] is the differentiable one.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt an image")
+            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image")
         return self.score_prepared(self.prepare(images), prompts)
 
     def score_prepared(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -113,7 +113,7 @@ def prepare_all(scorers: Iterable[Scorer], images: Images) -> dict[Preprocess, T
 def score_all(scorers: Mapping[str, Scorer], images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Every scorer's scores `[B]`, under its key."""
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images but {len(prompts)} prompts; give one prompt an image")
+        raise ValueError(f"{len(images)} images but {len(prompts)} prompts; give one prompt per image")
     prepared = prepare_all(scorers.values(), images)
     return {name: scorer.score_prepared(prepared[scorer.prepare], prompts) for name, scorer in scorers.items()}
 

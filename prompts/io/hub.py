@@ -49,7 +49,7 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
 
 
 def find(repo: str, filename: str, revision: str) -> Path | None:
-    """`fetch`, or None where the repository has no such file, or the hub is out of reach and no copy is at hand."""
+    """`fetch`, or None where the repository has no such file, or the hub is out of reach and there is no local copy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -77,7 +77,7 @@ def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequ
 
 
 def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
-    """The sentence for what the hub client raised: why `what` of `repo` is not to be had, and what to do."""
+    """The sentence for what the hub client raised: why `what` of `repo` is unavailable, and what to do."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

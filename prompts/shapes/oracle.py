@@ -1,4 +1,4 @@
-"""Reads shapes, colours, sizes and places off the pixels and holds them against a caption.
+"""Reads shapes, colours, sizes and places off the pixels and compares them with a caption.
 
 Nothing here is learned and nothing may be trained on it: it is what catches a generator that pleases a reward without
 doing what the caption says.

@@ -99,7 +99,7 @@ def load(name_or_path: str, *, path: Path | None = None) -> Suite:
         rows += [(text, part.group | group) for text, group in read]
     rows = rows[:: recipe.every]
     if len(rows) != recipe.n:
-        raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; mend it")
+        raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; fix it")
     return _suite(name_or_path, rows, recipe.source, recipe.licence)
 
 

@@ -4,7 +4,7 @@
 .csv    comma-separated with RFC 4180 quoting
 .json   a list of texts, or of objects
 .jsonl  a text or an object a line
-.txt    a prompt a line; blank lines are none
+.txt    one prompt per line; blank lines are none
 
 Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever its
 case, or the only one; the others, where they are texts or numbers, become groups.
@@ -84,7 +84,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for row in reader:
                     yield f"line {reader.line_num}", _row(path, reader.line_num, header, row)
             except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: {error}; mend its quoting") from None
+                raise UserError(f"{path}, line {reader.line_num}: {error}; fix its quoting") from None
         case ".json":
             records = _json(path, content, "the file")
             if not isinstance(records, list):
@@ -118,12 +118,12 @@ def _json(path: Path, content: str, place: str) -> Any:
         return json.loads(content)
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}" if place == "the file" else place
-        raise UserError(f"{path}, {at}: not valid JSON ({error.msg.lower()}); mend it") from None
+        raise UserError(f"{path}, {at}: not valid JSON ({error.msg.lower()}); fix it") from None
 
 
 def _row(path: Path, number: int, header: list[str], fields: list[str]) -> dict[str, str]:
     if len(fields) != len(header):
-        raise UserError(f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; mend the line")
+        raise UserError(f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; fix the line")
     return dict(zip(header, fields, strict=True))
 
 

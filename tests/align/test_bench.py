@@ -80,7 +80,7 @@ def test_drawn_weights_are_never_zeros() -> None:
 
 @pytest.mark.parametrize("gradient", ["exact", "exact_sequential", "detached"])
 def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Path, gradient: str) -> None:
-    """The estimate's, on tensors without numbers, against torch's counter on the loop with its true ones."""
+    """The estimate's, on fake tensors, against torch's counter on the loop with its true ones."""
     from torch.utils.flop_counter import FlopCounterMode
 
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")

@@ -48,7 +48,8 @@ def small(tiny: Path, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(
         yaml.safe_dump(
-            {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
+            {key: value for key, value in SMALL_RUN.items() if key != "stage"}
+            | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
         )
     )
     return path

@@ -160,7 +160,12 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
 ) -> None:  # fmt: skip
     (tmp_path / "prompts.txt").write_text("".join(f"caption {i}\n" for i in range(9)))
     (tmp_path / "run.json").write_text(json.dumps({"step": 4}))
-    changes: dict[str, Any] = {"prompts": str(tmp_path / "prompts.txt"), "reference": "a/b", "final_comparison": {"prompts": 9}, "rewards": rewards}
+    changes: dict[str, Any] = {
+        "prompts": str(tmp_path / "prompts.txt"),
+        "reference": "a/b",
+        "final_comparison": {"prompts": 9},
+        "rewards": rewards,
+    }
     changes |= {
         "method": "di++" if rewards else "di",
         "held_out": {"scorers": held_out, "prompts": str(tmp_path / "prompts.txt"), "guard": "off"},

@@ -20,7 +20,7 @@ from align.training.loop import train
 from evaluate import pipelines, weights
 
 PAPERS = [name for name, content in load.presets(TRAIN).items() if content.get("family")]
-#: One of each family is held against a run that was not broken off.
+#: One of each family is compared with an uninterrupted run.
 UNBROKEN = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
 
 
@@ -43,8 +43,15 @@ def world(published: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def resolve(preset: str, **changes: Any) -> TrainConfig:
-    """A preset with a small batch, few steps and prompts at hand; nothing else is changed."""
-    small = {"prompts": "prompts.txt", "batch_size": 2, "gradient_accumulation_steps": 1, "steps": 3, "save_every": 2, "sample_every": 3}
+    """A preset with a small batch, few steps and local prompts; nothing else is changed."""
+    small = {
+        "prompts": "prompts.txt",
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "steps": 3,
+        "save_every": 2,
+        "sample_every": 3,
+    }
     sets = [f"{key}={value}" for key, value in (small | changes).items()]
     config = load.resolve(preset, TRAIN, sets=sets)
     assert isinstance(config, TrainConfig)
@@ -136,7 +143,13 @@ def test_what_the_papers_say() -> None:
         config = load.resolve(name, TRAIN)
         assert isinstance(config, TrainConfig)
         reward = config.rewards[0] if config.rewards else None
-        rows[name] = (config.method, config.guidance.where, config.guidance.scale, reward and reward.scorer, reward and reward.scale)
+        rows[name] = (
+            config.method,
+            config.guidance.where,
+            config.guidance.scale,
+            reward and reward.scorer,
+            reward and reward.scale,
+        )
         sdxl = config.family == "sdxl"
         assert config.generator.input_scale == ("unit_variance" if sdxl else "sigma_init"), name
         assert config.generator.sigma_init == (1.1606 if sdxl else 2.5), name

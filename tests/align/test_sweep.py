@@ -1,4 +1,4 @@
-"""Sweeps: what is refused before anything runs, what is gone on with, and whether a table says what is in the figures."""
+"""Sweeps: what is refused before anything runs, what is resumed, and whether a table says what is in the figures."""
 
 import json
 import os
@@ -31,7 +31,13 @@ SWEEPS = list(presets(SWEEP))
 def content(tiny: Path, **changes: Any) -> dict[str, Any]:
     """A sweep of two cells on a tiny pipeline."""
     common = {key: value for key, value in SMALL_RUN.items() if key != "stage"}
-    common |= {"reference": str(tiny), "initial": None, "rewards": [], "held_out": HELD, "guidance": {"where": "off", "scale": 1.0}}
+    common |= {
+        "reference": str(tiny),
+        "initial": None,
+        "rewards": [],
+        "held_out": HELD,
+        "guidance": {"where": "off", "scale": 1.0},
+    }
     common |= {"steps": 30, "save_every": 3}
     whole = {
         "stage": "sweep", "centre": "shapes-di", "common": common, "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,

@@ -303,7 +303,9 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     for i in range(files):  # 16 MB each
         save_file({"text": torch.full((rows, width), float(i))}, chunk(tmp_path, i))
     np.save(tmp_path / "rows.npy", np.arange(files * rows))
-    made = CachedTextEmbeddings(prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32)
+    made = CachedTextEmbeddings(
+        prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32
+    )
 
     def resident() -> int:
         return next(

@@ -353,7 +353,12 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     "options",
     [
         {"method": "sim"},
-        {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "gradient_accumulation_steps": 2, "student": {"name": "sgd", "learning_rate": 1.0}},
+        {
+            "method": "di",
+            "lora": {"rank": 2, "alpha": 4.0},
+            "gradient_accumulation_steps": 2,
+            "student": {"name": "sgd", "learning_rate": 1.0},
+        },
     ],
     ids=["full", "lora"],
 )
@@ -400,7 +405,7 @@ def test_two_sharded_processes_equal_one_resumed_or_not(
     assert {file.is_file() for file in files} == {"lora" in storage}
     if "lora" in storage:
         assert largest_difference(*map(weights.read, files)) < 1e-6
-    # What two processes saved, two and one can go on with.
+    # What two processes saved, two and one can resume.
     for name in ("again", "fewer"):
         folder = tmp_path / name
         shutil.copytree(tmp_path / "two" / "state" / "step-3", folder / "state" / "step-3")

@@ -17,7 +17,7 @@ SHA = "a" * 64
 
 
 class SlowScorer:
-    """A scorer that takes 50 ms a call."""
+    """A scorer that takes 50 ms per call."""
 
     protocol = "slow"
 

@@ -38,7 +38,7 @@ PLAIN = [
 
 
 def test_records_come_back(tmp_path: Path) -> None:
-    records = make(SCORES, sets={"fd-shapes": {"value": 1.5}})
+    records = make(SCORES, distribution={"fd-shapes": {"value": 1.5}})
     records.frame.loc[2, "error"] = "the model drew NaN"
     records.save(tmp_path / "deep" / "records-a.parquet")
     for path in (tmp_path / "deep", tmp_path / "deep" / "records-a.parquet"):

@@ -74,7 +74,7 @@ def make_run(
     Records(
         pd.DataFrame(rows),
         {"suite": "s", "suite_sha256": "0" * 64, "model": model, "n_expected": len(rows), "protocols": protocols, "complete": not errors,
-         "sets": {} if frechet is None else {"fd-shapes": estimate}, "command": f"evaluate run --model {model}", "made_by": {"dtype": "fp32"}} | meta,
+         "distribution": {} if frechet is None else {"fd-shapes": estimate}, "command": f"evaluate run --model {model}", "made_by": {"dtype": "fp32"}} | meta,
     ).save(folder / "records-s-00000000.parquet")  # fmt: skip
     return folder
 

@@ -175,7 +175,7 @@ def test_a_truncated_image_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip:
         assert image.size == (32, 32)
 
 
-def test_an_image_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_mends(
+def test_an_image_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_fixes(
     whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_blocks = run.draw_blocks
@@ -387,7 +387,7 @@ def test_a_scorer_short_of_memory_goes_on_with_halves(
     a, b = (Records.load(each).frame["score.shapes/clip"].to_numpy() for each in (whole, path))
     np.testing.assert_allclose(a, b, atol=1e-4)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("shapes/clip: no memory for 4 at once; going on with 2") == 1
+    assert said.count("shapes/clip: no memory for 4 at once; continuing with 2") == 1
 
 
 def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_the_gradient_is_that_of_the_score(scorer: scorers.Scorer) -> None:
 
 
 def test_a_prompt_too_few_is_refused(scorer: scorers.Scorer) -> None:
-    with pytest.raises(ValueError, match="one prompt an image"):
+    with pytest.raises(ValueError, match="one prompt per image"):
         scorer.score(IMAGES, CAPTIONS[:-1])
-    with pytest.raises(ValueError, match="one prompt an image"):
+    with pytest.raises(ValueError, match="one prompt per image"):
         scorers.score_all({"a": scorer}, IMAGES, CAPTIONS[:-1])
 
 

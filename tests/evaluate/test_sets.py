@@ -1,4 +1,4 @@
-"""Metrics of a whole set: the contract of all there are, then each against a closed form or its original."""
+"""Distribution metrics: the contract of all there are, then each against a closed form or its original."""
 
 import json
 import math
@@ -180,7 +180,9 @@ def test_a_singular_covariance_has_a_factor_too() -> None:
 
 
 def metric_of(reference: Moments, n_images: int = 0) -> FrechetMetric:
-    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, n_images=n_images, weights_sha256="")
+    return FrechetMetric(
+        "f", lambda features: torch.as_tensor(features), lambda: reference, n_images=n_images, weights_sha256=""
+    )
 
 
 STANDARD = Moments(10**6, torch.zeros(4).double(), (10**6 - 1) * torch.eye(4).double())

@@ -85,7 +85,11 @@ def test_averages_are_the_means_of_their_styles() -> None:
 def test_models_are_recipes_and_their_rows_are_these() -> None:
     found = {(figure.model, label(name)) for name in TABLES for figure in read_figures(name) if figure.model}
     told = {
-        (model, row) for model in pipelines.names() for about in [pipelines.read_recipe(model).about] if about for row in about.rows
+        (model, row)
+        for model in pipelines.names()
+        for about in [pipelines.read_recipe(model).about]
+        if about
+        for row in about.rows
     }
     assert found == told
     lost = {figure.row for name in TABLES for figure in read_figures(name) if not figure.model}

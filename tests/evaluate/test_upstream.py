@@ -29,7 +29,7 @@ from prompts.shapes import render, sample_captions
 
 UPSTREAM = Path(seeded.__file__).parent
 PREFIXES = list(REFERENCE["made_by"]["pictures_sha256"])
-#: By prefix, by scorer, by image: a number a prompt.
+#: By prefix, by scorer, by image: one number per prompt.
 SCORES = {prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES}
 ORIGINALS = sorted({name for tables in SCORES.values() for name in tables})
 COMPARED: set[str] = set()
@@ -40,7 +40,7 @@ PROMPTS = seeded.prompts()
 
 
 def compares(*names: str) -> pytest.MarkDecorator:
-    """Gives a test the names of the scorers that it holds against what they say."""
+    """Gives a test the names of the scorers that it compares with what they say."""
     COMPARED.update(names)
     return pytest.mark.parametrize("name", names)
 
@@ -334,7 +334,7 @@ def test_seeded_weights_depend_on_the_name_alone() -> None:
 
 
 def test_every_claim_is_compared() -> None:
-    """A scorer says in its file what it was verified by; here it is held against that, and a new one may say nothing."""
+    """A scorer says in its file what it was verified by; here it is compared with that, and a new one may say nothing."""
     claims, packages = scorers.verified(), REFERENCE["made_by"]["packages"]
     assert not claims.keys() - COMPARED, "these say they are verified, and nothing here compares them"
     assert not COMPARED - claims.keys(), "these are compared, and their files do not say so"

@@ -105,9 +105,7 @@ def test_every_relation_is_drawn_and_read() -> None:
     for drawn in RELATIONS:
         image = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
         for read in RELATIONS:
-            assert verify(image, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (
-                read == drawn
-            )
+            assert verify(image, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (read == drawn)
 
 
 def test_noise_and_blanks_are_not_correct() -> None:

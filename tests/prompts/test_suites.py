@@ -99,7 +99,7 @@ def test_other_columns_are_groups(tmp_path: Path) -> None:
     [
         ("a.tsv", b"Prompt\tStyle\na\tb\nc\n", "line 3: 1 fields, but the first line names 2"),
         ("a.csv", b'prompt,style\n"a\nb",c\nd\n', "line 4: 1 fields"),
-        ("a.csv", b'prompt\n"a" b\n', "line 2: .*mend its quoting"),
+        ("a.csv", b'prompt\n"a" b\n', "line 2: .*fix its quoting"),
         ("a.csv", b"words,style\na,b\n", "no column 'prompt' among 'words', 'style'"),
         ("a.tsv", b"Prompt\na\n \n", "line 3: an empty prompt"),
         ("a.json", b'["a",\n"b"', "line 2: not valid JSON"),
