@@ -42,7 +42,9 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
 
 
 def check_memory(config: "TrainConfig", *, processes: int, available: int) -> None:
-    """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and continue."""
+    """Raise UserError where a run needs more than `available` bytes; where that cannot be
+    estimated, say so and continue.
+    """
     from align.memory import remedies
 
     try:

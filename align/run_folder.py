@@ -21,7 +21,10 @@ BEGINNING = {"config.yaml", "run.json", "samples", "align"}
 
 
 def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
-    """Make `output` a run folder for `config`, or check that it is one already when resuming. preset: what `config` was made from."""
+    """Make `output` a run folder for `config`, or check that it is one already when resuming.
+
+    preset: what `config` was made from.
+    """
     path = output / "config.yaml"
     if resume:
         if not path.is_file():
@@ -41,7 +44,9 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
             draft.replace(path)
         if preset:
             metadata = read_run(output) | {"preset": preset}
-            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(metadata, indent=1), encoding="utf-8"))
+            replace(
+                output / "run.json", lambda draft: draft.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+            )
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
@@ -58,7 +63,10 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
-    """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
+    """Within: `open_folder`.
+
+    An error before the first step undoes it, so that the corrected command finds the place as it was.
+    """
     new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]
     open_folder(config, output, resume=resume, preset=preset)
     try:
@@ -73,7 +81,9 @@ def opened(config: Config, output: Path, *, resume: bool, preset: str | None = N
 
 
 def _only_begun(output: Path) -> bool:
-    """Whether a run has left nothing there but its beginning: no step in its log, no state, nothing that is not known."""
+    """Whether a run has left nothing there but its beginning: no step in its log, no
+    state, nothing that is not known.
+    """
     files = (path for path in output.rglob("*") if path.is_file() and path.stat().st_size)
     return all(path.relative_to(output).parts[0] in BEGINNING for path in files)
 

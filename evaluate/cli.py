@@ -17,32 +17,109 @@ app = typer.Typer(
 )
 
 
+SuiteName = Annotated[
+    str,
+    typer.Option("--suite", metavar="NAME|FILE", help="A suite ('evaluate suites' lists them), or a file of prompts."),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR|FILE",
+        help=(
+            "An embedded model, a folder that diffusers loads, a hub id, or a recipe; with --images a name for who"
+            " made them. Repeat it for more."
+        ),
+    ),
+]
+MetricNames = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="'evaluate metrics' lists them; by default the suite's own. Repeat it for more.",
+    ),
+]
+PromptsFile = Annotated[
+    Optional[Path],
+    typer.Option("--prompts", metavar="FILE", help="A local copy of the suite's file; its hash is checked."),
+]
+ImagesFolder = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--images", metavar="DIR", help="Score these images, named by prompt id or number, in place of drawing."
+    ),
+]
+PerPrompt = Annotated[
+    int, typer.Option("--per-prompt", min=1, help="Images per prompt, from seeds that follow --seed.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")
+]
+ModelDtype = Annotated[
+    Optional[str],
+    typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32."),
+]
+Device = Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")]
+WeightsFiles = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--weights",
+        metavar="METRIC=PATH",
+        help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.",
+    ),
+]
+ReferenceFolder = Annotated[
+    Optional[Path], typer.Option("--reference", metavar="DIR", help="The real images that FID compares with.")
+]
+Leaderboards = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and images go.")
+]
+Shard = Annotated[
+    str,
+    typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row."),
+]
+
+
 @app.command()
 def run(
-    suite: Annotated[str, typer.Option("--suite", metavar="NAME|FILE", help="A suite ('evaluate suites' lists them), or a file of prompts.")],
-    model: Annotated[list[str], typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe; with --images a name for who made them. Repeat it for more.")],
-    metric: Annotated[Optional[list[str]], typer.Option("--metric", metavar="NAME", help="'evaluate metrics' lists them; by default the suite's own. Repeat it for more.")] = None,
-    prompts: Annotated[Optional[Path], typer.Option("--prompts", metavar="FILE", help="A local copy of the suite's file; its hash is checked.")] = None,
-    images: Annotated[Optional[Path], typer.Option("--images", metavar="DIR", help="Score these images, named by prompt id or number, in place of drawing.")] = None,
+    suite: SuiteName,
+    model: Models,
+    metric: MetricNames = None,
+    prompts: PromptsFile = None,
+    images: ImagesFolder = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Images per prompt, from seeds that follow --seed.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")] = 16,
-    dtype: Annotated[Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32.")] = None,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
-    weights: Annotated[Optional[list[str]], typer.Option("--weights", metavar="METRIC=PATH", help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.")] = None,
-    reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real images that FID compares with.")] = None,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and images go.")] = Path("leaderboards"),
-    shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
-) -> None:  # fmt: skip
-    """Draw a suite's images, score them, and write records and a leaderboard row. Run it again after an interruption."""
+    per_prompt: PerPrompt = 1,
+    batch: BatchSize = 16,
+    dtype: ModelDtype = None,
+    device: Device = None,
+    weights: WeightsFiles = None,
+    reference: ReferenceFolder = None,
+    output: Leaderboards = Path("leaderboards"),
+    shard: Shard = "1/1",
+) -> None:
+    """Draw a suite's images, score them, and write records and a leaderboard row; again after an interruption."""
     from evaluate.runs import run as runner
     from evaluate.runs.settings import from_options
 
     settings = from_options(
-        suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
-        dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
-    )  # fmt: skip
+        suite,
+        model,
+        metric or (),
+        prompts=prompts,
+        images=images,
+        limit=limit,
+        seed=seed,
+        per_prompt=per_prompt,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        output=output,
+        shard=shard,
+        weights=weights or (),
+        reference=reference,
+    )
     outcomes = [runner.run_and_tell(each) for each in settings]
     if not all(outcomes):
         raise typer.Exit(4)
@@ -70,7 +147,9 @@ def metrics() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that ship with the package, and the published ones: which can be run, and why the others cannot."""
+    """List the models that ship with the package, and the published ones: which can be
+    run, and why the others cannot.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -86,7 +165,9 @@ def models() -> None:
     ):
         table.add_column("model", no_wrap=True)
         for column in columns:
-            table.add_column(column, overflow="fold", justify="left" if table is reported or column == "licence" else "right")
+            table.add_column(
+                column, overflow="fold", justify="left" if table is reported or column == "licence" else "right"
+            )
     for name, recipe in recipes.items():
         title, *details, licence = map(escape, pipelines.describe(recipe))
         if recipe.reported_only:
@@ -107,7 +188,9 @@ def suites() -> None:
 
     table = Table()
     for column in ("suite", "prompts", "source", "licence"):
-        table.add_column(column, overflow="fold", no_wrap=column == "suite", justify="right" if column == "prompts" else "left")
+        table.add_column(
+            column, overflow="fold", no_wrap=column == "suite", justify="right" if column == "prompts" else "left"
+        )
     for name in known.names():
         card = known.card(name)
         table.add_row(name, f"{card.n:,}", card.source, card.licence)
@@ -118,8 +201,12 @@ def suites() -> None:
 def overlap(
     prompts: Annotated[str, typer.Argument(help="A file of prompts, or a suite's name.")],
     suite: Annotated[str, typer.Option(help="The suite they should not be in.")],
-    file: Annotated[Path | None, typer.Option(help="A local copy of the suite's file, in place of fetching it.")] = None,
-    near: Annotated[float, typer.Option(min=0.05, max=1, help="Least similarity that is shown; 1 is the same words.")] = 0.8,
+    file: Annotated[
+        Path | None, typer.Option(help="A local copy of the suite's file, in place of fetching it.")
+    ] = None,
+    near: Annotated[
+        float, typer.Option(min=0.05, max=1, help="Least similarity that is shown; 1 is the same words.")
+    ] = 0.8,
 ) -> None:
     """Tell which prompts are in a suite, word for word or nearly. Exit code 0 none, 1 some."""
     from rich.markup import escape
@@ -149,9 +236,12 @@ RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records 
 @app.command()
 def summary(
     records: RecordsPath,
-    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category or style.")] = None,
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category or style."),
+    ] = None,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Tell what a run measured, of all prompts and by a group of them."""
     from evaluate.results import summary as summarising
     from evaluate.results.records import Records
@@ -167,9 +257,14 @@ def summary(
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A records file, or the folder of a run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same suite and metrics.")],
-    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")] = None,
-) -> None:  # fmt: skip
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category."),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv.")
+    ] = None,
+) -> None:
     """Compare two runs prompt by prompt: difference B - A, its 95 % interval, and win rate."""
     from evaluate.results import compare as comparison
     from evaluate.results.records import Records
@@ -184,9 +279,14 @@ def compare(
 @app.command()
 def baseline(
     records: RecordsPath,
-    accept: Annotated[bool, typer.Option("--accept", help="Write it; without this the command only says what it would write.")] = False,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet.")] = None,
-) -> None:  # fmt: skip
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write it; without this the command only says what it would write.")
+    ] = False,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet."),
+    ] = None,
+) -> None:
     """Accept a run as what 'evaluate check' judges later ones by. Exit code 4 if it is incomplete."""
     from evaluate.results import gate
     from evaluate.results.records import Records
@@ -206,11 +306,20 @@ def baseline(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page; its images go into FILE's name with _files.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="The page; its images go into FILE's name with _files."),
+    ] = Path("report.html"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is no report.")] = False,
-) -> None:  # fmt: skip
-    """Write a page to look at: leaderboard, distributions, images side by side, and training curves. It needs no network."""
+) -> None:
+    """Write a page to look at: leaderboard, distributions, images side by side, and training curves.
+
+    It needs no network.
+    """
     from evaluate import report as reporting
 
     written = reporting.report(runs, output, overwrite=overwrite)
@@ -227,14 +336,37 @@ class Inconclusive(StrEnum):
 @app.command()
 def check(
     records: RecordsPath,
-    baseline: Annotated[Path, typer.Option("--baseline", metavar="RECORDS", help="What 'evaluate baseline --accept' wrote.")],
-    min_effect: Annotated[Optional[list[str]], typer.Option("--min-effect", metavar="SHARE|METRIC=MARGIN", help="Smallest drop that matters: a share of the baseline's mean (0.01), or in a metric's own units (imagereward=0.05). Repeat it for more.")] = None,
-    alpha: Annotated[float, typer.Option("--alpha", min=0.001, max=0.2, help="Chance of a false alarm, over all metrics together.")] = 0.05,
-    inconclusive: Annotated[Optional[Inconclusive], typer.Option("--inconclusive", help="Count an inconclusive run as one or the other; by default exit code 3.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
-    junit: Annotated[Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")] = None,
-) -> None:  # fmt: skip
-    """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell, 4 incomplete or not comparable."""
+    baseline: Annotated[
+        Path, typer.Option("--baseline", metavar="RECORDS", help="What 'evaluate baseline --accept' wrote.")
+    ],
+    min_effect: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--min-effect",
+            metavar="SHARE|METRIC=MARGIN",
+            help=(
+                "Smallest drop that matters: a share of the baseline's mean (0.01), or in a metric's own units"
+                " (imagereward=0.05). Repeat it for more."
+            ),
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0.001, max=0.2, help="Chance of a false alarm, over all metrics together.")
+    ] = 0.05,
+    inconclusive: Annotated[
+        Optional[Inconclusive],
+        typer.Option("--inconclusive", help="Count an inconclusive run as one or the other; by default exit code 3."),
+    ] = None,
+    json_file: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="Write the result as JSON.")
+    ] = None,
+    junit: Annotated[
+        Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")
+    ] = None,
+) -> None:
+    """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell,
+    4 incomplete or not comparable.
+    """
     from evaluate.results import gate
     from evaluate.results.records import Records
 
@@ -257,14 +389,29 @@ def check(
 
 @app.command("time")
 def time_model(
-    model: Annotated[str, typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.")],
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Initialise the weights at random: only the model's configs and tokenizers are needed.")] = False,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME|DIR|FILE",
+            help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.",
+        ),
+    ],
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Initialise the weights at random: only the model's configs and tokenizers are needed.",
+        ),
+    ] = False,
+    device: Device = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path("leaderboards"),
-) -> None:  # fmt: skip
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path(
+        "leaderboards"
+    ),
+) -> None:
     """Time a model: seconds for 10 images, by stage, and peak memory. Writes a row of timings.csv."""
     import torch
 
@@ -282,13 +429,37 @@ def time_model(
 
 @app.command()
 def table(
-    name: Annotated[Optional[str], typer.Argument(metavar="TABLE", help="For example di-star/1; without it, the tables are listed.")] = None,
-    leaderboards: Annotated[Path, typer.Option("--leaderboards", metavar="DIR", help="Where our results are.")] = Path("leaderboards"),
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, .md or .html.")] = None,
-    run: Annotated[bool, typer.Option("--run", help="First run what is missing and can be run, into --leaderboards. Run it again after an interruption.")] = False,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="With --run: only the first prompts of each suite. Such rows are shown as what they are and not compared.")] = None,
-    device: Annotated[Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")] = None,
-) -> None:  # fmt: skip
+    name: Annotated[
+        Optional[str], typer.Argument(metavar="TABLE", help="For example di-star/1; without it, the tables are listed.")
+    ] = None,
+    leaderboards: Annotated[Path, typer.Option("--leaderboards", metavar="DIR", help="Where our results are.")] = Path(
+        "leaderboards"
+    ),
+    output: Annotated[
+        Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, .md or .html.")
+    ] = None,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run",
+            help="First run what is missing and can be run, into --leaderboards. Run it again after an interruption.",
+        ),
+    ] = False,
+    limit: Annotated[
+        Optional[int],
+        typer.Option(
+            "--limit",
+            min=1,
+            help=(
+                "With --run: only the first prompts of each suite. Such rows are shown as what they are and not"
+                " compared."
+            ),
+        ),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")
+    ] = None,
+) -> None:
     """Show a table of the papers beside what was measured here. Exit code 4 if --run left something undone."""
     from evaluate.papers import figures, files, match, plan, render
 
@@ -309,15 +480,37 @@ def table(
 
 @app.command()
 def bench(
-    scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
-    originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,
-    frechet: Annotated[bool, typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's.")] = False,
-    harness: Annotated[bool, typer.Option("--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes.")] = False,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    scorer: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--scorer",
+            metavar="NAME[=PATH]",
+            help="A scorer, with the path of its weights if they are not its own. Repeat it for more.",
+        ),
+    ] = None,
+    originals: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine."
+        ),
+    ] = None,
+    frechet: Annotated[
+        bool,
+        typer.Option(
+            "--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's."
+        ),
+    ] = False,
+    harness: Annotated[
+        bool,
+        typer.Option(
+            "--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes."
+        ),
+    ] = False,
+    device: Device = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
     import torch
 

@@ -24,11 +24,13 @@ SHORT = 4  # columns, below which a bar shows nothing
 
 
 def printer() -> Console:
-    """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns where the output goes into a log."""
+    """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns
+    where the output goes into a log.
+    """
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=120)
 
 
-# ---- what is said of a task ----------------------------------------------------------------------------------------------
+# ---- what is said of a task ------------------------------------------------------------------------------------------
 
 
 def _count(task: Task) -> str:
@@ -67,7 +69,9 @@ def _metrics(task: Task) -> list[str]:
 
 
 def _shortened(title: str, width: int) -> str:
-    """A title in at most `width` columns: paths lose folders from the left, and what is still too long loses its end."""
+    """A title in at most `width` columns: paths lose folders from the left, and what
+    is still too long loses its end.
+    """
     while len(title) > width:
         path = max(title.split(" "), key=lambda word: word.count("/"))
         if "/" not in path:
@@ -76,7 +80,7 @@ def _shortened(title: str, width: int) -> str:
     return title
 
 
-# ---- on a terminal ---------------------------------------------------------------------------------------------------------
+# ---- on a terminal ---------------------------------------------------------------------------------------------------
 
 
 class _Row:
@@ -116,7 +120,7 @@ class _Bar(Progress):
         yield from map(_Row, self.tasks)
 
 
-# ---- in a log ----------------------------------------------------------------------------------------------------------------
+# ---- in a log --------------------------------------------------------------------------------------------------------
 
 
 class _Lines:
@@ -158,9 +162,16 @@ class ProgressLog:
     """
 
     def __init__(
-        self, title: str, total: int, *, start: int = 0, log: Path | None = None, unit: str = "step", show: bool = True,
+        self,
+        title: str,
+        total: int,
+        *,
+        start: int = 0,
+        log: Path | None = None,
+        unit: str = "step",
+        show: bool = True,
         clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+    ):
         self.total, self.step = total, start
         self._log = log.open("a", encoding="utf-8") if log else None
         drawn = show and console.is_terminal

@@ -10,11 +10,14 @@ from prompts.io.errors import UserError
 
 
 def check() -> None:
-    """Raise UserError where another distribution installs a top-level `evaluate` too: pip merges the two without a word."""
+    """Raise UserError where another distribution installs a top-level `evaluate` too: pip
+    merges the two without a word.
+    """
     owners = sorted(set(packages_distributions().get("evaluate", ())) - {"onestep-align"})
     if owners:
         raise UserError(
-            f"the distribution {owners[0]!r} installs a package called 'evaluate' as well; uninstall it or use a separate environment"
+            f"the distribution {owners[0]!r} installs a package called 'evaluate' as well; uninstall it or use a"
+            " separate environment"
         )
 
 
@@ -31,7 +34,9 @@ def versions(*names: str) -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` behind it where files differ from it; None where it runs from no checkout."""
+    """The commit of this project's checkout, `-dirty` behind it where files differ from it; None
+    where it runs from no checkout.
+    """
     here = Path(__file__)
     try:
         for command in (

@@ -1,4 +1,6 @@
-"""Image files, which come from anywhere, as tensors: what cannot be scored as it was meant is refused in one sentence."""
+"""Image files, which come from anywhere, as tensors: what cannot be scored as it was
+meant is refused in one sentence.
+"""
 
 import warnings
 from pathlib import Path
@@ -17,8 +19,8 @@ MAX_PIXELS = 2**26  # 8192 x 8192, 192 MiB once decoded
 def read_image(path: Path) -> Tensor:
     """The image as uint8 `[3, H, W]`, upright (EXIF orientation), transparency and palettes composed on white.
 
-    Raises UserError for what is missing, empty, truncated, no image, animated, of more than 8 bits a channel, wider or higher
-    than MAX_EDGE, or of more than MAX_PIXELS. Size is checked before anything is decoded.
+    Raises UserError for what is missing, empty, truncated, no image, animated, of more than 8 bits a channel, wider or
+    higher than MAX_EDGE, or of more than MAX_PIXELS. Size is checked before anything is decoded.
     """
     from PIL import Image, ImageOps
 

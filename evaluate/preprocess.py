@@ -1,8 +1,9 @@
-"""What a scorer does to an image before its network: named, hashable, and differentiable where the image is a float tensor.
+"""What a scorer does to an image before its network: named, hashable, and differentiable
+where the image is a float tensor.
 
-Two paths. Bytes (uint8) take the protocol's own, which for most scorers is Pillow's resampling with a rounding to 8 bits after
-each pass. Floats in [0, 1] take the same filters as matrices, without the rounding, so that a gradient reaches the image;
-`evaluate.scorers.path_gap` measures what that makes of a score.
+Two paths. Bytes (uint8) take the protocol's own, which for most scorers is Pillow's resampling with a rounding to 8
+bits after each pass. Floats in [0, 1] take the same filters as matrices, without the rounding, so that a gradient
+reaches the image; `evaluate.scorers.path_gap` measures what that makes of a score.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,9 +64,8 @@ def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
 def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """The same for floats: columns, then rows, each clamped to [0, 1] as bytes would be, but not rounded."""
     rows, columns = (
-        resampling_matrix(before, after, name).to(images)
-        for before, after in zip(images.shape[-2:], size, strict=True)
-    )  # fmt: skip
+        resampling_matrix(before, after, name).to(images) for before, after in zip(images.shape[-2:], size, strict=True)
+    )
     return (rows @ (images @ columns.T).clamp(0, 1)).clamp(0, 1)
 
 
@@ -73,9 +73,11 @@ def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor
 class Resize:
     """One change of size.
 
-    fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge becomes
+    fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge
+    becomes
         `size`, then both sides are padded with 0; `square`: the centre square is cut out, then resized to `size`.
-    odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does, or
+    odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does,
+    or
         `floor`, as transformers does.
     """
 
@@ -112,10 +114,9 @@ class Resize:
 class Preprocess:
     """Images to what a network takes. Scorers whose `Preprocess` are equal share its output.
 
-    resize: what is done in turn; empty where images must come in the network's size.
-    library: `pillow` resamples bytes as Pillow does; `torch` resamples after the division by 255, as torchvision does a tensor.
-    antialias: only for `torch`; Pillow always does.
-    mean, std: of a channel in [0, 1]; the output is `(x - mean) / std`.
+    resize: what is done in turn; empty where images must come in the network's size. library: `pillow` resamples bytes
+    as Pillow does; `torch` resamples after the division by 255, as torchvision does a tensor. antialias: only for
+    `torch`; Pillow always does. mean, std: of a channel in [0, 1]; the output is `(x - mean) / std`.
     """
 
     size: int
@@ -126,7 +127,8 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Images `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes, to `[B, 3, size, size]`; float64 stays, else float32.
+        """Images `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes, to `[B, 3, size,
+        size]`; float64 stays, else float32.
 
         uint8 in 0..255, or float in [0, 1]. Raises ValueError for another type or shape.
         """
@@ -144,7 +146,9 @@ class Preprocess:
         for step in self.resize:
             batch = self._step(step, batch)
         if batch.shape[-2:] != (self.size, self.size):
-            raise ValueError(f"images must be of 3 x {self.size} x {self.size}, got {tuple(batch.shape[1:])}; resize them")
+            raise ValueError(
+                f"images must be of 3 x {self.size} x {self.size}, got {tuple(batch.shape[1:])}; resize them"
+            )
         if batch.dtype == torch.uint8:
             batch = batch.float() / 255
         mean, std = (batch.new_tensor(each)[:, None, None] for each in (self.mean, self.std))

@@ -17,7 +17,10 @@ REMEDY = "these are the weights of another model"
 
 
 def sha256(*paths: Path) -> str:
-    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given. "" where they are left out."""
+    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given.
+
+    "" where they are left out.
+    """
     if hub.without_weights():
         return ""
     digests = []
@@ -42,7 +45,9 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(
+            f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again"
+        ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: not a mapping of names to tensors; give a file of weights")
@@ -50,7 +55,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError. Where weights are left out, initialise them at random."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
+
+    Where weights are left out, initialise them at random.
+    """
     if hub.without_weights():
         randomise(module)
         return
@@ -60,7 +68,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object
 
 @torch.no_grad()
 def randomise(module: nn.Module) -> nn.Module:
-    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start.
+    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms,
+    biases) shaken from where they start.
 
     Never zeros: a GPU computes with zeros faster than with numbers.
     """
@@ -97,7 +106,8 @@ def check_files(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def check_folder(folder: Path, module: nn.Module | None = None) -> None:
-    """Check that a component's safetensors files are whole and, given the module made from them, that every key matched.
+    """Check that a component's safetensors files are whole and, given the module made
+    from them, that every key matched.
 
     diffusers and transformers draw at random what a file lacks; here that is an error.
     """

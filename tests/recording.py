@@ -43,7 +43,9 @@ def score_pairs(
     sd: float = 2.0,
     correlation: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores `[n, runs]` of a baseline and of a run `drop` lower, normal, with this standard deviation and correlation by prompt."""
+    """Scores `[n, runs]` of a baseline and of a run `drop` lower, normal, with this standard
+    deviation and correlation by prompt.
+    """
     shared, a, b = rng.normal(size=(3, n, runs)) * sd
     kept, own = correlation**0.5, (1 - correlation) ** 0.5
     return mean + kept * shared + own * a, mean - drop + kept * shared + own * b

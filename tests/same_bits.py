@@ -1,7 +1,8 @@
 """Whether two checkouts compute the same, to the bit, on this machine: `python tests/same_bits.py OLD NEW`.
 
-Four short trainings and one evaluation are run in each; weights, hashes of images and scores are compared. Nothing is stored: bits are those
-of one machine. A checkout from before the keys of configs were renamed is given the keys that it knows, whichever side it is on.
+Four short trainings and one evaluation are run in each; weights, hashes of images and scores are compared. Nothing is
+stored: bits are those of one machine. A checkout from before the keys of configs were renamed is given the keys that it
+knows, whichever side it is on.
 """
 
 import argparse
@@ -19,7 +20,14 @@ from safetensors.torch import load_file
 #: A key -> what it was called before. Columns of records that are compared have kept their names.
 FORMERLY = {"final_comparison.prompts": "report", "gradient_accumulation_steps": "accumulate"}
 
-COMMON = ("steps=4", "batch_size=8", "assistant.warmup=2", "final_comparison.prompts=0", "save_every=100", "sample_every=0")
+COMMON = (
+    "steps=4",
+    "batch_size=8",
+    "assistant.warmup=2",
+    "final_comparison.prompts=0",
+    "save_every=100",
+    "sample_every=0",
+)
 TRAININGS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes, further settings
     "full": (1, ()),
     "lora": (1, ("lora={rank: 4, alpha: 4}",)),
@@ -84,7 +92,9 @@ def evaluate(checkout: Path, work: Path) -> pd.DataFrame:
 def different(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> list[str]:
     """The tensors that are not the same."""
     return sorted(
-        key for key in old.keys() | new.keys() if key not in old or key not in new or not torch.equal(old[key], new[key])
+        key
+        for key in old.keys() | new.keys()
+        if key not in old or key not in new or not torch.equal(old[key], new[key])
     )
 
 
@@ -102,18 +112,18 @@ def main() -> int:
         old, new = (train(checkout, work / side, name) for side, checkout in sides.items())
         wrong = different(old, new)
         failed |= bool(wrong)
-        print(
-            f"{name}: {f'{len(wrong)} of {len(old)} tensors differ, {wrong[0]} first' if wrong else f'{len(old)} tensors are the same'}"
-        )
+        said = f"{len(wrong)} of {len(old)} tensors differ, {wrong[0]} first" if wrong else f"{len(old)} are the same"
+        print(f"{name}: {said}")
     if "evaluate" in wanted:
         old_records, new_records = (evaluate(checkout, work / side) for side, checkout in sides.items())
-        compared = [name for name in old_records.columns if name == "id" or "sha256" in name or name.startswith("score.")]
+        compared = [
+            name for name in old_records.columns if name == "id" or "sha256" in name or name.startswith("score.")
+        ]
         missing = [name for name in compared if name not in new_records.columns]
         wrong = missing or [name for name in compared if not old_records[name].equals(new_records[name])]
         failed |= bool(wrong)
-        print(
-            f"evaluate: {f'{wrong} differ' if wrong else f'{len(compared)} columns of {len(old_records)} records are the same'}"
-        )
+        said = f"{wrong} differ" if wrong else f"{len(compared)} columns of {len(old_records)} records are the same"
+        print(f"evaluate: {said}")
     shutil.rmtree(work)
     return int(failed)
 

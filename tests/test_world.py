@@ -35,7 +35,9 @@ def test_they_are_small() -> None:
 
 
 @pytest.mark.parametrize("model", [pytest.param("teacher", marks=pytest.mark.slow), "base", "aligned"])
-def test_a_model_is_as_good_as_its_card_says(card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str) -> None:
+def test_a_model_is_as_good_as_its_card_says(
+    card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str
+) -> None:
     for family in FAMILIES:
         captions = sample_captions(N, split="test", seed=21, family=family)
         seen = accuracy(images_of(f"shapes/{model}", captions, title=model).numpy(), captions)
@@ -65,7 +67,9 @@ def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
     a, b = (scorers.load(name).state_dict() for name in ("shapes/clip", "shapes/preference"))
     shared = a.keys() & b.keys()
     assert len(shared) > 10
-    large = [key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].numel() > 500]
+    large = [
+        key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].numel() > 500
+    ]
     assert len(large) > 10
     varied = [key for key in large if a[key].std() > 1e-3]
     assert all(torch.corrcoef(torch.stack([a[key].flatten(), b[key].flatten()]))[0, 1].abs() < 0.9 for key in varied)
@@ -78,7 +82,9 @@ def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory
     n = 24
     pairs = read_pairs(make_pairs(tmp_path_factory.mktemp("pairs"), "shapes/base", n=n, seed=1, source="base"))
     prompts = sample_captions(n, split="train", seed=1)
-    drawn = images_of("shapes/base", [prompt for prompt in prompts for _ in range(2)], title="pairs", seed=PAIRS_SEED + 1)
+    drawn = images_of(
+        "shapes/base", [prompt for prompt in prompts for _ in range(2)], title="pairs", seed=PAIRS_SEED + 1
+    )
     ordered = []
     for prompt, a, b in zip(prompts, drawn[::2], drawn[1::2], strict=True):
         said = preference(a.numpy(), b.numpy(), prompt)

@@ -29,17 +29,20 @@ def tiny_components(seed: int, *, prediction: str = "v_prediction", channels: in
     }
     return {
         "vae": AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=[8, 8],
+            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[8, 8],
             latent_channels=4, norm_num_groups=4, sample_size=32, mid_block_add_attention=False, scaling_factor=0.5,
         ),
         "text_encoder": CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **text)).eval(),
         "tokenizer": tokenizer,
         "unet": UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[channels], layers_per_block=1, attention_head_dim=2,
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=[channels], layers_per_block=1,
+            attention_head_dim=2,
             down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], norm_num_groups=4, cross_attention_dim=16,
         ).eval(),
         "scheduler": EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, timestep_spacing="trailing",
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
+            timestep_spacing="trailing",
             steps_offset=1,
         ),
         "safety_checker": None,

@@ -1,7 +1,8 @@
 """What a sweep was asked, and what its runs answer.
 
-Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired. An interval is of
-95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that one of them, or none, may be wrong.
+Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired.
+An interval is of 95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that
+one of them, or none, may be wrong.
 """
 
 import math
@@ -36,8 +37,9 @@ class Interval(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that it is below `null`;
-    over_seeds: whether its interval is Student's t."""
+    """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that
+    it is below `null`; over_seeds: whether its interval is Student's t.
+    """
 
     claim: str
     quantity: str
@@ -50,8 +52,9 @@ class Answer(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """An answer, with the p-value that all answers together leave it, and the smallest distance from `null` that would have been
-    found with probability POWER at the first of Holm's levels; NaN where that is not known."""
+    """An answer, with the p-value that all answers together leave it, and the smallest distance from `null` that would
+    have been found with probability POWER at the first of Holm's levels; NaN where that is not known.
+    """
 
     answer: Answer
     p_corrected: float
@@ -66,7 +69,9 @@ class Finding(NamedTuple):
 
 
 def by_seed(results: Results, cell: str, metric: str, seeds: int) -> np.ndarray:
-    """A metric of a cell's runs, `[seeds]`, NaN where there is none; of a baseline, which has no seeds, the same for all."""
+    """A metric of a cell's runs, `[seeds]`, NaN where there is none; of a baseline, which
+    has no seeds, the same for all.
+    """
     values = np.full(seeds, np.nan)
     for row in results:
         if row["cell"] == cell and row["metrics"]:
@@ -97,7 +102,9 @@ def findings(config: SweepConfig, results: Results) -> list[Finding]:
 
 
 def _detectable(answer: Answer, level: float) -> float:
-    """By the standard error that the runs showed, for a difference over seeds; a ratio's and a share's are not worked out."""
+    """By the standard error that the runs showed, for a difference over seeds; a ratio's
+    and a share's are not worked out.
+    """
     interval = answer.interval
     if not answer.over_seeds or not math.isfinite(interval.high):
         return math.nan
@@ -112,14 +119,18 @@ def _p_of_difference(interval: Interval) -> float:
     if not math.isfinite(interval.high):
         return math.nan
     error = _error(interval)
-    return float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
+    return (
+        float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
+    )
 
 
-# ---- at equal reward -------------------------------------------------------------------------------------------------------
+# ---- at equal reward -------------------------------------------------------------------------------------------------
 
 
 def read_off(rewards: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end segments go on beyond their ends."""
+    """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end
+    segments go on beyond their ends.
+    """
     order = rewards.argsort(kind="stable")
     x, y = rewards[order], values[order]
     segment = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
@@ -139,10 +150,10 @@ class Curve(NamedTuple):
 def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], Interval] | None:
     """`better` - `than`, read where both have the same reward, and the rewards between which that was.
 
-    Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point is compared
-    with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one seed at a time from both at
-    once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the percentiles of a bootstrap are too narrow.
-    None where no reward is shared, or fewer than two seeds have all runs.
+    Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point
+    is compared with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one
+    seed at a time from both at once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the
+    percentiles of a bootstrap are too narrow. None where no reward is shared, or fewer than two seeds have all runs.
     """
     whole = np.isfinite(np.concatenate([*better, *than], 1)).all(1)
     better, than = (Curve(*(part[whole] for part in curve)) for curve in (better, than))
@@ -175,7 +186,9 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
 
     def curve(name: str, metric: str) -> Curve:
         cells = config.curves.get(name, (name,))
-        return Curve(*(np.stack([by_seed(results, cell, m, config.seeds) for cell in cells], 1) for m in (reward, metric)))
+        return Curve(
+            *(np.stack([by_seed(results, cell, m, config.seeds) for cell in cells], 1) for m in (reward, metric))
+        )
 
     answers = []
     for metric in claim.metrics or list(config.measure.metrics)[1:]:
@@ -193,12 +206,13 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
     return answers
 
 
-# ---- stability -------------------------------------------------------------------------------------------------------------
+# ---- stability -------------------------------------------------------------------------------------------------------
 
 
 def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tuple[Interval, float]:
-    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a ratio of 1) of
-    the F distribution, for normal figures."""
+    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a
+    ratio of 1) of the F distribution, for normal figures.
+    """
 
     def pooled(parts: Sequence[np.ndarray]) -> tuple[float, int]:
         kept = [part[np.isfinite(part)] for part in parts]
@@ -216,7 +230,9 @@ def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tup
 
 
 def share_difference(a: int, n: int, b: int, m: int) -> tuple[Interval, float]:
-    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent shares, and Fisher's exact p-value."""
+    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent
+    shares, and Fisher's exact p-value.
+    """
     first, second = (stats.binomtest(k, of).proportion_ci(method="wilson") for k, of in ((a, n), (b, m)))
     p, q = a / n, b / m
     low = p - q - math.hypot(p - first.low, second.high - q)
@@ -234,9 +250,13 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
     title = f"{', '.join(claim.worse)} vary more over seeds, and are stopped more often, than {', '.join(claim.than)}"
     answers = []
     for metric in claim.metrics or config.measure.metrics:
-        worse, than = ([by_seed(results, cell, metric, config.seeds) for cell in side] for side in (claim.worse, claim.than))
+        worse, than = (
+            [by_seed(results, cell, metric, config.seeds) for cell in side] for side in (claim.worse, claim.than)
+        )
         ratio, p = spread_ratio(worse, than)
-        answers.append(Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0))
+        answers.append(
+            Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0)
+        )
     (a, n), (b, m) = stopped(results, claim.worse), stopped(results, claim.than)
     nothing = (Interval(math.nan, math.nan, math.nan, n + m), math.nan)
     difference, p = share_difference(a, n, b, m) if n and m else nothing
@@ -245,7 +265,9 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
 
 
 def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
-    """A row for each cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
+    """A row for each cell and metric: mean over seeds, and difference from the centre paired by seed, each with its
+    interval. Then the baselines.
+    """
     rows = []
     for cell in (CENTRE, *config.cells, *config.baselines):
         n_stopped, runs = stopped(results, [cell])
@@ -255,6 +277,9 @@ def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
             rows.append(
                 {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": n_stopped}
                 | dict(zip(("mean", "low", "high", "n"), mean, strict=True))
-                | {f"difference {k}": x for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)}
+                | {
+                    f"difference {k}": x
+                    for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)
+                }
             )
     return rows

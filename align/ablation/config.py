@@ -15,8 +15,9 @@ WIN = "win/"
 
 
 class EqualReward(Config):
-    """The claim that at equal reward, read off the curves, `better` is ahead of `than`. Both are curves, or one is a
-    cell or a baseline."""
+    """The claim that at equal reward, read off the curves, `better` is ahead of `than`. Both are curves,
+    or one is a cell or a baseline.
+    """
 
     better: str
     than: str
@@ -33,7 +34,9 @@ class LessStable(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "LessStable":
         if len(self.worse) != len(self.than):
-            raise ValueError(f"less_stable pairs {len(self.worse)} cells with {len(self.than)}; give each its counterpart")
+            raise ValueError(
+                f"less_stable pairs {len(self.worse)} cells with {len(self.than)}; give each its counterpart"
+            )
         return self
 
 
@@ -57,11 +60,14 @@ class Measure(Config):
 
 
 class Baseline(Config):
-    """What the runs of a sweep are compared with, without training: a model as it is, or the best of several of its
-    images."""
+    """What the runs of a sweep are compared with, without training: a model as it is, or the
+    best of several of its images.
+    """
 
     model: str
-    best_of: PositiveInt = Field(1, description="images per caption, of which the one that the reward likes best is measured")
+    best_of: PositiveInt = Field(
+        1, description="images per caption, of which the one that the reward likes best is measured"
+    )
     steps: PositiveInt | None = Field(None, description="in place of the model's own")
     guidance_scale: PositiveFloat | None = Field(None, description="in place of the model's own")
 
@@ -87,7 +93,9 @@ class SweepConfig(Config):
     def _consistent(self) -> "SweepConfig":
         for name in (*self.cells, *self.baselines):
             if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
-                raise ValueError(f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}")
+                raise ValueError(
+                    f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}"
+                )
         trained = [CENTRE, *self.cells]
         known = [*trained, *self.baselines]
         stable = [cell for claim in self.less_stable for cell in (*claim.worse, *claim.than)]
@@ -100,15 +108,19 @@ class SweepConfig(Config):
         ]:
             if name not in choices:
                 raise ValueError(
-                    f"no {'metric' if choices == list(self.measure.metrics) else 'cell or curve'} {name!r}; {nearest(name, choices)}"
+                    f"no {'metric' if choices == list(self.measure.metrics) else 'cell or curve'} {name!r};"
+                    f" {nearest(name, choices)}"
                 )
         for claim in self.equal_reward:
             sides = [self.curves.get(name, (name,)) for name in (claim.better, claim.than)]
             if max(map(len, sides)) == 1:
-                raise ValueError(f"equal_reward: {claim.better} and {claim.than} are single cells; one side must be a curve")
+                raise ValueError(
+                    f"equal_reward: {claim.better} and {claim.than} are single cells; one side must be a curve"
+                )
             if all(name in self.baselines for side in sides for name in side):
                 raise ValueError(
-                    f"equal_reward: {claim.better} and {claim.than} are baselines, which have no seeds; one must be trained"
+                    f"equal_reward: {claim.better} and {claim.than} are baselines, which have no seeds; one must be"
+                    " trained"
                 )
         return self
 

@@ -20,9 +20,11 @@ SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED
 CHUNK = 256  # images scored together
 
 
-def measure(model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None) -> dict[str, Any]:
-    """`metrics`: every metric of a model, its value and the images it is of, None where the model draws no finite images.
-    `drawing_seconds`: core-seconds for ten images.
+def measure(
+    model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None
+) -> dict[str, Any]:
+    """`metrics`: every metric of a model, its value and the images it is of, None where the model draws no finite
+    images. `drawing_seconds`: core-seconds for ten images.
 
     cache: a file for what `over` scores, which is the same for every model.
     """

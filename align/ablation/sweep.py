@@ -1,8 +1,10 @@
-"""Sweeps: every cell of an ablation trained with several seeds, each run in a process of its own, and measured, baselines beside them.
+"""Sweeps: every cell of an ablation trained with several seeds, each run in a process of its own, and
+measured, baselines beside them.
 
-A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end `result.json`. A baseline
-is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration. What has a result is never run again; any
-other run is resumed from its newest state. One that diverged, or that its guard stopped, has a result too, which says at which step and why.
+A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end
+`result.json`. A baseline is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration.
+What has a result is never run again; any other run is resumed from its newest state. One that diverged, or that its
+guard stopped, has a result too, which says at which step and why.
 """
 
 import json
@@ -69,7 +71,10 @@ class Trial:
 
 
 def cells(config: SweepConfig) -> dict[str, TrainConfig]:
-    """Every cell's training, the centre first. UserError for the first that cannot be trained, or a metric that is not known."""
+    """Every cell's training, the centre first.
+
+    UserError for the first that cannot be trained, or a metric that is not known.
+    """
     from evaluate import distribution, scorers
 
     for metric in config.measure.metrics:
@@ -152,8 +157,9 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
     if failed:
         lines = (failed[0].folder / "worker.log").read_text(encoding="utf-8").strip().splitlines()
         raise UserError(
-            f"{failed[0].folder}: the run failed ({lines[-1] if lines else 'no output'}){f', and {len(failed) - 1} more' if failed[1:] else ''}; "
-            "see worker.log there, then give the same command again"
+            f"{failed[0].folder}: the run failed"
+            f" ({lines[-1] if lines else 'no output'}){f', and {len(failed) - 1} more' if failed[1:] else ''}; see"
+            " worker.log there, then give the same command again"
         )
     return not stop
 
@@ -162,11 +168,16 @@ def _start(run: Trial, measure: Measure) -> subprocess.Popen[bytes]:
     open_run(run, measure)
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with (run.folder / "worker.log").open("wb") as log:
-        # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on. The pipe tells the run that the sweep is dead.
+        # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on. The pipe tells
+        # the run that the sweep is dead.
         return subprocess.Popen(
             [sys.executable, "-m", "align.ablation.sweep", str(run.folder)],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | one, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | one,
+            start_new_session=True,
+        )
 
 
 def open_run(run: Trial, measure: Measure) -> None:
@@ -196,11 +207,14 @@ def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
     return finished
 
 
-# ---- one run ---------------------------------------------------------------------------------------------------------------
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
 def carry_out(folder: Path) -> bool:
-    """Train and measure the run that `folder` was made for, or measure the baseline. Returns whether it has a result now."""
+    """Train and measure the run that `folder` was made for, or measure the baseline.
+
+    Returns whether it has a result now.
+    """
     from align.ablation.measure import measure
 
     options = validate(Measure, read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
@@ -225,7 +239,9 @@ def carry_out(folder: Path) -> bool:
 
 
 def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:
-    """Whether training has ended, why it stopped itself if it did, and its core-seconds, None where another process had begun it."""
+    """Whether training has ended, why it stopped itself if it did, and its core-seconds, None
+    where another process had begun it.
+    """
     from align.training.health import Guarded, Stopped
     from align.training.loop import train
 
@@ -249,7 +265,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, so that what a killed sweep leaves behind is not at work beside its successor."""
+    """End this process when the one that started it is gone, so that what a killed sweep leaves behind is
+    not at work beside its successor.
+    """
     os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the pipe's other end is gone
     os._exit(1)
 

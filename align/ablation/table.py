@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from align.ablation.claims import LEVEL, POWER, Interval, Results, cell_rows, findings
+from align.ablation.claims import LEVEL, POWER, Finding, Interval, Results, cell_rows, findings
 from align.ablation.config import CENTRE, SweepConfig
 from align.ablation.plot import curves_svg
 from evaluate.console import printer
@@ -31,13 +31,23 @@ def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _answer_row(finding: Finding) -> dict[str, Any]:
+    answer = finding.answer
+    row = {"claim": answer.claim, "quantity": answer.quantity, "at": answer.at, **answer.interval._asdict()}
+    row |= {"p": answer.p, "p corrected": finding.p_corrected, "detectable": finding.detectable}
+    return row | {"verdict": finding.verdict}
+
+
 def _table(config: SweepConfig, results: Results) -> tuple[list[str], list[list[str]]]:
     """The cells' table as text: header, rows."""
     rows = cell_rows(config, results)
     lines = []
     for cell in (CENTRE, *config.cells, *config.baselines):
         cell_metrics = [row for row in rows if row["cell"] == cell]
-        line = [cell, f"{cell_metrics[0]['stopped']} of {cell_metrics[0]['runs']}" if cell not in config.baselines else ""]
+        line = [
+            cell,
+            f"{cell_metrics[0]['stopped']} of {cell_metrics[0]['runs']}" if cell not in config.baselines else "",
+        ]
         for row in cell_metrics:
             interval, difference = (
                 Interval(*(row[prefix + key] for key in ("mean", "low", "high", "n"))) for prefix in ("", "difference ")
@@ -59,24 +69,35 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
-    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md` and `curves.svg` into `folder`."""
+    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md`
+    and `curves.svg` into `folder`.
+    """
     answered, (header, rows) = findings(config, results), _table(config, results)
     images = config.measure.captions * config.measure.images
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
     caption = (
-        f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 % interval]. "
-        f"{images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} per run."
+        f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 %"
+        f" interval]. {images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} per run."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
     for finding in answered:
         answer = finding.answer
-        line = [answer.quantity, answer.at, str(answer.interval), _number(finding.p_corrected), _number(finding.detectable)]
+        line = [
+            answer.quantity,
+            answer.at,
+            str(answer.interval),
+            _number(finding.p_corrected),
+            _number(finding.detectable),
+        ]
         claims.setdefault(answer.claim, []).append([*line, finding.verdict])
 
     console = printer()
-    for title, head, lines in [(name, header, rows), *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items())]:
+    for title, head, lines in [
+        (name, header, rows),
+        *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items()),
+    ]:
         table = Table(*map(escape, head), title=escape(title), caption=caption if title == name else None)
         for line in lines:
             table.add_row(*map(escape, line))
@@ -86,29 +107,20 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     for claim, lines in claims.items():
         text += [f"## Claim: {claim}", "", *_markdown(answer_header, lines), ""]
     text += [
-        f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95 % by itself. 'p of all' is "
-        f"corrected for the number of answers (Holm), and a claim holds, or its opposite, where it is below {LEVEL}. 'would have been found': the smallest "
-        f"difference that had a chance of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one "
-        "that diverged has no figures. Baselines are not trained, and have no interval.", "",
-    ]  # fmt: skip
+        (
+            f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95"
+            " % by itself. 'p of all' is corrected for the number of answers (Holm), and a claim holds, or its"
+            f" opposite, where it is below {LEVEL}. 'would have been found': the smallest difference that had a chance"
+            f" of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one"
+            " that diverged has no figures. Baselines are not trained, and have no interval."
+        ),
+        "",
+    ]
     replace(folder / "README.md", lambda draft: draft.write_text("\n".join(text), encoding="utf-8"))
     write_csv([_run_row(config, row) for row in results], folder / "runs.csv")
     write_csv(cell_rows(config, results), folder / "cells.csv")
     if answered:
-        write_csv(
-            [
-                {
-                    "claim": f.answer.claim,
-                    "quantity": f.answer.quantity,
-                    "at": f.answer.at,
-                    **f.answer.interval._asdict(),
-                    "p": f.answer.p,
-                }
-                | {"p corrected": f.p_corrected, "detectable": f.detectable, "verdict": f.verdict}
-                for f in answered
-            ],
-            folder / "claims.csv",
-        )
+        write_csv([_answer_row(finding) for finding in answered], folder / "claims.csv")
     drawing = curves_svg(config, results)
     replace(folder / "curves.svg", lambda draft: draft.write_text(drawing, encoding="utf-8"))
     console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if answered else ''}")

@@ -1,7 +1,7 @@
 """Diff-Instruct* written down plainly: what the trainer is measured against by `align bench --plain`.
 
-Three full copies in float32, autograd through all of them, the autoencoder and the rewards in one graph, nothing recomputed, and every
-text encoded when it is drawn. Its gradient is the trainer's, which is tested.
+Three full copies in float32, autograd through all of them, the autoencoder and the rewards in one graph, nothing
+recomputed, and every text encoded when it is drawn. Its gradient is the trainer's, which is tested.
 """
 
 from pathlib import Path
@@ -56,7 +56,13 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
 
 def build(config: TrainConfig, *, device: torch.device) -> Run:
     """A run whose roles are three full copies, whatever the config says; the student starts as the reference."""
-    options = {"text_encoding": "live", "text_cache": None, "lora": None, "gradient_checkpointing": False, "initial": None}
+    options = {
+        "text_encoding": "live",
+        "text_cache": None,
+        "lora": None,
+        "gradient_checkpointing": False,
+        "initial": None,
+    }
     plain = config.model_copy(update=options)
     return setup.build(plain, Path(), Alone(plain, device), show=False, store=_full_copies)
 

@@ -1,9 +1,11 @@
-"""What the networks are given of every prompt: encoded once and kept on disk (`ahead`), or encoded as batches are drawn (`live`).
+"""What the networks are given of every prompt: encoded once and kept on disk (`ahead`), or encoded
+as batches are drawn (`live`).
 
-A cache is a folder: `manifest.json` says what made it; `rows.npy` has the number of each prompt's text, `first.npy` each text's
-first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts' rows, ROWS per file. Each
-file is written under another name, flushed, and renamed, so that a kill loses at most the file being made. Any number of
-processes, on any number of machines, fill one folder together: each takes the files that nobody else is at work on.
+A cache is a folder: `manifest.json` says what made it; `rows.npy` has the number of each prompt's text,
+`first.npy` each text's first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts'
+rows, ROWS per file. Each file is written under another name, flushed, and renamed, so that a kill loses at most
+the file being made. Any number of processes, on any number of machines, fill one folder together: each takes the
+files that nobody else is at work on.
 """
 
 import hashlib
@@ -36,7 +38,8 @@ FORMAT = 1
 #: What a person calls a manifest's keys.
 CALLED = {
     "format": "an older version", "family": "another family", "encoders": "another text encoder or tokenizer",
-    "prompts": "other prompts", "rows": "other prompts", "dtype": "another precision", "rows_per_chunk": "another version",
+    "prompts": "other prompts", "rows": "other prompts", "dtype": "another precision",
+    "rows_per_chunk": "another version",
 }  # fmt: skip
 
 Conditioning = dict[str, Tensor]
@@ -58,9 +61,12 @@ class TextEmbeddings:
         raise NotImplementedError
 
     def __call__(self, picks: Any) -> tuple[Conditioning, Conditioning, list[str]]:
-        """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`; rows are in `dtype` on `device`."""
+        """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`;
+        rows are in `dtype` on `device`.
+        """
         texts = [self.prompts[i] for i in picks]
-        # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with the precision they are stored in.
+        # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with
+        # the precision they are stored in.
         uncond = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._uncond.items()}
         return self._moved(self.cond(picks, texts)), uncond, texts
 
@@ -91,14 +97,23 @@ class CachedTextEmbeddings(TextEmbeddings):
         """Read from the files."""
         places = [divmod(int(self._rows[int(i)]), ROWS) for i in picks]
         return {
-            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places]) for key in self._uncond
+            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places])
+            for key in self._uncond
         }
 
 
 def prepare(
-    name: str, family: Any, pipeline: Any, prompts: Prompts, *, encoding: str, folder: str | None, device: Any,
-    dtype: torch.dtype, show: bool = True,
-) -> TextEmbeddings:  # fmt: skip
+    name: str,
+    family: Any,
+    pipeline: Any,
+    prompts: Prompts,
+    *,
+    encoding: str,
+    folder: str | None,
+    device: Any,
+    dtype: torch.dtype,
+    show: bool = True,
+) -> TextEmbeddings:
     """The texts of a run, `ahead` or `live` by `encoding`. Text encoders are on `device` afterwards.
 
     name: the family's. folder: where what is encoded ahead is kept, by default one of the cache. dtype: in which the
@@ -117,7 +132,8 @@ def prepare(
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set text_encoding to live"
+            f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set"
+            " text_encoding to live"
         ) from None
     return CachedTextEmbeddings(prompts, place, device=device, dtype=dtype)
 
@@ -144,15 +160,20 @@ def _is_encoder(name: str) -> bool:
     return name.startswith(("text_encoder", "tokenizer"))
 
 
-# ---- what made a cache ---------------------------------------------------------------------------------------------------
+# ---- what made a cache -----------------------------------------------------------------------------------------------
 
 
 def manifest(family: str, pipeline: Any, prompts: Prompts, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that a cache's contents depend on."""
     return {
-        "format": FORMAT, "family": family, "encoders": sha256(pipeline), "prompts": prompts.sha256(), "rows": len(prompts),
-        "dtype": str(dtype).removeprefix("torch."), "rows_per_chunk": ROWS,
-    }  # fmt: skip
+        "format": FORMAT,
+        "family": family,
+        "encoders": sha256(pipeline),
+        "prompts": prompts.sha256(),
+        "rows": len(prompts),
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows_per_chunk": ROWS,
+    }
 
 
 def sha256(pipeline: Any) -> str:
@@ -163,7 +184,9 @@ def sha256(pipeline: Any) -> str:
         if isinstance(part, torch.nn.Module):
             part_config: Any = part.config
             config = {
-                key: value for key, value in part_config.to_dict().items() if key[0] != "_" and key != "transformers_version"
+                key: value
+                for key, value in part_config.to_dict().items()
+                if key[0] != "_" and key != "transformers_version"
             }
             digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for key, value in sorted(part.state_dict().items()):
@@ -183,13 +206,22 @@ def default_folder(made_by: Mapping[str, Any]) -> Path:
     return cache.folder("texts") / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# ---- filling it ----------------------------------------------------------------------------------------------------------
+# ---- filling it ------------------------------------------------------------------------------------------------------
 
 
 def fill(
-    folder: Path, made_by: Mapping[str, Any], family: Any, pipeline: Any, prompts: Prompts, *, dtype: torch.dtype, show: bool
+    folder: Path,
+    made_by: Mapping[str, Any],
+    family: Any,
+    pipeline: Any,
+    prompts: Prompts,
+    *,
+    dtype: torch.dtype,
+    show: bool,
 ) -> None:
-    """Make what is missing in `folder`, together with every other process that is at it; return when nothing is missing."""
+    """Make what is missing in `folder`, together with every other process that is at it;
+    return when nothing is missing.
+    """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "locks" / "manifest"):
         _claim(folder, made_by)
@@ -209,8 +241,8 @@ def fill(
     free = shutil.disk_usage(folder).free
     if todo * size > free:
         raise UserError(
-            f"{folder}: {todo:,} prompts to encode take {todo * size / 1e9:,.3g} GB and {free / 1e9:,.3g} GB are free there; name a "
-            "folder on a larger disk by text_cache, or set text_encoding to live"
+            f"{folder}: {todo:,} prompts to encode take {todo * size / 1e9:,.3g} GB and {free / 1e9:,.3g} GB are free"
+            " there; name a folder on a larger disk by text_cache, or set text_encoding to live"
         )
     if not missing:
         return
@@ -252,7 +284,8 @@ def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
     differs = [what for key, what in CALLED.items() if existing.get(key) != made_by[key]]
     if differs:
         raise UserError(
-            f"text_cache = {folder}: was made by {differs[0]}; name another folder, or leave text_cache out to have one found"
+            f"text_cache = {folder}: was made by {differs[0]}; name another folder, or leave text_cache out to have one"
+            " found"
         )
 
 

@@ -26,7 +26,12 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         start = sources["reference"] if sources["pipeline"] else None
     name, options, _ = SCHEDULERS[config.generator.input_scale]
     fields: dict[str, Any] = {}
-    if start and is_pipeline(start) and (leaning := pipelines.read_recipe(start)) and (leaning.pipeline or leaning.unet):
+    if (
+        start
+        and is_pipeline(start)
+        and (leaning := pipelines.read_recipe(start))
+        and (leaning.pipeline or leaning.unet)
+    ):
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)
@@ -34,7 +39,11 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     if where:
         base = {"pipeline": where.repository, "revision": where.revision}
     else:
-        base = {"pipeline": whole if hub_id(whole) and not Path(whole).exists() else os.path.relpath(whole, folder.resolve())}
+        base = {
+            "pipeline": whole
+            if hub_id(whole) and not Path(whole).exists()
+            else os.path.relpath(whole, folder.resolve())
+        }
     return Recipe.model_validate(
         base
         | fields

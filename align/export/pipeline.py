@@ -1,4 +1,6 @@
-"""A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA alone, with a recipe and a card."""
+"""A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA
+alone, with a recipe and a card.
+"""
 
 import json
 import shutil
@@ -28,13 +30,21 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export(
-    config: TrainConfig, pipeline: Any, scheduler: Any, recipe: Mapping[str, Any], weights: Mapping[str, Tensor], output: Path, *,
-    adapter: Mapping[str, Tensor], run_metadata: Mapping[str, Any],
-) -> Path:  # fmt: skip
-    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and README.md; and run.json.
+    config: TrainConfig,
+    pipeline: Any,
+    scheduler: Any,
+    recipe: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    output: Path,
+    *,
+    adapter: Mapping[str, Tensor],
+    run_metadata: Mapping[str, Any],
+) -> Path:
+    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and
+    README.md; and run.json.
 
-    scheduler, recipe: of the generator. adapter: the LoRA whose sum with the network that training started from `weights` are; empty
-    where there is none. run_metadata: `align.export.card`'s.
+    scheduler, recipe: of the generator. adapter: the LoRA whose sum with the network that training started from
+    `weights` are; empty where there is none. run_metadata: `align.export.card`'s.
     """
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     name = families.load(config.family).network
@@ -42,7 +52,9 @@ def export(
     fresh = type(network).from_config(network.config)
     fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
     components = {**pipeline.components, name: fresh, "scheduler": scheduler}
-    whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
+    whole = type(pipeline)(
+        **components, **({"requires_safety_checker": False} if "safety_checker" in components else {})
+    )
     run = read_run(output) | dict(run_metadata)
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -57,7 +69,9 @@ def export(
         put(output / "run.json", lambda path: path.write_text(json.dumps(run, indent=1), encoding="utf-8"))
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume") from None
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume"
+        ) from None
     return target
 
 
@@ -65,7 +79,9 @@ def describe(config: TrainConfig, output: Path) -> None:
     """Write the card of `output/checkpoint` again, with the scores that were measured since."""
     folder, run = output / "checkpoint", read_run(output)
     recipe, name = pipelines.read_recipe(str(folder)), output.resolve().name
-    card.write(folder, card.card(config, run, recipe, name=name, place=folder.name, comparison=_comparison(output, run)))
+    card.write(
+        folder, card.card(config, run, recipe, name=name, place=folder.name, comparison=_comparison(output, run))
+    )
 
 
 def _comparison(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -105,9 +121,17 @@ def replace(draft: Path, target: Path) -> None:
 
 
 def copy(
-    source: Path, folder: Path, *, dtype: str, pipeline: str | None, lora: bool, scores: Path | None, push_to: str | None
+    source: Path,
+    folder: Path,
+    *,
+    dtype: str,
+    pipeline: str | None,
+    lora: bool,
+    scores: Path | None,
+    push_to: str | None,
 ) -> None:
-    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has all else), or its `lora` alone.
+    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has
+    all else), or its `lora` alone.
 
     scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
     """
@@ -145,7 +169,9 @@ def copy(
     rows = _rows(scores, source, folder) if scores else []
     place, comparison = push_to or folder.name, _comparison(source.parent, run)
     name = push_to.partition("/")[2] if push_to else folder.resolve().name
-    text = card.card(config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows)
+    text = card.card(
+        config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows
+    )
     card.write(folder, text)
 
 

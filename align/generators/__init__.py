@@ -1,8 +1,9 @@
 """Generators: how the student's network makes an image of a batch's noise.
 
-A file here, or in an extension's `generators/`, is one where it has `Options`, a `GeneratorOptions` with what else it
-wants to be told, and `build(options, preconditioning, source=...) -> Generator`; source is what to call the reference in
-an error."""
+A file here, or in an extension's `generators/`, is one where it has `Options`, a `GeneratorOptions` with what
+else it wants to be told, and `build(options, preconditioning, source=...) -> Generator`; source is what to
+call the reference in an error.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -48,6 +49,8 @@ class Generator(Protocol):
         """x0 `[B, ...]` of a batch, with a graph to the network's parameters where gradients are on."""
 
     def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
-        """The stock scheduler with which diffusers draws what `sample` makes of the same noise, and the recipe that calls it.
+        """The stock scheduler with which diffusers draws what `sample` makes of the same
+        noise, and the recipe that calls it.
 
-        scheduler: the reference's."""
+        scheduler: the reference's.
+        """

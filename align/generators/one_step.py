@@ -11,8 +11,8 @@ from align.generators import GeneratorOptions
 from align.networks.preconditioning import Preconditioning
 from prompts.io.errors import UserError
 
-#: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
-#: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
+#: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance
+#: that is none. Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
     "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
     "unit_variance": ("LCMScheduler", {}, 0.0),

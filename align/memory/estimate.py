@@ -1,9 +1,9 @@
 """What a run will need of a GPU's memory: one step carried out by the loop's own functions, on fake tensors.
 
-Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are needed. Fake
-tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in what it keeps, autocast's
-list of operations in float32 and the allocator's blocks of 512 bytes, that is carried out here; attention keeps the same by CPU's
-kernel as by flash's: queries, keys, values, output and a log-sum-exp.
+Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are
+needed. Fake tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in
+what it keeps, autocast's list of operations in float32 and the allocator's blocks of 512 bytes, that is carried out
+here; attention keeps the same by CPU's kernel as by flash's: queries, keys, values, output and a log-sum-exp.
 """
 
 import itertools
@@ -54,8 +54,9 @@ class Role(NamedTuple):
 class Estimate:
     """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
 
-    flops: what a step's matrix products, convolutions and attention cost one process, those that are carried out twice included.
-    state: what is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded.
+    flops: what a step's matrix products, convolutions and attention cost one process, those that are
+    carried out twice included. state: what is gathered in the first process's CPU memory while a state is
+    saved, 0 where nothing is sharded.
     """
 
     roles: dict[str, Role]
@@ -73,7 +74,10 @@ class Estimate:
 
 
 def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> Estimate:
-    """Carry out a step, and the drawing of samples, on fake tensors. cuda: as on a GPU; else as on a CPU, where all parts stay."""
+    """Carry out a step, and the drawing of samples, on fake tensors.
+
+    cuda: as on a GPU; else as on a CPU, where all parts stay.
+    """
     if config.batch_size % (processes * config.gradient_accumulation_steps):
         raise UserError(
             f"batch_size = {config.batch_size} is not a multiple of {processes} processes x "
@@ -101,27 +105,38 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
                 largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
     flops = sum(
-        count * config.gradient_accumulation_steps // passes * (config.assistant.updates if phase.startswith("critics'") else 1)
+        count
+        * config.gradient_accumulation_steps
+        // passes
+        * (config.assistant.updates if phase.startswith("critics'") else 1)
         for phase, count in tracker.flops.items()
         if phase.startswith(("critics'", "student's"))
     )
     return Estimate(
-        roles=_roles(config, built, same=parts.same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
-        phase=tracker.phase, reserve=RESERVE if cuda else 0.0, flops=float(flops), state=_bytes(saved),
-    )  # fmt: skip
+        roles=_roles(config, built, same=parts.same),
+        parts=dict(tracker.peak),
+        phases=dict(tracker.peaks),
+        phase=tracker.phase,
+        reserve=RESERVE if cuda else 0.0,
+        flops=float(flops),
+        state=_bytes(saved),
+    )
 
 
 def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
-    """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's gradients, and
-    all others are like it. Prompts are padded, so any do."""
+    """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's
+    gradients, and all others are like it. Prompts are padded, so any do.
+    """
     passes = min(config.gradient_accumulation_steps, 2)
     return config.model_copy(
         update={
-            "prompts": "shapes:train", "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
-            "gradient_accumulation_steps": passes, "batch_size": config.batch_size // (processes * config.gradient_accumulation_steps) * passes,
+            "prompts": "shapes:train",
+            "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
+            "gradient_accumulation_steps": passes,
+            "batch_size": config.batch_size // (processes * config.gradient_accumulation_steps) * passes,
             "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}),
         }
-    )  # fmt: skip
+    )
 
 
 class Parts(NamedTuple):
@@ -165,9 +180,18 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     )
     generator = setup.make_generator(config, preconditioning)
     make = partial(
-        setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched,
-    )  # fmt: skip
+        setup.assemble,
+        config,
+        Path(),
+        process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        generator=generator,
+        roles=roles,
+        texts=texts,
+        scoring=scoring,
+        watched=watched,
+    )
     return make, Parts(scoring, same)
 
 
@@ -188,7 +212,10 @@ def _prepare(run: setup.Run, tracker: Tracker) -> None:
 
 
 def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
-    """Count batches as such: the loop holds all of an update's. more: micro-batches that are there and are not carried out."""
+    """Count batches as such: the loop holds all of an update's.
+
+    more: micro-batches that are there and are not carried out.
+    """
     draw = run.batches.draw
 
     def counted(k: int, m: int) -> Batch:
@@ -205,7 +232,10 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
 
 
 def _fake(modules: Iterable[nn.Module]) -> None:
-    """Put a fake tensor in the place of every parameter and buffer. Modules have to be finished: fake parameters cannot be cast."""
+    """Put a fake tensor in the place of every parameter and buffer.
+
+    Modules have to be finished: fake parameters cannot be cast.
+    """
     parameters: dict[int, nn.Parameter] = {}
     with FAKE:
         for module in {id(each): each for root in modules for each in root.modules()}.values():
@@ -255,7 +285,11 @@ def _extra(config: TrainConfig, run: setup.Run, processes: int) -> dict[str, Ten
     if processes == 1:
         return {}
     if config.parallel == "ddp":
-        return {"gradient buckets (DDP)": _room(sum(_bytes(learner.parameters.values()) for learner in run.learners.values()))}
+        return {
+            "gradient buckets (DDP)": _room(
+                sum(_bytes(learner.parameters.values()) for learner in run.learners.values())
+            )
+        }
     blocks, rest = [0], 0
     for network in run.roles.networks():
         lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]

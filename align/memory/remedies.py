@@ -13,7 +13,9 @@ from prompts.io.errors import UserError
 
 
 def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
-    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what alters the result least comes first."""
+    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what
+    alters the result least comes first.
+    """
     changes: list[tuple[str, Any]] = []
     if not config.gradient_checkpointing:
         changes.append(("gradient_checkpointing", True))
@@ -68,8 +70,8 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
             )
             raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
     raise UserError(
-        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f} GiB: "
-        "take a larger GPU, or more of them with parallel = fsdp2"
+        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f}"
+        " GiB: take a larger GPU, or more of them with parallel = fsdp2"
     )
 
 

@@ -1,8 +1,8 @@
 """What a network starts from: a diffusers folder or hub id, a bare file of weights, or a LoRA.
 
 A source is a local path, the name of an embedded model, `OWNER/NAME` or `OWNER/NAME/FILE` of the hub, the last two with
-`@REVISION` where one is to be pinned. Whatever it is, its tensors go into a network of known architecture, and every key and
-every shape has to match.
+`@REVISION` where one is to be pinned. Whatever it is, its tensors go into a network of known architecture, and every
+key and every shape has to match.
 """
 
 import os
@@ -36,19 +36,23 @@ def hub_id(source: str) -> HubId | None:
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether `source` is a pipeline on this machine, with a recipe of its own, rather than a network or something of the hub."""
+    """Whether `source` is a pipeline on this machine, with a recipe of its own, rather than a
+    network or something of the hub.
+    """
     where = hub_id(source)
     if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
         return False
     path = pipelines.locate(source)
-    return path is not None and (path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file())
+    return path is not None and (
+        path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file()
+    )
 
 
 def load_into(network: nn.Module, source: str, name: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 
-    name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found or does
-    not match; the network is then untouched, and also where weights are left out.
+    name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found
+    or does not match; the network is then untouched, and also where weights are left out.
     """
     if hub.without_weights():
         return

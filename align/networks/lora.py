@@ -66,7 +66,8 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
+        # Two adapters on one base is the point.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, network, adapter_name=name)
     for part, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and part.endswith((f".lora_A.{name}", f".lora_B.{name}")):
@@ -90,10 +91,11 @@ def merged(role: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter(role: nn.Module) -> dict[str, Tensor]:
-    """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, float32; none where it has no LoRA.
+    """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`,
+    float32; none where it has no LoRA.
 
-    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network is sharded;
-    it is the first's alone, and empty for the others.
+    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network
+    is sharded; it is the first's alone, and empty for the others.
     """
     tensors: dict[str, Tensor] = {}
     for name, down, up in _factors(role) if isinstance(role, Adapted) else ():
@@ -107,6 +109,7 @@ def _factors(role: Adapted) -> Iterator[tuple[str, Tensor, Tensor]]:
 
     for name, layer in role.base.named_modules():
         if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
-            # peft multiplies what lies in the layer, and where that is sharded all of the network would have to be gathered for it.
+            # peft multiplies what lies in the layer, and where that is sharded all of the network
+            # would have to be gathered for it.
             for down, up in gathered([[part[role.adapter].weight.detach() for part in (layer.lora_A, layer.lora_B)]]):
                 yield name, down, layer.scaling[role.adapter] * up

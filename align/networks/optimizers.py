@@ -34,13 +34,16 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
         except ImportError:
             plain = options.name.removesuffix("8bit")
             raise UserError(
-                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {plain}"
+                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name"
+                f" to {plain}"
             ) from None
     kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
     rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
     if library is torch:
-        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none, and is faster on
-        # a CPU too.
+        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes
+        # none, and is faster on a CPU too.
         rest["fused"] = True
-    optimizer: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
+    optimizer: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(
+        parameters, lr=options.learning_rate, **rest
+    )
     return optimizer

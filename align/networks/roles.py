@@ -1,8 +1,8 @@
 """The three networks of every method, apart from how they are stored.
 
-`student` is the generator, `assistant` follows the student's distribution, `reference` stays what it was. They are three
-full copies, or LoRA adapters: the assistant an adapter over the reference, the student one over the network it starts from,
-which is the reference's own where the two are the same.
+`student` is the generator, `assistant` follows the student's distribution, `reference` stays what it was. They are
+three full copies, or LoRA adapters: the assistant an adapter over the reference, the student one over the network it
+starts from, which is the reference's own where the two are the same.
 """
 
 import copy
@@ -34,8 +34,9 @@ class Roles:
     ):
         """Both networks are made into roles and belong to them.
 
-        initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes
-        in, for the weights that are not trained. device: where they end up; what is not trained arrives there in `frozen`.
+        initial: what the student starts from; `same` says that it is the reference's network. frozen: what
+        autocast computes in, for the weights that are not trained. device: where they end up; what is not
+        trained arrives there in `frozen`.
         """
         if lora is None:
             initial, reference = initial.to(device), reference.to(device)
@@ -65,7 +66,10 @@ class Roles:
 
     @contextmanager
     def constant(self, role: nn.Module) -> Iterator[None]:
-        """Within: nothing is kept for the gradient of what `role` trains. Sharded parameters stay as they are: FSDP2 copies this once."""
+        """Within: nothing is kept for the gradient of what `role` trains.
+
+        Sharded parameters stay as they are: FSDP2 copies this once.
+        """
         parameters = [p for p in self.trainable(role).values() if p.requires_grad and not is_sharded(p)]
         for parameter in parameters:
             parameter.requires_grad_(False)

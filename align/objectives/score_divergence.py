@@ -37,8 +37,8 @@ def score_divergence_loss(
         `exact`             Theorem 3.1's: through x0, and through x into both networks, inside d'(u) too.
         `exact_sequential`  the same numbers with one network's activations alive at a time, for one more forward pass.
         `detached`          through x0 alone. A normalised `ikl_loss` step, cheaper, and *not* Theorem 3.1's gradient.
-    distance: a name in `DISTANCES`; `l2` with w = 1 is twice SiD's loss at its alpha = 1. huber_c: in denoiser units; see
-        `default_huber_c`.
+    distance: a name in `DISTANCES`; `l2` with w = 1 is twice SiD's loss at its alpha = 1.
+    huber_c: in denoiser units; see `default_huber_c`.
 
     Shapes: x0 and noise `[B, ...]`, sigma `[B]`; returns `[B]`. The gradient for x0 is computed in the forward pass, so
     it can be taken once, by `backward()`, and not differentiated again. Raises ValueError for an unknown name.
@@ -61,7 +61,7 @@ def score_divergence_loss(
     x = add_noise(x0.detach(), noise, sigma)
     with torch.no_grad():
         target = reference(x, sigma)
-    # In the sequential form the assistant's graph is kept from this one pass, and freed before the reference is run again.
+    # The sequential form keeps the assistant's graph from this one pass, and frees it before the reference runs again.
     with torch.set_grad_enabled(gradient == "exact_sequential"):
         x.requires_grad_(gradient == "exact_sequential")
         prediction = assistant(x, sigma)
@@ -99,8 +99,15 @@ def build(options: Divergence, context: Context) -> Term:
 
     def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
         return score_divergence_loss(
-            x0, batch.noise("diffusion"), batch.sigma, assistant=denoisers.assistant(batch), reference=denoisers.reference(batch),
-            distance=options.distance, huber_c=options.huber_c, gradient=options.gradient, weight=weight,
-        )  # fmt: skip
+            x0,
+            batch.noise("diffusion"),
+            batch.sigma,
+            assistant=denoisers.assistant(batch),
+            reference=denoisers.reference(batch),
+            distance=options.distance,
+            huber_c=options.huber_c,
+            gradient=options.gradient,
+            weight=weight,
+        )
 
     return ByAutograd("divergence", loss)

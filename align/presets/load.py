@@ -35,7 +35,10 @@ def stages() -> dict[str, str]:
 
 
 def presets(model_of: Mapping[str, type[Config]]) -> dict[str, dict[str, Any]]:
-    """The presets of the stages in `model_of`, by name, unvalidated. One with the key `base` is laid over what it names."""
+    """The presets of the stages in `model_of`, by name, unvalidated.
+
+    One with the key `base` is laid over what it names.
+    """
     written, contents = _written(), {}
     for name in written:
         content, *changes = _lineage(name, written)

@@ -34,7 +34,8 @@ class Rewards:
             scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
             if not scorer.differentiable:
                 raise UserError(
-                    f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose another"
+                    f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose"
+                    " another"
                 )
             self.scorers[reward.scorer], self.scales[reward.scorer] = scorer, reward.scale
 
@@ -46,7 +47,8 @@ class Rewards:
         return self.of(self.decoder(x0), prompts)
 
     def some_at_a_time(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same, with the gradient at x0 already taken for a few latents after the other, so that only their activations are kept.
+        """The same, with the gradient at x0 already taken for a few latents after the other, so that
+        only their activations are kept.
 
         The weighted sum can be differentiated once.
         """

@@ -25,7 +25,9 @@ CHUNK = 64
 
 
 def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
-    """What training started from, and how it draws: as its own recipe says, or where it is a network alone, as the result does."""
+    """What training started from, and how it draws: as its own recipe says, or where it is a
+    network alone, as the result does.
+    """
     name = families.load(config.family).network
     if config.initial is None and config.pipeline is None:
         return pipelines.load(config.reference), pipelines.read_recipe(config.reference)
@@ -41,7 +43,13 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
 
 
 def images_of(
-    model: str, prompts: list[str], *, title: str, seed: int = SEED, sampler: dict[str, Any] | None = None, **overrides: Any
+    model: str,
+    prompts: list[str],
+    *,
+    title: str,
+    seed: int = SEED,
+    sampler: dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> Tensor:
     """One image per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
     recipe = pipelines.read_recipe(model)
@@ -49,7 +57,9 @@ def images_of(
     return _draw(pipelines.load(model), recipe, prompts, title=title, seed=seed, **overrides)
 
 
-def _draw(pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
+def _draw(
+    pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any
+) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampler = samplers.make(recipe)
     drawn = []
@@ -71,7 +81,9 @@ def _draw(pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed
 
 
 @torch.no_grad()
-def score(before: Tensor, after: Tensor, prompts: list[str], names: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def score(
+    before: Tensor, after: Tensor, prompts: list[str], names: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What every scorer says of start and result, by its protocol: `[N]` each."""
     scores = {}
     for name in names:
@@ -122,7 +134,13 @@ def final_comparison(config: TrainConfig, output: Path) -> None:
             interval,
             percent(row["win_rate"], row["win_low"], row["win_high"]),
         )
-    content: dict[str, Any] = {"step": read_run(output)["step"], "n": len(prompts), "seed": SEED, "start": start, "rows": rows}
+    content: dict[str, Any] = {
+        "step": read_run(output)["step"],
+        "n": len(prompts),
+        "seed": SEED,
+        "start": start,
+        "rows": rows,
+    }
     if config.prompts.startswith("shapes:"):
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
         table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")

@@ -16,7 +16,9 @@ from align.training.process import Alone
 class Learner:
     """A part that is trained: its module as training calls it, its parameters by name, and their optimiser."""
 
-    def __init__(self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone):
+    def __init__(
+        self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone
+    ):
         self.name, self.role, self.parameters, self.options, self.process = name, module, parameters, options, process
         self.module, self.optimizer = process.prepare(module, make_optimizer(options, list(parameters.values())))
 

@@ -1,4 +1,6 @@
-"""What happens between steps: numbers are checked and logged, the student is looked at, states are saved, a run is stopped."""
+"""What happens between steps: numbers are checked and logged, the student is looked at,
+states are saved, a run is stopped.
+"""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +21,10 @@ SHOWN = ("reward", "reward_ratio", "divergence", "assistant")
 
 
 class Observer:
-    """Watches a run from its first step. stopped: whether it is to end now; guarded: why the guard stopped it, if it did."""
+    """Watches a run from its first step.
+
+    stopped: whether it is to end now; guarded: why the guard stopped it, if it did.
+    """
 
     def __init__(self, run: Run, start: int, *, show: bool):
         """start: the step that a resumed run starts from. show: progress."""
@@ -29,14 +34,18 @@ class Observer:
         main, log = run.process.main, run.folder / "log.jsonl"
         if main:
             trim_log(log, start)
-        self.progress = ProgressLog(run.config.method, run.steps, start=start, log=log if main else None, show=main and show)
+        self.progress = ProgressLog(
+            run.config.method, run.steps, start=start, log=log if main else None, show=main and show
+        )
 
     def __enter__(self) -> "Observer":
         self.run.process.start_trackers(self.run.config)
         self.progress.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.__exit__(kind, error, trace)
         if error is None:
             self.run.process.end_trackers()
@@ -63,10 +72,8 @@ class Observer:
         self.health.check(values, step, metrics.prompts)
         # Reading the numbers has waited for the device.
         seconds = self.seconds + time.perf_counter() - began
-        values |= {
-            "seconds": seconds,
-            "images_per_second": config.batch_size / seconds,
-        }  # of a whole step, as `align bench` has it
+        # Of a whole step, as `align bench` has it.
+        values |= {"seconds": seconds, "images_per_second": config.batch_size / seconds}
         if process.device.type == "cuda":
             values["peak_gib"] = torch.cuda.max_memory_allocated(process.device) / 2**30
         tripped, last = None, step == self.run.steps

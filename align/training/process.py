@@ -84,18 +84,23 @@ class Launched(Alone):
         _check_trackers(config)
         mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(folder)
-        )  # fmt: skip
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=mixed,
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder),
+        )
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if config.batch_size % (self.world * config.gradient_accumulation_steps):
             raise UserError(
-                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x gradient_accumulation_steps "
-                f"{config.gradient_accumulation_steps}; change one"
+                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x"
+                f" gradient_accumulation_steps {config.gradient_accumulation_steps}; change one"
             )
         self.sharded = config.parallel == "fsdp2"
         if self.sharded and (self.world == 1 or config.precision == "fp16"):
-            raise UserError("parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one")
+            raise UserError(
+                "parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one"
+            )
 
     def autocast(self) -> Any:
         """As accelerate has it."""
@@ -153,4 +158,6 @@ def _check_trackers(config: TrainConfig) -> None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in config.trackers:
         if name not in available:
-            raise UserError(f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}")
+            raise UserError(
+                f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}"
+            )

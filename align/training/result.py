@@ -15,10 +15,16 @@ def finish(run: Run, step: int) -> None:
         if run.process.main and not hub.without_weights():  # random weights are worth no checkpoint
             restore(run.pipeline, run.config.pipeline or run.config.reference)
             metadata = run_metadata(
-                run.config, step=step, prompts=run.batches.prompts, example=run.example,
+                run.config,
+                step=step,
+                prompts=run.batches.prompts,
+                example=run.example,
                 protocols={name: scorer.protocol for name, scorer in run.rewards.scorers.items()},
-                processes=run.process.world, device=run.process.device,
-            )  # fmt: skip
+                processes=run.process.world,
+                device=run.process.device,
+            )
             scheduler, recipe = run.generator.export(run.pipeline.scheduler)
-            export(run.config, run.pipeline, scheduler, recipe, weights, run.folder, adapter=added, run_metadata=metadata)
+            export(
+                run.config, run.pipeline, scheduler, recipe, weights, run.folder, adapter=added, run_metadata=metadata
+            )
     run.process.wait()

@@ -1,4 +1,6 @@
-"""From a config to everything that a step touches: one `Run`, for training, for the memory estimate and for the benchmark alike."""
+"""From a config to everything that a step touches: one `Run`, for training, for the memory
+estimate and for the benchmark alike.
+"""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +42,10 @@ from prompts.io import hub
 
 @dataclass(kw_only=True)
 class Run:
-    """All that a step touches, and what a run does between steps. `critics` are trained before the student, each by its learner."""
+    """All that a step touches, and what a run does between steps.
+
+    `critics` are trained before the student, each by its learner.
+    """
 
     config: TrainConfig
     folder: Path
@@ -76,9 +81,12 @@ class Scoring:
 
     def __init__(self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype):
         self.decoder = Decoder(
-            pipeline.vae, family=families.load(config.family), tiny=config.reward_vae,
-            checkpointing=config.gradient_checkpointing, device=device,
-        )  # fmt: skip
+            pipeline.vae,
+            family=families.load(config.family),
+            tiny=config.reward_vae,
+            checkpointing=config.gradient_checkpointing,
+            device=device,
+        )
         self.rewards = Rewards(config.rewards, self.decoder, device=device, dtype=dtype)
         self.held_out: dict[str, scorers.Scorer] = load_scorers(config, device=device, dtype=dtype)
 
@@ -86,7 +94,10 @@ class Scoring:
 def build(
     config: TrainConfig, folder: Path, process: Alone, *, show: bool = True, store: Callable[..., Roles] | None = None
 ) -> Run:
-    """Read every part, and put them together. show: progress. store: how roles are kept, in place of what the config says."""
+    """Read every part, and put them together. show: progress.
+
+    store: how roles are kept, in place of what the config says.
+    """
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
     pipeline = load_pipeline(config, dtype)
@@ -94,30 +105,56 @@ def build(
     generator = make_generator(config, preconditioning)
     initial, reference, same = load_networks(config, pipeline)
     texts = prepare(
-        config.family, preconditioning.family, pipeline, read_prompts(config.prompts), encoding=config.text_encoding,
-        folder=config.text_cache, device=process.device, dtype=narrow or dtype, show=process.main and show,
-    )  # fmt: skip
+        config.family,
+        preconditioning.family,
+        pipeline,
+        read_prompts(config.prompts),
+        encoding=config.text_encoding,
+        folder=config.text_cache,
+        device=process.device,
+        dtype=narrow or dtype,
+        show=process.main and show,
+    )
     scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
     watched = fixed_batch(config, preconditioning.family, pipeline, device=process.device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
     # Sharding moves each process's part alone.
-    roles = (store or make_roles)(config, initial, reference, same=same, device="cpu" if process.sharded else process.device)
+    roles = (store or make_roles)(
+        config, initial, reference, same=same, device="cpu" if process.sharded else process.device
+    )
     if process.sharded:
         for network in roles.networks():
             sharding.shard(network, process.device)
     if process.rank:
         torch.manual_seed(seeded(config.seed, 2, process.rank))
     return assemble(
-        config, folder, process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched,
-    )  # fmt: skip
+        config,
+        folder,
+        process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        generator=generator,
+        roles=roles,
+        texts=texts,
+        scoring=scoring,
+        watched=watched,
+    )
 
 
 def assemble(
-    config: TrainConfig, folder: Path, process: Alone, *, pipeline: Any, preconditioning: Preconditioning, generator: Generator,
-    roles: Roles, texts: TextEmbeddings, scoring: Scoring, watched: Batch | None,
-) -> Run:  # fmt: skip
+    config: TrainConfig,
+    folder: Path,
+    process: Alone,
+    *,
+    pipeline: Any,
+    preconditioning: Preconditioning,
+    generator: Generator,
+    roles: Roles,
+    texts: TextEmbeddings,
+    scoring: Scoring,
+    watched: Batch | None,
+) -> Run:
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
         preconditioning=preconditioning,
@@ -131,15 +168,26 @@ def assemble(
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
     return Run(
-        config=config, folder=folder, process=process, pipeline=pipeline, preconditioning=preconditioning, roles=roles,
-        generator=generator, terms=terms(config, context), critics=list(critics.values()), learners=learners,
-        average=average, batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
-        rewards=scoring.rewards, validation=validation, samples=SampleGrid(config, sampler, preconditioning),
+        config=config,
+        folder=folder,
+        process=process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        roles=roles,
+        generator=generator,
+        terms=terms(config, context),
+        critics=list(critics.values()),
+        learners=learners,
+        average=average,
+        batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
+        rewards=scoring.rewards,
+        validation=validation,
+        samples=SampleGrid(config, sampler, preconditioning),
         checkpoints=Checkpoints(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
         ),
         example=read_prompts(config.prompts)[0],
-    )  # fmt: skip
+    )
 
 
 def make_generator(config: TrainConfig, preconditioning: Preconditioning) -> Generator:
@@ -158,7 +206,8 @@ def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, C
         options_class = member("align.critics", name, "Options", what="critics").Options
         options[name] = validate(options_class, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
     critics = {
-        name: member("align.critics", name, "build", what="critics").build(each, denoisers) for name, each in options.items()
+        name: member("align.critics", name, "build", what="critics").build(each, denoisers)
+        for name, each in options.items()
     }
     return critics, options
 
@@ -168,7 +217,9 @@ def make_learners(
 ) -> dict[str, Learner]:
     """What is trained, the student last; critics call what training has made of their networks."""
     # The assistant is a role, and where it should be.
-    modules = {name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()}
+    modules = {
+        name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()
+    }
     modules["student"] = roles.student
     trainable = {name: roles.trainable(module) for name, module in modules.items()}
     learners = {}
@@ -219,9 +270,14 @@ def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *,
     # What is sharded together has one precision.
     narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
     return Roles(
-        initial, reference, same=same, lora=lora, checkpointing=config.gradient_checkpointing,
-        frozen=narrow or torch.float32, device=device,
-    )  # fmt: skip
+        initial,
+        reference,
+        same=same,
+        lora=lora,
+        checkpointing=config.gradient_checkpointing,
+        frozen=narrow or torch.float32,
+        device=device,
+    )
 
 
 def make_batches(
@@ -231,6 +287,15 @@ def make_batches(
     options = config.noise_levels
     noise_levels = NOISE_LEVELS[options.name](preconditioning.schedule, **options.parameters)
     return BatchSampler(
-        texts, prompts, preconditioning.latent_shape, config.batch_size, noise_levels, seed=config.seed, rank=process.rank,
-        world=process.world, micro_batches=config.gradient_accumulation_steps, device=process.device, dtype=precisions(config)[0],
-    )  # fmt: skip
+        texts,
+        prompts,
+        preconditioning.latent_shape,
+        config.batch_size,
+        noise_levels,
+        seed=config.seed,
+        rank=process.rank,
+        world=process.world,
+        micro_batches=config.gradient_accumulation_steps,
+        device=process.device,
+        dtype=precisions(config)[0],
+    )

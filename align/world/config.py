@@ -29,7 +29,9 @@ class VaeConfig(Config):
     stage: Literal["vae"]
     seed: int = 0
     fit: Fit
-    kl: NonNegative = Field(description="weight of the KL term, per image, against mean squared error per channel value")
+    kl: NonNegative = Field(
+        description="weight of the KL term, per image, against mean squared error per channel value"
+    )
     architecture: dict[str, Any]
 
 

@@ -1,6 +1,7 @@
 """Stage 1 of the papers' workflow on the embedded world: autoencoder, reference diffusion model, and a small CLIP.
 
-Data is rendered, not stored: what a step sees is a function of (seed, step), so resuming needs no position in a data set.
+Data is rendered, not stored: what a step sees is a function of (seed, step), so resuming
+needs no position in a data set.
 """
 
 import json
@@ -34,7 +35,9 @@ LAYOUT = 8  # places a side
 BatchLoss = Callable[[nn.Module, int], Tensor]
 
 
-def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output: Path, *, resume: bool) -> nn.Module | None:
+def fit(
+    title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output: Path, *, resume: bool
+) -> nn.Module | None:
     """Minimise `batch_loss(model, step)` and return the averaged model, or None if a signal stopped it before the end.
 
     State goes to `output/state`, figures to `output/log.jsonl`.
@@ -88,7 +91,10 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
 
 
 def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0) -> tuple[Tensor, list[str]]:
-    """Fresh training captions and their images `[n, 3, 32, 32]` in [0, 1]. near: share of captions that are others, edited."""
+    """Fresh training captions and their images `[n, 3, 32, 32]` in [0, 1].
+
+    near: share of captions that are others, edited.
+    """
     seed = seeded(*key)
     drawn, rng = sample_captions(n, split="train", seed=seed, mix=mix), random.Random(f"near/{seed}")
     for i in range(round(near * n)):
@@ -97,7 +103,10 @@ def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0)
 
 
 def save_half(module: Any, folder: Path) -> None:
-    """Write a diffusers or transformers model as fp16 safetensors, in place of what is there. The module ends up in fp16."""
+    """Write a diffusers or transformers model as fp16 safetensors, in place of what is there.
+
+    The module ends up in fp16.
+    """
     quiet()
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -157,7 +166,9 @@ def make_tokenizer() -> Any:
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *special]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24)
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24
+    )
 
 
 def _ends(tokenizer: Any) -> dict[str, int]:
@@ -174,10 +185,11 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 class Layout(nn.Module):
-    """Tokens `[B, L, D]` to the mean of the latents `[B, C, S, S]` they describe: denoising at infinite noise, in one layer.
+    """Tokens `[B, L, D]` to the mean of the latents `[B, C, S, S]` they describe: denoising
+    at infinite noise, in one layer.
 
-    A denoiser finds which shape a relation puts where only once its text encoder tells "left of" from "right of", and the encoder
-    has no reason to until the denoiser listens. This breaks the tie, and is thrown away after training.
+    A denoiser finds which shape a relation puts where only once its text encoder tells "left of" from "right of", and
+    the encoder has no reason to until the denoiser listens. This breaks the tie, and is thrown away after training.
     """
 
     def __init__(self, width: int, channels: int, size: int):
@@ -185,7 +197,9 @@ class Layout(nn.Module):
         self.size = size
         self.places = nn.Parameter(torch.randn(size * size, width))
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels))
+        self.out = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The predicted mean."""
@@ -207,16 +221,24 @@ def _rendered(config: TeacherConfig, vae: Any) -> tuple[Tensor, list[str]]:
     return torch.cat(latents), prompts
 
 
+def _read_vae(folder: str) -> Any:
+    """The autoencoder of a finished stage, frozen."""
+    from diffusers import AutoencoderKL
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(
+            f"vae = {folder}: no autoencoder there; run 'align pretrain shapes-vae --output"
+            f" {Path(folder).parent}' first"
+        )
+    return AutoencoderKL.from_pretrained(folder).float().requires_grad_(False)
+
+
 def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     """Text encoder and UNet by denoising score matching (DI++ eq. C.2 and C.7), saved as a StableDiffusionPipeline."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if not (Path(config.vae) / "config.json").is_file():
-        raise UserError(
-            f"vae = {config.vae}: no autoencoder there; run 'align pretrain shapes-vae --output {Path(config.vae).parent}' first"
-        )
-    vae = AutoencoderKL.from_pretrained(config.vae).float().requires_grad_(False)
+    vae = _read_vae(config.vae)
     torch.manual_seed(config.seed)
     tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **_ends(tokenizer), **config.text_encoder))
@@ -259,9 +281,15 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     if trained is None:
         return False
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=trained["text_encoder"], tokenizer=tokenizer, unet=trained["unet"], scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=trained["text_encoder"],
+        tokenizer=tokenizer,
+        unet=trained["unet"],
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     save_half(pipeline, output / "checkpoint")
     return True
 

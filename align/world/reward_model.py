@@ -22,7 +22,9 @@ CHUNK = 256  # pairs scored at a time
 
 @dataclass(frozen=True)
 class Pairs:
-    """prompts: N texts; preferred and rejected: images [N, 3, H, W], uint8; sources: what each pair is told apart by, "" for nothing."""
+    """prompts: N texts; preferred and rejected: images [N, 3, H, W], uint8; sources: what each pair is
+    told apart by, "" for nothing.
+    """
 
     prompts: list[str]
     preferred: Tensor
@@ -37,7 +39,9 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under `"source"` has its own accuracy."""
+    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under
+    `"source"` has its own accuracy.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -71,7 +75,8 @@ def read_pairs(path: Path) -> Pairs:
     sizes = {tuple(image.shape) for each in images.values() for image in each}
     if len(sizes) > 1:
         raise UserError(
-            f"{path}: images of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size"
+            f"{path}: images of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one"
+            " size"
         )
     return Pairs(prompts, torch.stack(images["preferred"]), torch.stack(images["rejected"]), sources)
 
@@ -80,13 +85,16 @@ def read_pairs(path: Path) -> Pairs:
 def ranked(scorer: DualEncoder, pairs: Pairs) -> Tensor:
     """Of each pair, 1 where the preferred image scores higher, else 0: `[N]`, float64."""
     some = (pairs.pick(rows) for rows in torch.arange(len(pairs.prompts)).split(CHUNK))
-    return torch.cat([scorer.score(p.preferred, p.prompts) > scorer.score(p.rejected, p.prompts) for p in some]).double()
+    return torch.cat(
+        [scorer.score(p.preferred, p.prompts) > scorer.score(p.rejected, p.prompts) for p in some]
+    ).double()
 
 
 def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> bool:
     """Fit `-log sigmoid(r(preferred) - r(rejected))` (Bradley and Terry 1952; DI++ section 5, reward modelling stage).
 
-    Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`; returns whether it ran to its end.
+    Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`;
+    returns whether it ran to its end.
     """
     scorer = load("shapes/preference", config.initial)
     assert isinstance(scorer, DualEncoder)
@@ -116,9 +124,12 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
         return False
     right = ranked(scorer.eval(), test)
     metrics = {
-        "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": right.mean().item(),
-        "held_out_accuracy_before": before, "training_accuracy": ranked(scorer, data).mean().item(),
-    }  # fmt: skip
+        "pairs": len(pairs.prompts),
+        "held_out_pairs": len(test.prompts),
+        "held_out_accuracy": right.mean().item(),
+        "held_out_accuracy_before": before,
+        "training_accuracy": ranked(scorer, data).mean().item(),
+    }
     for source in sorted(set(filter(None, test.sources))):
         of_it = torch.tensor([each == source for each in test.sources])
         metrics[f"held_out_accuracy/{source}"] = right[of_it].mean().item()

@@ -1,7 +1,8 @@
-"""How fast the evaluator is: its scorers and its Fréchet distance beside the originals', and what the harness itself costs.
+"""How fast the evaluator is: its scorers and its Fréchet distance beside the originals', and
+what the harness itself costs.
 
-Everything is warm, on one machine, in one run. An original that cannot be imported here (hpsv2, image-reward) is timed by its own
-environment on the same machine and the same weights, and comes in through a file (`Originals`).
+Everything is warm, on one machine, in one run. An original that cannot be imported here (hpsv2, image-reward) is timed
+by its own environment on the same machine and the same weights, and comes in through a file (`Originals`).
 """
 
 import itertools
@@ -41,11 +42,13 @@ def noise_images() -> Tensor:
 PROMPT = "a photo of red bicycles in the snow"
 
 
-# ---- scorers -------------------------------------------------------------------------------------------------------------
+# ---- scorers ---------------------------------------------------------------------------------------------------------
 
 
 class Original(BaseModel):
-    """Seconds of an original's public call on `noise_images()` and PROMPT, median of warm calls, its weights, and its scores."""
+    """Seconds of an original's public call on `noise_images()` and PROMPT, median of warm
+    calls, its weights, and its scores.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +58,10 @@ class Original(BaseModel):
 
 
 class Originals(BaseModel):
-    """What an original's own environment writes. scorers: by protocol. The other fields must be those of the run beside it."""
+    """What an original's own environment writes. scorers: by protocol.
+
+    The other fields must be those of the run beside it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +83,9 @@ class Originals(BaseModel):
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
         for field, wanted in (("hardware", hardware), ("images", IMAGES), ("edge", EDGE), ("prompt", PROMPT)):
             if (value := getattr(originals, field)) != wanted:
-                raise UserError(f"{path}: {field} is {value!r}, here it is {wanted!r}; time the originals on this machine")
+                raise UserError(
+                    f"{path}: {field} is {value!r}, here it is {wanted!r}; time the originals on this machine"
+                )
         return originals
 
 
@@ -156,7 +164,8 @@ def bench_scorer(
         original = originals.scorers[name]
         if original.weights_sha256 != weights:
             raise UserError(
-                f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both the same file"
+                f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both"
+                " the same file"
             )
         by, theirs = originals.versions, IMAGES / original.seconds
         scores = scorer.score(images, [PROMPT] * IMAGES).double().cpu()
@@ -164,7 +173,7 @@ def bench_scorer(
     return ScorerTiming(name, weights, rate, theirs, rate / theirs if theirs else None, difference, by)
 
 
-# ---- the harness ---------------------------------------------------------------------------------------------------------
+# ---- the harness -----------------------------------------------------------------------------------------------------
 
 
 class FakeForward:
@@ -202,18 +211,20 @@ class _Stub(Scorer):
 def bench_harness(
     records: int = RECORDS, *, edge: int = EDGE, drawing: float = 0.02, scoring: float = 0.002
 ) -> dict[str, float]:
-    """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
+    """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row,
+    files written to a scratch folder.
 
-    drawing, scoring: seconds per image that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
-    Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
-    per record outside them.
+    drawing, scoring: seconds per image that stand for the forwards of the model and of each of as many scorers as
+    `METRICS` names. Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the
+    forwards) and outside_ms, milliseconds per record outside them.
     """
     from evaluate.runs import run
     from evaluate.runs.settings import METRICS, Settings
     from prompts.suites import Prompt, Suite
 
     fake_forwards, generator = (FakeForward(drawing), FakeForward(scoring)), torch.Generator().manual_seed(0)
-    # As smooth as images are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
+    # As smooth as images are, so that their files are as large: noise would not pack,
+    # flat colour would pack to nothing.
     canvas = torch.nn.functional.interpolate(
         torch.rand(1, 3, edge // 4, edge // 4, generator=generator), size=(2 * edge, 2 * edge), mode="bicubic"
     )[0].clamp(0, 1)
@@ -232,18 +243,27 @@ def bench_harness(
         total = time.perf_counter() - began
     forward = fake_forwards[0].total + fake_forwards[1].total
     return {
-        "records": records, "edge": edge, "scorers": len(METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
-        "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
-    }  # fmt: skip
+        "records": records,
+        "edge": edge,
+        "scorers": len(METRICS),
+        "drawing_s": drawing,
+        "scoring_s": scoring,
+        "total_s": total,
+        "forward_s": forward,
+        "overhead": (total - forward) / total,
+        "outside_ms": 1000 * (total - forward) / records,
+    }
 
 
-# ---- the Fréchet distance ------------------------------------------------------------------------------------------------
+# ---- the Fréchet distance --------------------------------------------------------------------------------------------
 
 
 def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
-    """Seconds of ours and of clean-fid's own function, once, on the same full-rank statistics, and by how much they differ.
+    """Seconds of ours and of clean-fid's own function, once, on the same full-rank
+    statistics, and by how much they differ.
 
-    Ours starts from moments that have computed nothing yet. Raises UserError under a scipy that clean-fid's function does not know.
+    Ours starts from moments that have computed nothing yet. Raises UserError under a scipy that
+    clean-fid's function does not know.
     """
     from cleanfid.fid import frechet_distance as original
 
@@ -271,15 +291,21 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
     try:
         reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
     except TypeError:
-        raise UserError("--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it") from None
+        raise UserError(
+            "--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it"
+        ) from None
     seconds = time_call(ours, repeats=repeats).median
     return {
-        "dimension": dimension, "ours_s": seconds, "original_s": reference, "ratio": reference / seconds,
-        "relative_difference": abs(ours() - values[0]) / values[0], "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "dimension": dimension,
+        "ours_s": seconds,
+        "original_s": reference,
+        "ratio": reference / seconds,
+        "relative_difference": abs(ours() - values[0]) / values[0],
+        "threads": torch.get_num_threads(),
+    }
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def bench(
@@ -299,13 +325,20 @@ def bench(
     for name, path in names.items():
         scorer = scorers.load(name, device=device, dtype=dtype, weights=path)
         rows.append(
-            bench_scorer(scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known)
+            bench_scorer(
+                scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known
+            )
         )
     return {
-        "hardware": hardware, "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
-        "images": IMAGES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
-        "frechet": bench_frechet() if frechet else None, "harness": bench_harness() if harness else None,
-    }  # fmt: skip
+        "hardware": hardware,
+        "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
+        "images": IMAGES,
+        "edge": EDGE,
+        "dtype": str(dtype).removeprefix("torch."),
+        "scorers": [asdict(row) for row in rows],
+        "frechet": bench_frechet() if frechet else None,
+        "harness": bench_harness() if harness else None,
+    }
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
@@ -335,11 +368,14 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table)
     if frechet := result["frechet"]:
         console.print(
-            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads: {frechet['ours_s']:.2f} s, clean-fid's own"
-            f" {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x), relative difference {frechet['relative_difference']:.1e}"
+            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads:"
+            f" {frechet['ours_s']:.2f} s, clean-fid's own {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x),"
+            f" relative difference {frechet['relative_difference']:.1e}"
         )
     if harness := result["harness"]:
         console.print(
-            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms per record outside the"
-            f" forwards, {harness['overhead']:.1%} where an image takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
+            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}:"
+            f" {harness['outside_ms']:.2f} ms per record outside the forwards, {harness['overhead']:.1%} where an image"
+            f" takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers"
+            f" {1000 * harness['scoring_s']:.0f} ms"
         )

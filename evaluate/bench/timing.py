@@ -1,7 +1,8 @@
 """How long a model takes to draw, stage by stage, and how much memory at most.
 
-A stage is what its modules' forwards take, by hooks on a stock pipeline: `text` the text encoders, `denoiser` the UNet or transformer in
-all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA events; on a CPU, the wall clock.
+A stage is what its modules' forwards take, by hooks on a stock pipeline: `text` the text encoders, `denoiser`
+the UNet or transformer in all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA
+events; on a CPU, the wall clock.
 """
 
 import json
@@ -83,11 +84,14 @@ def time_call(
     return Spread.of(seconds[warmup:])
 
 
-# ---- stages of a pipeline ------------------------------------------------------------------------------------------------
+# ---- stages of a pipeline --------------------------------------------------------------------------------------------
 
 
 def stages(pipeline: Any) -> dict[str, list[nn.Module]]:
-    """The modules of each stage. The pipeline calls `vae.decode`, which is no forward, but what it spends its time in is."""
+    """The modules of each stage.
+
+    The pipeline calls `vae.decode`, which is no forward, but what it spends its time in is.
+    """
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return {
         "text": [part for name, part in parts.items() if name.startswith("text_encoder")],
@@ -117,7 +121,8 @@ def watched(modules: dict[str, list[nn.Module]], clock: Clock) -> Iterator[dict[
 class Timing:
     """Seconds for IMAGES images, medians over calls of `batch` images (`least`, `most`: of the total), and peak memory.
 
-    peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at most, Python and loading included.
+    peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at
+    most, Python and loading included.
     """
 
     total: float
@@ -164,11 +169,12 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
-# ---- without the weights -------------------------------------------------------------------------------------------------
+# ---- without the weights ---------------------------------------------------------------------------------------------
 
 
 def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """The model's architecture with weights initialised at random (`weights.randomise`), from its configs and tokenizers alone.
+    """The model's architecture with weights initialised at random (`weights.randomise`), from
+    its configs and tokenizers alone.
 
     Raises UserError where a config is missing.
     """
@@ -188,7 +194,10 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
                     parts[name] = (
-                        weights.randomise(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
+                        weights.randomise(_build(kind, folder / name, device))
+                        .to(device, dtype)
+                        .eval()
+                        .requires_grad_(False)
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
@@ -225,7 +234,7 @@ def _build(kind: Any, folder: Path, device: str) -> nn.Module:
     return module
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +252,16 @@ class TimingSettings:
     def command(self) -> str:
         """What makes the row again."""
         words = ["evaluate", "time", "--model", self.model, *(["--random-weights"] if self.random_weights else [])]
-        words += ["--device", self.device, "--dtype", self.dtype, "--batch", str(self.batch), "--repeats", str(self.repeats)]
+        words += [
+            "--device",
+            self.device,
+            "--dtype",
+            self.dtype,
+            "--batch",
+            str(self.batch),
+            "--repeats",
+            str(self.repeats),
+        ]
         return hub.redact(shlex.join(words))
 
 
@@ -261,12 +279,20 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
     timing = time_pipeline(pipeline.to(settings.device), recipe, batch=settings.batch, repeats=settings.repeats)
     seconds = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
     return {
-        "model": settings.model, "weights": "random" if settings.random_weights else "its own",
+        "model": settings.model,
+        "weights": "random" if settings.random_weights else "its own",
         "recipe": json.dumps(recipe.record(), sort_keys=True),
-        "images": IMAGES, **seconds, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
-        "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
-        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,
-    }  # fmt: skip
+        "images": IMAGES,
+        **seconds,
+        "peak_mib": timing.peak_mib,
+        "dtype": settings.dtype,
+        "batch": settings.batch,
+        "repeats": settings.repeats,
+        "warmup": WARMUP,
+        "hardware": environment.hardware(settings.device),
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
+        "command": settings.command,
+    }
 
 
 #: What tells rows apart: the same command on the same hardware with the same versions replaces its row.

@@ -40,10 +40,11 @@ class Estimate:
 
 
 class DistributionMetric(ABC):
-    """Gathers what it needs of images as they come. In what order and to which process they come changes rounding alone.
+    """Gathers what it needs of images as they come. In what order and to which process
+    they come changes rounding alone.
 
-    It is no `torchmetrics.Metric`, whose states are tensors that are reduced one by one: here a state may hold text, its
-    parts may merge together only, and a process without an image gathers like any other.
+    It is no `torchmetrics.Metric`, whose states are tensors that are reduced one by one: here a state may hold text,
+    its parts may merge together only, and a process without an image gathers like any other.
 
     protocol: name of what is computed. Numbers of different protocols are never compared.
     weights_sha256: of the file of the network whose features are taken.
@@ -68,7 +69,9 @@ class DistributionMetric(ABC):
 
 
 def gather(metric: DistributionMetric) -> DistributionMetric:
-    """The metric of all processes' images, on each process; every process must call it. `metric` itself stays as it is."""
+    """The metric of all processes' images, on each process; every process must call it.
+    `metric` itself stays as it is.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return metric
     states: list[Any] = [None] * distributed.get_world_size()
@@ -102,8 +105,8 @@ def load(
 ) -> DistributionMetric:
     """The distribution metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
-    weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those that
-    compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.
+    weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those
+    that compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
     variant, module = _files.find(name)
     metric: DistributionMetric = module.load(variant, device, weights, reference)

@@ -1,8 +1,8 @@
 """Diversity within a prompt: how unlike the images are that a model draws of one prompt from different noise.
 
-For each prompt, the mean over its pairs of images of 1 - cosine of their features, that is one minus the mean similarity score
-of Sadat et al. (2024, CADS); then the mean over prompts. In [0, 2], 0 where noise changes nothing. The interval is Student's t
-over prompts, which are what was sampled: images of one prompt are not independent.
+For each prompt, the mean over its pairs of images of 1 - cosine of their features, that is one minus the mean
+similarity score of Sadat et al. (2024, CADS); then the mean over prompts. In [0, 2], 0 where noise changes nothing. The
+interval is Student's t over prompts, which are what was sampled: images of one prompt are not independent.
 """
 
 import math
@@ -17,14 +17,18 @@ from evaluate.distribution.frechet import Features
 from prompts.io.errors import UserError
 
 VARIANTS = {
-    "diversity/shapes-clip": "mean 1 - cosine between images of a prompt, on the features of shapes/clip; higher is more diverse",
+    "diversity/shapes-clip": (
+        "mean 1 - cosine between images of a prompt, on the features of shapes/clip; higher is more diverse"
+    ),
     "diversity/inception": "the same on FID's Inception, images prepared as fid/coco2014-30k does",
 }
 VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 class Diversity(DistributionMetric):
-    """state: by prompt, how many images and the sum `[D]` of their unit features: all that the mean over pairs needs."""
+    """state: by prompt, how many images and the sum `[D]` of their unit features: all
+    that the mean over pairs needs.
+    """
 
     def __init__(self, protocol: str, features: Features, *, weights_sha256: str):
         self.protocol, self.features, self.weights_sha256 = protocol, features, weights_sha256

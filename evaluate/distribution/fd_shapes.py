@@ -16,7 +16,9 @@ from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
 from prompts.io.errors import UserError
 
-VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
+VARIANTS = {
+    "fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"
+}
 VERIFIED_BY = {"fd-shapes": "formula"}
 
 #: Renders per caption, so that the reference's own sampling error is small.
@@ -47,7 +49,10 @@ class ShapesDistance(DistributionMetric):
 
     @torch.no_grad()
     def compute(self) -> Estimate:
-        """The distance. Captions are sorted first, so that the same images meet the same renders in whatever order they came."""
+        """The distance.
+
+        Captions are sorted first, so that the same images meet the same renders in whatever order they came.
+        """
         from prompts.shapes import render
 
         if len(self.state) < 2:

@@ -1,7 +1,8 @@
 """FID (Heusel et al. 2017) under the two protocols that DMD2's code measures COCO with (Yin et al. 2024).
 
-Each image, generated or real, is cropped to a centred square, resized by Lanczos to the protocol's size in 8 bits, resized to
-299 by clean-fid's `clean` mode (bicubic, antialiased, in float, clipped; Parmar et al. 2022), and goes through FID's Inception.
+Each image, generated or real, is cropped to a centred square, resized by Lanczos to the protocol's size in 8 bits,
+resized to 299 by clean-fid's `clean` mode (bicubic, antialiased, in float, clipped; Parmar et al. 2022), and goes
+through FID's Inception.
 
 weights: the published file of Inception's, fetched on first use. reference: the folder of real images; its moments are
 cached under a hash of every file's bytes, the protocol, the weights, and the versions of what decodes and resizes.
@@ -96,7 +97,9 @@ def reference_files(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def reference_moments(folder: Path, name: str, features: Features, weights_sha256: str, *, home: Path | None = None) -> Moments:
+def reference_moments(
+    folder: Path, name: str, features: Features, weights_sha256: str, *, home: Path | None = None
+) -> Moments:
     """Moments of all images below `folder` under the protocol `name`. home: where they are cached."""
     from rich.console import Console
     from rich.progress import track
@@ -135,7 +138,10 @@ def read_image(path: Path) -> Tensor:
 
 
 def load(name: str, device: Any, weights: str | None, reference: str | None) -> DistributionMetric:
-    """A folder of real images is needed, which are measured when the distance is asked for. weights: a local copy of Inception's."""
+    """A folder of real images is needed, which are measured when the distance is asked for.
+
+    weights: a local copy of Inception's.
+    """
     protocol = PROTOCOLS[name]
     if not reference:
         raise UserError(f"{name} compares with {protocol.real}; give their folder as the reference")

@@ -49,7 +49,9 @@ class Moments:
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """Some F `[D, D]` with F F^T the covariance: Cholesky's, or the symmetric root of one that is singular to rounding."""
+        """Some F `[D, D]` with F F^T the covariance: Cholesky's, or the symmetric root of
+        one that is singular to rounding.
+        """
         factor, failed = torch.linalg.cholesky_ex(self.covariance)
         if not failed:
             return factor
@@ -60,8 +62,8 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})` (Heusel et al. 2017, eq. 6); >= 0, 0 for equal moments.
 
-    S_a S_b has the eigenvalues of F^T S_a F, F F^T = S_b, which is symmetric: the trace of the root is the sum of their roots.
-    F is kept with b, so that a reference pays for it once.
+    S_a S_b has the eigenvalues of F^T S_a F, F F^T = S_b, which is symmetric: the trace of the root is the sum of their
+    roots. F is kept with b, so that a reference pays for it once.
     """
     cross = torch.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
@@ -81,10 +83,11 @@ def group_of(prompt: str) -> int:
 def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float]) -> Estimate:
     """The distance of a set that falls into groups, with an interval for it.
 
-    parts: images by group. distance: the distance without one group, or of all for None. The interval is the delete-a-group
-    jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree fewer than there
-    are groups. Prompts stay whole, so that it is right for several images per prompt. It says where the distance of another n
-    images would lie. It does not remove the distance's bias, which falls as 1/n: compare only equal n (Chong and Forsyth 2020).
+    parts: images by group. distance: the distance without one group, or of all for None. The interval is the
+    delete-a-group jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree
+    fewer than there are groups. Prompts stay whole, so that it is right for several images per prompt. It says where
+    the distance of another n images would lie. It does not remove the distance's bias, which falls as 1/n: compare only
+    equal n (Chong and Forsyth 2020).
     """
     n, value = sum(parts.values()), distance(None)
     if len(parts) < 2 or min(n - part for part in parts.values()) < 2:
@@ -101,8 +104,8 @@ def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float])
 class FrechetMetric(DistributionMetric):
     """Fréchet distance of images' features to a reference's moments.
 
-    features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long to
-    measure: it is asked when the distance is. n_images: how many images the protocol takes.
+    features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may
+    take long to measure: it is asked when the distance is. n_images: how many images the protocol takes.
     state: moments by group of prompts.
     """
 
@@ -128,7 +131,9 @@ class FrechetMetric(DistributionMetric):
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
         """Add images' features to their prompts' groups."""
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image")
+            raise ValueError(
+                f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
+            )
         groups = torch.tensor([group_of(prompt) for prompt in prompts])
         self._pending = (*self._pending, (self.features(images).cpu(), groups))
         if sum(len(rows) for rows, _ in self._pending) >= PENDING:

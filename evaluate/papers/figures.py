@@ -1,8 +1,8 @@
 """What the papers print: every figure of their tables, and what is known of each column.
 
-`leaderboards/paper` holds every figure that the papers' text still shows, one line per cell (`Figure`), and what is known
-of each column (`Column`): the suite and the metrics of ours that come nearest, and why the two are not known to agree,
-where they are not.
+`leaderboards/paper` holds every figure that the papers' text still shows, one line per cell (`Figure`), and what is
+known of each column (`Column`): the suite and the metrics of ours that come nearest, and why the two are not known to
+agree, where they are not.
 """
 
 from difflib import get_close_matches

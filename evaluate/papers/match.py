@@ -139,9 +139,15 @@ class Leaderboards:
         random = ", random weights" if row["weights"] == "random" else ""
         total, least, most = (float(row[f"{name}_s"]) for name in ("total", "least", "most"))
         return Ours(
-            total, math.nan, least, most, timing.IMAGES, "evaluate time", row["command"],
+            total,
+            math.nan,
+            least,
+            most,
+            timing.IMAGES,
+            "evaluate time",
+            row["command"],
             remark=f"ours: {row['hardware']}, {row['dtype']}{random}; least and most of {row['repeats']} calls",
-        )  # fmt: skip
+        )
 
 
 def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:

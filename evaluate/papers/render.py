@@ -88,7 +88,9 @@ def _row(row: Sequence[Cell], settings: Sequence[Column], measured: Sequence[Col
     entries = [Entry((figure.row, figure.model), notes(*common, *remarks))]
     if settings:
         setting_cells = [cell for column in settings for cell in by_column[column]]
-        differ = [printed_setting(cell) for cell in setting_cells if cell.ours and printed_setting(cell) != cell.figure.value]
+        differ = [
+            printed_setting(cell) for cell in setting_cells if cell.ours and printed_setting(cell) != cell.figure.value
+        ]
         values = ", ".join(cell.figure.value for cell in setting_cells), ", ".join(f"{value} here" for value in differ)
         entries.append(Entry(values, notes(*(cell.figure.note for cell in setting_cells))))
     return entries + [_entry(cell, common, notes) for column in measured for cell in by_column[column]]

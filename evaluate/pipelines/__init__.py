@@ -1,25 +1,20 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a recipe: a
-YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a
+recipe: a YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
-    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this folder
-    revision: 462165984030d8... of that hub id; without it, its newest
-    variant: fp16               which of its weights; without it, those without a suffix
-    unet: unet                  a subfolder with a network in place of the pipeline's,
-    unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare file of its weights
-    delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it lies beside the recipe
-    lora: {repo: ..., file: ..} a LoRA
-    scheduler: {name: LCMScheduler, options: {}}  in place of the pipeline's; options over those of the pipeline's
-    steps: 1
-    timesteps: [625]            in place of the scheduler's own
-    guidance_scale: 1.0         1 is no guidance
-    width: 1024                 pixels; without it and `height`, the network's own size
-    arguments: {eta: 0.3}       further arguments of the pipeline's call
-    sampler: {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call
-    dtype: fp16                 what it was published to run in, on a GPU
-    about: {title: ...}         what it is, for people
-    reported_only: why          there are no weights to load
+    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this
+    folder revision: 462165984030d8... of that hub id; without it, its newest variant: fp16               which of its
+    weights; without it, those without a suffix unet: unet                  a subfolder with a network in place of the
+    pipeline's, unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare
+    file of its weights delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it
+    lies beside the recipe lora: {repo: ..., file: ..} a LoRA scheduler: {name: LCMScheduler, options: {}}  in place of
+    the pipeline's; options over those of the pipeline's steps: 1 timesteps: [625]            in place of the
+    scheduler's own guidance_scale: 1.0         1 is no guidance width: 1024                 pixels; without it and
+    `height`, the network's own size arguments: {eta: 0.3}       further arguments of the pipeline's call sampler:
+    {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call dtype: fp16
+    what it was published to run in, on a GPU about: {title: ...}         what it is, for people reported_only: why
+    there are no weights to load
 """
 
 import hashlib
@@ -42,7 +37,8 @@ from prompts.io.errors import UserError
 from prompts.io.yaml import read_model
 
 MODELS = Path(__file__).parents[1] / "models"
-#: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and a name that could be a hub id.
+#: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and
+#: a name that could be a hub id.
 ALIKE, HUB_ALIKE = 0.6, 0.85
 
 
@@ -70,7 +66,9 @@ class Weights(_Fields):
 
 
 class Scheduler(_Fields):
-    """A scheduler's class, of diffusers or of `evaluate.pipelines.schedulers`, and options over those of the pipeline's own."""
+    """A scheduler's class, of diffusers or of `evaluate.pipelines.schedulers`, and options
+    over those of the pipeline's own.
+    """
 
     name: str
     options: dict[str, Any] = {}
@@ -118,7 +116,7 @@ def quiet() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-# ---- recipes -------------------------------------------------------------------------------------------------------------
+# ---- recipes ---------------------------------------------------------------------------------------------------------
 
 
 def names() -> list[str]:
@@ -139,12 +137,17 @@ def locate(model: str) -> Path | None:
     if close := _meant(model, HUB_ALIKE if could_be_hub else ALIKE):
         raise UserError(f"{model}: no such folder or recipe; did you mean {close!r}? 'evaluate models' lists them")
     if not could_be_hub:
-        raise UserError(f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists")
+        raise UserError(
+            f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists"
+        )
     return None
 
 
 def _meant(model: str, cutoff: float) -> str | None:
-    """The shipped model whose name this is a slip of. What begins as an embedded model's name does is always taken for one."""
+    """The shipped model whose name this is a slip of.
+
+    What begins as an embedded model's name does is always taken for one.
+    """
     name, inside = model.partition("@")[0], embedded.models()
     if name.partition("/")[0] in {known.partition("/")[0] for known in inside}:
         return get_close_matches(name, inside, 1, 0)[0]
@@ -178,7 +181,9 @@ def runnable(model: str) -> Recipe:
     """The model's recipe; a UserError where there are no weights to load."""
     recipe = read_recipe(model)
     if recipe.reported_only:
-        raise UserError(f"{model}: reported only: {recipe.reported_only}; name a model that 'evaluate models' calls runnable")
+        raise UserError(
+            f"{model}: reported only: {recipe.reported_only}; name a model that 'evaluate models' calls runnable"
+        )
     return recipe
 
 
@@ -198,7 +203,7 @@ def describe(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -214,7 +219,9 @@ def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def digest(model: str) -> str:
-    """Hash of everything that is loaded for a model: the names and the bytes of its files, and of the pipeline it leans on."""
+    """Hash of everything that is loaded for a model: the names and the bytes of its files,
+    and of the pipeline it leans on.
+    """
     quiet()
     below = ""
     for overlay in _overlays(model):
@@ -230,7 +237,9 @@ def _overlays(model: str, revision: str | None = None, variant: str | None = Non
         return [overlays.pipeline_overlay(overlays.snapshot(repo, pinned or revision, variant), variant)]
     recipe = runnable(model)
     if revision:
-        raise UserError(f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe")
+        raise UserError(
+            f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe"
+        )
     folder = path if path.is_dir() else path.parent
     if recipe.pipeline:
         parts = _overlays(beside(folder, recipe.pipeline), recipe.revision, recipe.variant)
@@ -293,7 +302,7 @@ def _configs(parts: Sequence[Overlay]) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
-# ---- noise ---------------------------------------------------------------------------------------------------------------
+# ---- noise -----------------------------------------------------------------------------------------------------------
 
 
 def generator(seed: int, key: str) -> torch.Generator:

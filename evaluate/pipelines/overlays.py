@@ -1,7 +1,9 @@
-"""What a model is made of: a whole diffusers pipeline, and overlays on it. Every file is known, every weight matched by name.
+"""What a model is made of: a whole diffusers pipeline, and overlays on it. Every file is
+known, every weight matched by name.
 
-An overlay's `kind` is `pipeline`, or says what its weights do to the pipeline's network, which is its UNet or transformer: `network`
-takes the place of its weights, `delta` is added to them, `lora` is added as products of low rank.
+An overlay's `kind` is `pipeline`, or says what its weights do to the pipeline's network, which is its
+UNet or transformer: `network` takes the place of its weights, `delta` is added to them, `lora` is
+added as products of low rank.
 """
 
 import hashlib
@@ -31,7 +33,10 @@ DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
 
 
 class Overlay(NamedTuple):
-    """Files that are loaded, below `root`. variant: which of a pipeline's weights, e.g. `fp16`; None: those without a suffix."""
+    """Files that are loaded, below `root`.
+
+    variant: which of a pipeline's weights, e.g. `fp16`; None: those without a suffix.
+    """
 
     kind: str
     root: Path
@@ -44,7 +49,7 @@ class Overlay(NamedTuple):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def snapshot(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
@@ -61,7 +66,9 @@ def snapshot(repo: str, revision: str | None = None, variant: str | None = None)
 def parts(index: Path) -> dict[str, tuple[str, str]]:
     """The parts that a `model_index.json` names: the library and the class of each."""
     if not index.is_file():
-        raise UserError(f"{index.parent}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+        raise UserError(
+            f"{index.parent}: no model_index.json there; give a folder that a diffusers pipeline was saved to"
+        )
     try:
         entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,7 +78,9 @@ def parts(index: Path) -> dict[str, tuple[str, str]]:
 
 
 def check_parts(folder: Path) -> dict[str, tuple[str, str]]:
-    """The parts of a pipeline's folder; a UserError where one is absent: an absent tokenizer would be loaded as an empty one."""
+    """The parts of a pipeline's folder; a UserError where one is absent: an absent tokenizer
+    would be loaded as an empty one.
+    """
     index = folder / "model_index.json"
     named = parts(index)
     for name in named:
@@ -110,7 +119,9 @@ def weight_files(part: Path, variant: str | None = None) -> list[Path]:
 
 
 def network_overlay(folder: Path, name: str) -> Overlay:
-    """A network's folder `folder/name`: its config and weights, and the scheduler beside it, where it was exported with one."""
+    """A network's folder `folder/name`: its config and weights, and the scheduler beside it,
+    where it was exported with one.
+    """
     config = folder / name / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
@@ -119,7 +130,7 @@ def network_overlay(folder: Path, name: str) -> Overlay:
     return Overlay("network", folder, tuple(sorted(files)))
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def network_name(pipeline: Any) -> str:
@@ -147,7 +158,8 @@ def load_pipeline(overlay: Overlay, dtype: torch.dtype) -> Any:
 
 
 def _load_part(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    # diffusers and transformers rename what older files hold, and draw at random what a file lacks; here that is an error.
+    # diffusers and transformers rename what older files hold, and draw at random what a
+    # file lacks; here that is an error.
     name = "torch_dtype" if hasattr(kind, "load_config") else "dtype"
     try:
         with warnings.catch_warnings():
@@ -184,7 +196,9 @@ def replace_network(pipeline: Any, overlay: Overlay) -> None:
 
 
 def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> None:
-    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of `evaluate.pipelines.schedulers`."""
+    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of
+    `evaluate.pipelines.schedulers`.
+    """
     import diffusers
 
     from evaluate.pipelines import schedulers
@@ -207,7 +221,9 @@ def add_delta(pipeline: Any, overlay: Overlay) -> None:
 
 
 def add_lora(pipeline: Any, overlay: Overlay) -> None:
-    """Add a LoRA to the network's weights, and to text encoders' where it has any; a key without a place is a UserError."""
+    """Add a LoRA to the network's weights, and to text encoders' where it has any; a key
+    without a place is a UserError.
+    """
     (file,) = overlay.files
     tensors = weights.read(file)
     if not hasattr(pipeline, "load_lora_weights"):  # diffusers has no LoRA of PixArt-alpha

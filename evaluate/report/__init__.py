@@ -1,7 +1,8 @@
 """One page that shows what runs measured and drew, and how trainings went: `evaluate report`.
 
-The page holds its script, its styles and its data; images lie in a folder beside it. It asks for nothing from a network, and says so
-in a Content-Security-Policy. Whatever comes from a run reaches the page as JSON and the reader as text, never as markup.
+The page holds its script, its styles and its data; images lie in a folder beside it. It asks for nothing from a
+network, and says so in a Content-Security-Policy. Whatever comes from a run reaches the page as JSON and the
+reader as text, never as markup.
 """
 
 import base64
@@ -36,10 +37,12 @@ class Written(NamedTuple):
 
 
 def report(paths: Sequence[Path], output: Path, *, overwrite: bool = False, show: bool = True) -> Written:
-    """Write one page of all runs, those of `evaluate run` and those of `align train`, and `STEM_files/` with their images beside it.
+    """Write one page of all runs, those of `evaluate run` and those of `align train`, and
+    `STEM_files/` with their images beside it.
 
-    Images are hard links where the file system has them, else copies. Page and folder are replaced only where they are a report
-    already; `overwrite` lifts that for the page. Raises UserError for what is no run, for runs of several suites, and for empty ones.
+    Images are hard links where the file system has them, else copies. Page and folder are replaced only where they are
+    a report already; `overwrite` lifts that for the page. Raises UserError for what is no run, for runs of several
+    suites, and for empty ones.
     """
     _check(output, overwrite)
     trainings = [path for path in paths if training.is_run(path)]
@@ -55,7 +58,10 @@ def assemble(data: dict[str, Any]) -> str:
     """The page, of its three parts and the data."""
     here = resources.files(__package__)
     html, css, js = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    policy = f"default-src 'none'; img-src 'self'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src 'self'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none';"
+        " form-action 'none'"
+    )
     # The data last: what is in it is not looked through again.
     for mark, text in (("policy", policy), ("generator", GENERATOR), ("css", css), ("js", js), ("data", embed(data))):
         html = html.replace(f"%{mark}%", text, 1)
@@ -95,7 +101,9 @@ def _write(output: Path, files: Path, page: str, images: Sequence[PageImage], *,
     draft, old = (files.with_name(f".{files.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         draft.mkdir(parents=True)
-        (draft / MARKER).write_text(f"{GENERATOR}: made by a program, which replaces this folder with the page beside it\n")
+        (draft / MARKER).write_text(
+            f"{GENERATOR}: made by a program, which replaces this folder with the page beside it\n"
+        )
         _place(draft, images, show=show)
         if files.exists():
             files.rename(old)

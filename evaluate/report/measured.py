@@ -34,9 +34,9 @@ class ReportColumn:
 def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage]]:
     """The runs' data, None of no run, and their images, named MODEL/ROW.
 
-    A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
-    `state[model]` has one character per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a thumbnail. Raises UserError
-    for what is no run, for runs of several suites, and for a run without records.
+    A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is
+    none, and `state[model]` has one character per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a
+    thumbnail. Raises UserError for what is no run, for runs of several suites, and for a run without records.
     """
     if not paths:
         return None, []
@@ -49,7 +49,6 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
     columns = list(dict.fromkeys(column for run in runs for column in _columns(run)))
     names = _names(columns)
     scored = [column for column in columns if not column.of_set]
-    texts = distribution.variants()
 
     states, errors, sizes, images = [], [], [], []
     for m, (file, frame) in enumerate(zip(files, frames, strict=True)):
@@ -62,26 +61,38 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
     data = {
         "suite": runs[0].meta["suite"],
         "models": [
-            {"label": label, **_made(run, file)} for run, file, label in zip(runs, files, _labels(runs, files), strict=True)
+            {"label": label, **_made(run, file)}
+            for run, file, label in zip(runs, files, _labels(runs, files), strict=True)
         ],
-        "metrics": [
-            {
-                "name": name, "weights": column.weights, "set": column.of_set, "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
-                "lower": "lower is better" in texts.get(column.name, ""), "what": texts.get(column.name, ""),
-            }
-            for column, name in zip(columns, names, strict=True)
-        ],
+        "metrics": [_metric(column, name) for column, name in zip(columns, names, strict=True)],
         "board": [[_figure(run, column) for column in columns] for run in runs],
         "ids": list(whole.index.get_level_values("id")),
         "copy": list(map(int, whole.index.get_level_values("copy"))) if copies > 1 else None,
         "prompts": list(whole["prompt"]),
-        "groups": [_group(column.removeprefix("group."), whole[column]) for column in whole if column.startswith("group.")],
-        "scores": [[_scores(run, frame, column, whole.index) for column in scored] for run, frame in zip(runs, frames, strict=True)],
+        "groups": [
+            _group(column.removeprefix("group."), whole[column]) for column in whole if column.startswith("group.")
+        ],
+        "scores": [
+            [_scores(run, frame, column, whole.index) for column in scored]
+            for run, frame in zip(runs, frames, strict=True)
+        ],
         "state": states,
         "errors": errors,
         "sizes": sizes,
-    }  # fmt: skip
+    }
     return data, images
+
+
+def _metric(column: ReportColumn, name: str) -> dict[str, Any]:
+    text = distribution.variants().get(column.name, "")
+    return {
+        "name": name,
+        "weights": column.weights,
+        "set": column.of_set,
+        "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
+        "lower": "lower is better" in text,
+        "what": text,
+    }
 
 
 def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]) -> None:
@@ -91,7 +102,8 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
         for field in ("suite", "suite_sha256"):
             if run.meta[field] != runs[0].meta[field]:
                 raise UserError(
-                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for each suite"
+                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for"
+                    " each suite"
                 )
     if twice := [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]:
         raise UserError(f"{twice[0]}: given twice; give every run once")
@@ -99,7 +111,9 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
 
 def _columns(run: Records) -> list[ReportColumn]:
     scored = [ReportColumn(name, weights, False) for name, weights in run.meta["protocols"].items()]
-    return scored + [ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("distribution", {}).items()]
+    return scored + [
+        ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("distribution", {}).items()
+    ]
 
 
 def _names(columns: Sequence[ReportColumn]) -> list[str]:
@@ -113,18 +127,24 @@ def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
     labels = [run.meta["model"] for run in runs]
     for more in (lambda file: file.parent.name, lambda file: file.stem, str):
         count = Counter(labels)
-        labels = [label if count[label] == 1 else f"{label} · {more(file)}" for label, file in zip(labels, files, strict=True)]
+        labels = [
+            label if count[label] == 1 else f"{label} · {more(file)}" for label, file in zip(labels, files, strict=True)
+        ]
     return labels
 
 
 def _made(run: Records, file: Path) -> dict[str, Any]:
     made_by = run.meta.get("made_by", {})
     identity = {
-        key: made_by[key] for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions") if key in made_by
+        key: made_by[key]
+        for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions")
+        if key in made_by
     }
     return {
-        "n": len(run.frame), "missing": run.missing, "metadata": {"records": str(file), "command": run.meta.get("command", ""), **identity},
-    }  # fmt: skip
+        "n": len(run.frame),
+        "missing": run.missing,
+        "metadata": {"records": str(file), "command": run.meta.get("command", ""), **identity},
+    }
 
 
 def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
@@ -171,7 +191,9 @@ def _images(
             source = by_hash.get(digest)
             image = PageImage.of(source, f"{m}/{row}", largest=LARGEST) if source else None
             if image is None:
-                errors[row] = "the image's file is not there" if source is None else f"{source}: cannot be read as an image"
+                errors[row] = (
+                    "the image's file is not there" if source is None else f"{source}: cannot be read as an image"
+                )
         if isinstance(error, str):
             errors[row] = error
         if image is None:
@@ -189,7 +211,9 @@ def _by_hash(folder: Path) -> dict[str, Path]:
     for index in folder.glob("*/index.json"):
         try:
             rows = json.loads(index.read_text(encoding="utf-8"))
-            files |= {row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]}
+            files |= {
+                row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]
+            }
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return files

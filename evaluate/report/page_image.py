@@ -7,7 +7,9 @@ from PIL import Image
 
 
 class PageImage(NamedTuple):
-    """`source` becomes `name`.png beside the page and, where `shrink` is not 0, `name`.jpg of at most that many pixels a side."""
+    """`source` becomes `name`.png beside the page and, where `shrink` is not 0, `name`.jpg of
+    at most that many pixels a side.
+    """
 
     source: Path
     name: str
@@ -17,7 +19,9 @@ class PageImage(NamedTuple):
 
     @classmethod
     def of(cls, source: Path, name: str, *, largest: int) -> "PageImage | None":
-        """The image in a file, made smaller where a side is above `largest`; None where the file is not there or no image."""
+        """The image in a file, made smaller where a side is above `largest`; None where the
+        file is not there or no image.
+        """
         try:
             with Image.open(source) as image:
                 width, height = image.size

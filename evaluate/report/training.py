@@ -27,14 +27,18 @@ def is_run(path: Path) -> bool:
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[PageImage]]:
-    """Per run its `label`, its config as YAML, its curves by figure, `[steps, values]`, and steps at which samples were drawn; and the
-    grids of samples, named tRUN/STEP and tRUN/STEP-predictions. Raises UserError for a log that is empty or torn."""
+    """Per run its `label`, its config as YAML, its curves by figure, `[steps, values]`, and steps at which
+    samples were drawn; and the grids of samples, named tRUN/STEP and tRUN/STEP-predictions. Raises UserError
+    for a log that is empty or torn.
+    """
     counts = Counter(path.resolve().name for path in paths)
     runs, images = [], []
     for t, path in enumerate(paths):
         lines = _lines(path / "log.jsonl")
         per_point = math.ceil(len(lines) / POINTS)
-        names = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value) and name != "step")
+        names = dict.fromkeys(
+            name for line in lines for name, value in line.items() if _is_number(value) and name != "step"
+        )
         grids = _grids(t, path / "samples")
         name = path.resolve().name
         runs.append(

@@ -12,7 +12,8 @@ from prompts.io.errors import UserError
 
 
 class SummarisedMetric(NamedTuple):
-    """One metric, of all prompts (group "") or of one group: n images, mean, and its standard error, clustered by prompt.
+    """One metric, of all prompts (group "") or of one group: n images, mean, and its
+    standard error, clustered by prompt.
 
     A distribution metric has no standard error but a 95 % interval, and no groups.
     """
@@ -41,7 +42,9 @@ def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetr
             mean, error, n = clustered_mean(scores[chosen], ids[chosen])
             rows.append(SummarisedMetric(metric, label, n, mean, error))
     for metric, estimate in records.meta.get("distribution", {}).items():
-        rows.append(SummarisedMetric(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"]))
+        rows.append(
+            SummarisedMetric(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"])
+        )
     return rows
 
 
@@ -69,7 +72,10 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
     if len(failed):
         first = failed.iloc[0]
         console.print(
-            escape(f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}: {first['error']}")
+            escape(
+                f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}:"
+                f" {first['error']}"
+            )
         )
 
 

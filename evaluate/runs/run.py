@@ -1,7 +1,7 @@
 """A suite, a model and metrics in; per-image records and one row of a leaderboard out.
 
-Everything is a function of the settings: an interrupted run continues where it was, shards fill one folder between them,
-and whoever finds it full writes the row, which is the same row each way.
+Everything is a function of the settings: an interrupted run continues where it was, shards fill one folder between
+them, and whoever finds it full writes the row, which is the same row each way.
 """
 
 import copy
@@ -175,11 +175,17 @@ def _records(
     return Records(
         frame,
         {
-            "suite": settings.suite.name, "suite_sha256": settings.suite.sha256, "model": settings.model,
-            "made_by": made_by, "n_expected": len(frame), "protocols": protocols, "complete": whole, "distribution": estimates,
+            "suite": settings.suite.name,
+            "suite_sha256": settings.suite.sha256,
+            "model": settings.model,
+            "made_by": made_by,
+            "n_expected": len(frame),
+            "protocols": protocols,
+            "complete": whole,
+            "distribution": estimates,
             "command": settings.command,
         },
-    )  # fmt: skip
+    )
 
 
 def _rows(finished: FinishedBlock) -> list[dict[str, Any]]:

@@ -65,10 +65,23 @@ class Settings:
 
 
 def from_options(
-    suite: str, models: Sequence[str], metrics: Sequence[str], *, prompts: Path | None, images: Path | None,
-    limit: int | None, seed: int, per_prompt: int, batch: int, dtype: str | None, device: str | None, output: Path,
-    shard: str, weights: Sequence[str] = (), reference: Path | None = None,
-) -> list[Settings]:  # fmt: skip
+    suite: str,
+    models: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    prompts: Path | None,
+    images: Path | None,
+    limit: int | None,
+    seed: int,
+    per_prompt: int,
+    batch: int,
+    dtype: str | None,
+    device: str | None,
+    output: Path,
+    shard: str,
+    weights: Sequence[str] = (),
+    reference: Path | None = None,
+) -> list[Settings]:
     """What the command's options mean, a `Settings` per model. Raises UserError for what cannot be meant."""
     whole = suites.load(suite, path=prompts)
     limited = replace(whole, prompts=whole.prompts[:limit])
@@ -86,12 +99,22 @@ def from_options(
     paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
-            suite=limited, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)),
-            batch=batch, dtype=dtype or _dtype(model, device, images), device=device, output=output,
-            shard=_shard(shard), limit=limit, weights=paths, reference=reference,
+            suite=limited,
+            model=model,
+            metrics=metrics,
+            images=images,
+            seeds=tuple(range(seed, seed + per_prompt)),
+            batch=batch,
+            dtype=dtype or _dtype(model, device, images),
+            device=device,
+            output=output,
+            shard=_shard(shard),
+            limit=limit,
+            weights=paths,
+            reference=reference,
         )
         for model in models
-    ]  # fmt: skip
+    ]
 
 
 def _metric(name: str) -> str:

@@ -1,7 +1,9 @@
-"""Several images per prompt, of which the one that a scorer likes best is kept: what any training has to beat at the same reward.
+"""Several images per prompt, of which the one that a scorer likes best is kept: what any training
+has to beat at the same reward.
 
-The first candidate is the image that the model draws without this, so the score never falls. Against the model's own distribution the
-KL divergence is at most log n - (n - 1) / n (Beirami et al. 2024, theorem 1), and n times as long is spent on drawing.
+The first candidate is the image that the model draws without this, so the score never falls. Against the
+model's own distribution the KL divergence is at most log n - (n - 1) / n (Beirami et al. 2024, theorem 1), and
+n times as long is spent on drawing.
 """
 
 from collections.abc import Sequence

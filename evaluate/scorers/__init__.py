@@ -1,8 +1,9 @@
 """Scorers: how well an image suits its prompt, or a person's taste. One file here is one family of them.
 
-A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
-weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be registered. `VERIFIED_BY`, name -> what
-the tests verify a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
+A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
+`load(name, weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be
+registered. `VERIFIED_BY`, name -> what the tests verify a variant against (`hpsv2 1.2.0`, `formula`), leaves
+out those that are not verified.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ __path__ = extended(__path__, "scorers")
 
 Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or images [3, H, W] of any sizes
 
-#: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's size, and a
-#: prompt's features must not depend on which others happened to come with it.
+#: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's
+#: size, and a prompt's features must not depend on which others happened to come with it.
 TEXT_BATCH = 8
-#: A CPU's caches hold the activations of few images: of so many numbers and more, it is given so many at once, and is a fifth faster.
+#: A CPU's caches hold the activations of few images: of so many numbers and more, it is given so many
+#: at once, and is a fifth faster.
 CPU_LARGE, CPU_BATCH = 3 * 224 * 224, 4
 #: Prompts whose features are kept, the newest ones: 256 MiB at 1,024 numbers each.
 TEXT_MEMORY = 65_536
@@ -85,7 +87,9 @@ class Scorer(nn.Module):
         uint8 is the protocol's path; float in [0, 1] is the differentiable one.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image")
+            raise ValueError(
+                f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
+            )
         return self.score_prepared(self.prepare(images), prompts)
 
     def score_prepared(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -120,7 +124,9 @@ def score_all(scorers: Mapping[str, Scorer], images: Images, prompts: Sequence[s
 
 @torch.no_grad()
 def path_gap(scorer: Scorer, images: Images, prompts: Sequence[str]) -> float:
-    """Largest difference, in the scorer's units, between the path of bytes and that of floats on the same uint8 images."""
+    """Largest difference, in the scorer's units, between the path of bytes and that of
+    floats on the same uint8 images.
+    """
     floats = images.float() / 255 if isinstance(images, Tensor) else [image.float() / 255 for image in images]
     return (scorer.score(images, prompts) - scorer.score(floats, prompts)).abs().max().item()
 

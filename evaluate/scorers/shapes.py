@@ -16,7 +16,9 @@ from prompts.io.errors import UserError
 VARIANTS = {
     "shapes/oracle": "1 where every fact of the caption is read off the pixels, else 0; learned from nothing",
     "shapes/facts": "how many of the caption's six facts are read off the pixels; learned from nothing",
-    "shapes/rule": "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing",
+    "shapes/rule": (
+        "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing"
+    ),
     "shapes/clip": "100 x cosine of image and caption under a small CLIP, which also gives fd-shapes its features",
     "shapes/preference": "small preference model: what shapes/rule prefers, learned from pairs",
     "shapes/preference-weak": "the same learned from few pairs, so that it can be over-optimised",
@@ -28,7 +30,10 @@ LONGEST = 160  # bytes of a caption
 
 
 class Reading(Scorer):
-    """What a function `(image [3, 32, 32] in [0, 1], caption) -> float` says. Not differentiable, on purpose: nothing may be trained on it."""
+    """What a function `(image [3, 32, 32] in [0, 1], caption) -> float` says.
+
+    Not differentiable, on purpose: nothing may be trained on it.
+    """
 
     differentiable: ClassVar[bool] = False
 
@@ -42,7 +47,9 @@ class Reading(Scorer):
         """`caption`: the captions themselves, as UTF-8 padded with zeros to `[B, LONGEST]`."""
         rows = [prompt.encode() for prompt in prompts]
         if longest := max((row for row in rows if len(row) > LONGEST), key=len, default=None):
-            raise ValueError(f"{self.protocol}: a prompt of {len(longest)} bytes is no caption of the world; leave it out")
+            raise ValueError(
+                f"{self.protocol}: a prompt of {len(longest)} bytes is no caption of the world; leave it out"
+            )
         return {"caption": torch.tensor([list(row.ljust(LONGEST, b"\0")) for row in rows], dtype=torch.uint8)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
@@ -83,7 +90,8 @@ def load(name: str, path: str | None) -> Scorer:
     folder = Path(path) if path else embedded.folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align reward'"
+            f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align"
+            " reward'"
         )
     weights.check_folder(folder)
     clip, files = CLIPModel(CLIPConfig.from_pretrained(folder)), sorted(folder.glob("*.safetensors"))

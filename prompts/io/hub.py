@@ -15,7 +15,9 @@ _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 @contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Within: files of weights are neither fetched nor read, and networks keep what they were made with or drawn with."""
+    """Within: files of weights are neither fetched nor read, and networks keep what
+    they were made with or drawn with.
+    """
     before = _left_out.set(True)
     try:
         yield
@@ -36,7 +38,9 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
     if local is not None:
         path = Path(local) / filename if Path(local).is_dir() else Path(local)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; give a local copy of {filename} of {repo}, or the folder it lies in")
+            raise UserError(
+                f"{path}: no such file; give a local copy of {filename} of {repo}, or the folder it lies in"
+            )
         return path
     if without_weights() and filename.endswith(WEIGHTS):
         return Path(filename)
@@ -71,7 +75,9 @@ def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequ
     if without_weights():
         allow = [pattern for pattern in allow if not pattern.endswith(WEIGHTS)]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore))
+        )
     except Exception as error:  # as above
         raise refusal(error, repo, "its files", revision) from None
 

@@ -97,7 +97,10 @@ def verify(image: np.ndarray, caption: str) -> dict[str, bool]:
     """
     scene = parse(caption)
     background, objects, dirt = read(image)
-    facts = {"background": background == scene.background, "count": len(objects) == len(scene.objects) and dirt <= MAX_DIRT}
+    facts = {
+        "background": background == scene.background,
+        "count": len(objects) == len(scene.objects) and dirt <= MAX_DIRT,
+    }
     pool, matched = list(objects), []
     for thing in scene.objects:
         best = max(pool, key=lambda f: 2 * (f.colour == thing.colour) + (f.shape == thing.shape), default=None)
@@ -107,7 +110,9 @@ def verify(image: np.ndarray, caption: str) -> dict[str, bool]:
     complete = len(matched) == len(scene.objects)
     facts["colour"] = complete and all(f.colour == t.colour for t, f in matched)
     facts["shape"] = complete and all(f.shape == t.shape for t, f in matched)
-    facts["size"] = complete and all(t.size in (None, "large" if f.radius > SIZE_THRESHOLD else "small") for t, f in matched)
+    facts["size"] = complete and all(
+        t.size in (None, "large" if f.radius > SIZE_THRESHOLD else "small") for t, f in matched
+    )
     facts["relation"] = complete and (not scene.relation or _holds(scene.relation, matched[0][1], matched[1][1]))
     return facts | {"correct": all(facts.values())}
 

@@ -40,8 +40,8 @@ def coverage(
 ) -> np.ndarray:
     """How much of each pixel each shape covers.
 
-    shape: [N] index into SHAPES; x, y, radius: [N] in pixels; angle: [N] in radians. Returns [N, resolution, resolution]
-    in [0, 1].
+    shape: [N] index into SHAPES; x, y, radius: [N] in pixels; angle: [N] in radians. Returns [N,
+    resolution, resolution] in [0, 1].
     """
     grid = np.arange(resolution, dtype=np.float32) + 0.5
     dx = grid[None, None, :] - x[:, None, None]
@@ -97,7 +97,9 @@ def render(captions: Sequence[str], *, seed: int) -> np.ndarray:
     centre, radius, present = _place(scenes, rng)
     n = len(scenes)
     level = np.array([BACKGROUND_LEVEL[s.background] for s in scenes])
-    canvas = (level[:, None] + rng.uniform(-0.04, 0.04, (n, 1)))[:, :, None, None] * np.ones((1, 3, RESOLUTION, RESOLUTION))
+    canvas = (level[:, None] + rng.uniform(-0.04, 0.04, (n, 1)))[:, :, None, None] * np.ones(
+        (1, 3, RESOLUTION, RESOLUTION)
+    )
     vividness = rng.uniform(*VIVIDNESS, (n, 1, 1))  # one light for the whole image
     angle = rng.uniform(-ROTATION, ROTATION, (n, MAX_OBJECTS))
     for j in range(MAX_OBJECTS):

@@ -1,5 +1,7 @@
-"""The stated rule that labels preference pairs, and that reward models can be held to: first, more of the caption's facts; then, more
-vivid colours. It is to this world what people are to the real one; nothing is trained on it but through pairs."""
+"""The stated rule that labels preference pairs, and that reward models can be held to: first, more of the
+caption's facts; then, more vivid colours. It is to this world what people are to the real one; nothing is
+trained on it but through pairs.
+"""
 
 import numpy as np
 
@@ -10,7 +12,9 @@ TIE = 0.01  # least difference in vividness that is a preference, among images o
 
 
 def vividness(image: np.ndarray) -> float:
-    """Mean spread over the colour channels of the coloured pixels of an image `[3, 32, 32]`, in [0, 1]; 0 without any."""
+    """Mean spread over the colour channels of the coloured pixels of an image `[3, 32,
+    32]`, in [0, 1]; 0 without any.
+    """
     spread = image.max(0) - image.min(0)
     coloured = spread > COLOURED
     return float(spread[coloured].mean()) if coloured.any() else 0.0

@@ -6,8 +6,8 @@
 .jsonl  a text or an object a line
 .txt    one prompt per line; blank lines are none
 
-Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever its
-case, or the only one; the others, where they are texts or numbers, become groups.
+Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever
+its case, or the only one; the others, where they are texts or numbers, become groups.
 """
 
 import csv
@@ -123,7 +123,9 @@ def _json(path: Path, content: str, place: str) -> Any:
 
 def _row(path: Path, number: int, header: list[str], fields: list[str]) -> dict[str, str]:
     if len(fields) != len(header):
-        raise UserError(f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; fix the line")
+        raise UserError(
+            f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; fix the line"
+        )
     return dict(zip(header, fields, strict=True))
 
 
@@ -147,5 +149,7 @@ def _text_column(path: Path, place: str, fields: Mapping[str, Any]) -> str:
 def _field(path: Path, place: str, fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, SCALAR):
-        raise UserError(f"{path}, {place}: {name!r} is {'missing' if value is None else 'not a text'}; write a text there")
+        raise UserError(
+            f"{path}, {place}: {name!r} is {'missing' if value is None else 'not a text'}; write a text there"
+        )
     return str(value)

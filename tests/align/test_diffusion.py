@@ -42,7 +42,9 @@ def test_pixart_noise_levels() -> None:
 @pytest.mark.parametrize("betas", [SD_BETAS, PIXART_BETAS], ids=["sd", "pixart"])
 def test_noise_levels_are_stock_diffusers_to_its_own_precision(betas: dict[str, Any]) -> None:
     stock = EulerDiscreteScheduler(**betas).sigmas[:-1].flip(0).double()
-    torch.testing.assert_close(Schedule.from_scheduler(EulerDiscreteScheduler(**betas)).sigmas, stock, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        Schedule.from_scheduler(EulerDiscreteScheduler(**betas)).sigmas, stock, rtol=1e-4, atol=0
+    )
 
 
 def test_a_schedulers_own_betas_are_taken() -> None:
@@ -82,7 +84,8 @@ def test_a_schedule_holds_what_is_within_half_a_bin_of_its_ends() -> None:
 
 # Prediction types
 
-#: What a perfect network of each type puts out for (x0, noise, alpha, sigma) of `alpha x0 + sigma noise`, as its papers write it.
+#: What a perfect network of each type puts out for (x0, noise, alpha, sigma) of `alpha x0 + sigma
+#: noise`, as its papers write it.
 TARGETS = {
     "epsilon": lambda x0, noise, alpha, sigma: noise,
     "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
@@ -112,7 +115,9 @@ def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(pr
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     ((x, time),) = seen
     torch.testing.assert_close(x, alpha * x0 + level * noise, rtol=1e-12, atol=1e-12)
-    expected = 1000 * level.flatten() if prediction == "flow_prediction" else (sigma[:, None] - SD.sigmas).abs().argmin(1)
+    expected = (
+        1000 * level.flatten() if prediction == "flow_prediction" else (sigma[:, None] - SD.sigmas).abs().argmin(1)
+    )
     torch.testing.assert_close(time, expected)
 
 
@@ -129,7 +134,9 @@ def test_the_variance_preserving_path_is_stock_diffusers() -> None:
             return target
 
         x = x0 + append_dims(SD.sigmas[t].float(), x0) * noise
-        torch.testing.assert_close(denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4
+        )
 
 
 def test_the_flow_path_is_stock_diffusers() -> None:
@@ -146,7 +153,9 @@ def test_the_flow_path_is_stock_diffusers() -> None:
 
     sigma = level / (1 - level)
     x = x0 + append_dims(sigma, x0) * noise
-    torch.testing.assert_close(denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4
+    )
 
 
 def test_sigma_is_not_rounded_with_its_timestep() -> None:

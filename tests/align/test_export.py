@@ -1,4 +1,6 @@
-"""What a run leaves and what `align export` makes of it: pipelines and LoRAs that stock diffusers loads, and a card that tells no secrets."""
+"""What a run leaves and what `align export` makes of it: pipelines and LoRAs that stock diffusers loads,
+and a card that tells no secrets.
+"""
 
 import json
 import platform
@@ -90,9 +92,11 @@ def train(family: str, published: Hub, folder: Path) -> Path:
             torch.save(getattr(made, name).state_dict(), place / "bare.bin")
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
-        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {}, "final_comparison": {"prompts": 4}, "method": "di++",
+        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {},
+        "final_comparison": {"prompts": 4}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
-        "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"}, "student": {"learning_rate": 0.03},
+        "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"},
+        "student": {"learning_rate": 0.03},
     }  # fmt: skip
     config = validate(TrainConfig, content, family)
     assert runs.train(config, folder / family / "run", resume=False, preset="shapes-di")
@@ -127,7 +131,8 @@ def lay(pipeline: Any, folder: Path) -> Any:
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     tensors = {
-        key.removeprefix("transformer."): value for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
+        key.removeprefix("transformer."): value
+        for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
     }
     targets = sorted({key.partition(".lora_")[0] for key in tensors})
     inject_adapter_in_model(LoraConfig(r=3, lora_alpha=3, target_modules=targets), pipeline.transformer)
@@ -148,7 +153,9 @@ def test_the_lora_over_its_start_draws_what_the_checkpoint_draws(trained: dict[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_path: Path, align: Run, family: str) -> None:
+def test_an_exported_lora_is_a_model_of_its_own(
+    trained: dict[str, Path], tmp_path: Path, align: Run, family: str
+) -> None:
     code, said = align("export", trained[family], "--lora", "--dtype", "fp32", "--output", tmp_path / "lora")
     assert code == 0, said
     names = {path.name for path in (tmp_path / "lora").iterdir()}
@@ -160,9 +167,13 @@ def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bare_network_is_a_model_of_its_own(trained: dict[str, Path], tmp_path: Path, align: Run, family: str) -> None:
+def test_a_bare_network_is_a_model_of_its_own(
+    trained: dict[str, Path], tmp_path: Path, align: Run, family: str
+) -> None:
     reference = str(read_yaml(trained[family] / "config.yaml")["reference"])
-    code, said = align("export", trained[family], "--pipeline", reference, "--dtype", "fp32", "--output", tmp_path / "bare")
+    code, said = align(
+        "export", trained[family], "--pipeline", reference, "--dtype", "fp32", "--output", tmp_path / "bare"
+    )
     assert code == 0, said
     checkpoint = trained[family] / "checkpoint"
     mine, theirs = (draw(pipelines.load(str(folder)), folder) for folder in (tmp_path / "bare", checkpoint))
@@ -203,7 +214,9 @@ def test_a_lora_of_what_a_folder_of_this_machine_was_made_from(tmp_path: Path, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         refused(
-            align("export", run, "--lora", "--push-to-hub", "me/model"), "on this machine alone", "push the whole checkpoint"
+            align("export", run, "--lora", "--push-to-hub", "me/model"),
+            "on this machine alone",
+            "push the whole checkpoint",
         )
 
 
@@ -215,11 +228,13 @@ def test_what_cannot_be_exported(trained: dict[str, Path], tmp_path: Path, tiny:
     refused(align("export", run, "--output", tmp_path / "x", "--lora", "--pipeline", tiny), "choose one")
     refused(align("export", tiny, "--output", tmp_path / "x", "--lora"), "no LoRA of a run there", "leave out --lora")
     (tmp_path / "other.csv").write_text("model,model_sha256\nother,0\n")
-    refused(align("export", run, "--output", tmp_path / "y", "--scores", tmp_path / "other.csv"), "no row of this model")
+    refused(
+        align("export", run, "--output", tmp_path / "y", "--scores", tmp_path / "other.csv"), "no row of this model"
+    )
     assert not (tmp_path / "x").exists()
 
 
-# ---- the card ------------------------------------------------------------------------------------------------------------
+# ---- the card --------------------------------------------------------------------------------------------------------
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -259,10 +274,14 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     found = json.loads((run / "comparison.json").read_text())
     row = found["rows"][0]
     for said in (
-        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ", "2 of the generator, 8 images",
-        "3 of the assistant, 12 images", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`", "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
-        "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions", "pickscore (reward)",
-        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"), environment.commit() or environment.versions("onestep-align").split()[-1],
+        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ",
+        "2 of the generator, 8 images",
+        "3 of the assistant, 12 images", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`",
+        "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
+        "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions",
+        "pickscore (reward)",
+        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"),
+        environment.commit() or environment.versions("onestep-align").split()[-1],
     ):  # fmt: skip
         assert said in text, said
     # A leaderboard's row of this very model, whatever it is called there.
@@ -288,7 +307,9 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     assert [(each["type"], each["value"]) for each in shown["metrics"]] == [("pickscore", 0.25), ("fid", 9.5)]
 
 
-def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(trained: dict[str, Path], align: Run, tmp_path: Path) -> None:
+def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(
+    trained: dict[str, Path], align: Run, tmp_path: Path
+) -> None:
     for family, run in trained.items():
         for options in ([], ["--lora"], ["--pipeline", "shapes/teacher"]):
             folder = tmp_path / family / (options[0] if options else "whole")
@@ -314,7 +335,8 @@ def test_what_a_user_wrote_does_nothing_in_a_card(trained: dict[str, Path]) -> N
 def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: Path("/home/alice"))
     for path, said in {
-        "/home/alice/prompts.txt": "prompts.txt", "/srv/alice/prompts.txt": "prompts.txt", "/srv/a/b/c": "b/c", "../x/y": "x/y",
+        "/home/alice/prompts.txt": "prompts.txt", "/srv/alice/prompts.txt": "prompts.txt", "/srv/a/b/c": "b/c",
+        "../x/y": "x/y",
         "runs/sd15-di/checkpoint": "sd15-di/checkpoint", "shapes:train": "shapes:train", "shapes/base": "shapes/base",
         "a/b/c.bin@main": "a/b/c.bin@main",
     }.items():  # fmt: skip
@@ -331,7 +353,7 @@ def test_a_revision_that_was_fetched_is_pinned(published: Hub, monkeypatch: pyte
     assert cards.pinned(None) is None
 
 
-# ---- tokens in configs ---------------------------------------------------------------------------------------------------
+# ---- tokens in configs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,13 +391,18 @@ def test_a_leaderboards_command_has_no_token(tmp_path: Path) -> None:
     from evaluate.bench.timing import TimingSettings
 
     told = TimingSettings(
-        model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}", random_weights=True, device="cpu", dtype="fp32", batch=1, repeats=1
+        model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}",
+        random_weights=True,
+        device="cpu",
+        dtype="fp32",
+        batch=1,
+        repeats=1,
     )
     assert "a1B2" not in told.command
     assert "evaluate time --model" in told.command
 
 
-# ---- the hub -------------------------------------------------------------------------------------------------------------
+# ---- the hub ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -398,7 +425,9 @@ def test_what_is_pushed_comes_back_and_draws(
     from huggingface_hub import snapshot_download
 
     for name, options in {"whole": [], "low-rank": ["--lora", "--private"]}.items():
-        code, said = align("export", trained["sdxl"], *options, "--output", tmp_path / name, "--push-to-hub", f"me/{name}")
+        code, said = align(
+            "export", trained["sdxl"], *options, "--output", tmp_path / name, "--push-to-hub", f"me/{name}"
+        )
         assert code == 0, said
         assert f"{account.url}/me/{name}" in said
         assert "NotTell" not in said
@@ -453,7 +482,12 @@ def test_a_push_that_fails_says_why_and_tells_no_token(
     with monkeypatch.context() as patch:
         patch.delenv("HF_TOKEN")
         fails("no token", "hf auth login")
-    for endpoint in ("http://127.0.0.1:1", f"http://user:{TOKEN}@127.0.0.1:1", f"http://user:{TOKEN}@host:port", f"://{TOKEN}"):
+    for endpoint in (
+        "http://127.0.0.1:1",
+        f"http://user:{TOKEN}@127.0.0.1:1",
+        f"http://user:{TOKEN}@host:port",
+        f"://{TOKEN}",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
             fails("not pushed")

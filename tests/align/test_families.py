@@ -29,7 +29,9 @@ CONVENTIONS = {"sigma_init": (2.5, 625, 440), "unit_variance": (1.1606, 399, 287
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES}
+    return {
+        family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES
+    }
 
 
 def make(family: str, pipeline: Any, input_scale: str = "sigma_init", sigma_init: float | None = None) -> OneStep:
@@ -96,15 +98,24 @@ def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: f
 @pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
 @pytest.mark.parametrize("input_scale", CONVENTIONS)
 @pytest.mark.parametrize("family", tiny_families.FAMILIES)
-def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, input_scale: str, shape: tuple[int, int]) -> None:
+def test_one_step_is_stock_diffusers(
+    stock: dict[str, Any], family: str, input_scale: str, shape: tuple[int, int]
+) -> None:
     pipeline, z = stock[family], noise(*shape)
     generator = make(family, pipeline, input_scale)
     mine = sample(generator, pipeline, z)
-    wrong = sample(make(family, pipeline, "unit_variance" if input_scale == "sigma_init" else "sigma_init"), pipeline, z)
+    wrong = sample(
+        make(family, pipeline, "unit_variance" if input_scale == "sigma_init" else "sigma_init"), pipeline, z
+    )
     scheduler, recipe = generator.export(pipeline.scheduler)
-    assert type(scheduler).__name__ == {"sigma_init": "EulerDiscreteScheduler", "unit_variance": "LCMScheduler"}[input_scale]
+    assert (
+        type(scheduler).__name__
+        == {"sigma_init": "EulerDiscreteScheduler", "unit_variance": "LCMScheduler"}[input_scale]
+    )
     assert recipe["timesteps"] == [CONVENTIONS[input_scale][2 if family == "pixart" else 1]]
-    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    theirs = draw(
+        pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"]
+    )
     assert largest(mine - theirs) < 1e-4
     assert largest(wrong - theirs) > 0.1
 
@@ -175,5 +186,7 @@ def test_networks_are_told_the_size_that_another_autoencoder_draws(
     generator = make(family, pipeline)
     mine = sample(generator, pipeline, z)
     scheduler, recipe = generator.export(pipeline.scheduler)
-    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    theirs = draw(
+        pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"]
+    )
     assert largest(mine - theirs) < 1e-4

@@ -33,7 +33,9 @@ def start(folder: Path, output: Path, *, resume: bool) -> subprocess.Popen[str]:
         str(output),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *(["--resume"] if resume else [])], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [*command, *(["--resume"] if resume else [])], stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.fixture

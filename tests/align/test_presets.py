@@ -1,4 +1,6 @@
-"""The papers' presets: each runs on tiny random models that are published as the real ones are, and what it leaves is stock."""
+"""The papers' presets: each runs on tiny random models that are published as the real ones
+are, and what it leaves is stock.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -110,7 +112,10 @@ def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path
     assert where
     folder = published.folder(f"datasets/{where.repository}", "main") / "data"
     folder.mkdir()
-    table = {"URL": [f"https://example.org/{i}.jpg" for i in range(9)], "TEXT": [f"a circle, number {i % 5}" for i in range(9)]}
+    table = {
+        "URL": [f"https://example.org/{i}.jpg" for i in range(9)],
+        "TEXT": [f"a circle, number {i % 5}" for i in range(9)],
+    }
     pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
     config = resolve("sd15-di", prompts=source)
     whole = run(config, tmp_path / "whole")

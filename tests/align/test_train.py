@@ -67,7 +67,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: Path, method: str, tiny_clip: None) -> None:
+def test_every_method_trains_logs_and_leaves_a_checkpoint(
+    tiny: Path, tmp_path: Path, method: str, tiny_clip: None
+) -> None:
     trained = run(make(tiny, method=method, **METHODS[method]), tmp_path / "run")
     before = weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")
     assert largest_difference(trained, before) > 1e-6
@@ -86,7 +88,9 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
     for line in lines:  # in the warm-up too: the critics' update is then the whole step
         assert line["images_per_second"] == pytest.approx(8 / line["seconds"])
     if METHODS[method]:
-        assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])
+        assert lines[-1]["reward_ratio"] == pytest.approx(
+            lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"]
+        )
         assert "reward/shapes/clip" in lines[-1]
     images = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= images
@@ -199,14 +203,18 @@ def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
     with torch.no_grad():
         expected = base(x, t, encoder_hidden_states=text)[0]
-    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, target_modules=UNET_LAYERS), checkpointing=False)
+    roles = Roles(
+        base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, target_modules=UNET_LAYERS), checkpointing=False
+    )
     student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
     assert student.keys().isdisjoint(assistant.keys())
     assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
     with torch.no_grad():
         for parameter in student.values():
             parameter.normal_()
-        outputs = [role(x, t, encoder_hidden_states=text)[0] for role in (roles.student, roles.assistant, roles.reference)]
+        outputs = [
+            role(x, t, encoder_hidden_states=text)[0] for role in (roles.student, roles.assistant, roles.reference)
+        ]
     assert (outputs[0] - expected).abs().max() > 1e-3
     torch.testing.assert_close(outputs[1], expected)
     torch.testing.assert_close(outputs[2], expected)
@@ -238,7 +246,12 @@ def test_divergence_stops_the_run_and_names_step_term_and_batch(tiny: Path, tmp_
 
 @pytest.mark.parametrize("guard", ["stop", "warn"])
 def test_the_guard_names_the_scorer_that_fell(
-    tiny: Path, tmp_path: Path, guard: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_clip: None
+    tiny: Path,
+    tmp_path: Path,
+    guard: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_clip: None,
 ) -> None:
     looks = iter(range(100))
 
@@ -267,7 +280,7 @@ def test_the_guard_names_the_scorer_that_fell(
     assert (tmp_path / "checkpoint" / "model_index.json").is_file()
 
 
-# ---- processes -----------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 WORKER = """
 import json, os, sys, weakref
@@ -340,7 +353,8 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
     (folder / "content.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "worker.py"),
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    str(folder / "worker.py"),
                str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
     root = str(Path(module.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -387,7 +401,9 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name in ("student", "assistant") for key, value in saved[name].items()}
 
 
-@pytest.mark.parametrize("storage", [{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])  # fmt: skip
+@pytest.mark.parametrize("storage",
+[{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}],
+ids=["full", "lora"])  # fmt: skip
 def test_two_sharded_processes_equal_one_resumed_or_not(
     tiny: Path, tmp_path: Path, quick_programs: None, storage: dict[str, Any]
 ) -> None:
@@ -431,5 +447,7 @@ def test_sharding_needs_processes(tiny: Path, tmp_path: Path) -> None:
 
 def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1)
-    trained = run(make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run")
+    trained = run(
+        make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run"
+    )
     assert largest_difference(trained, weights.read(other / "unet" / "diffusion_pytorch_model.safetensors")) < 1e-6

@@ -33,7 +33,8 @@ class SlowScorer:
 
 def originals(path: Path, **changes: Any) -> Path:
     content = {
-        "hardware": "here", "images": bench.IMAGES, "edge": bench.EDGE, "prompt": bench.PROMPT, "versions": "hpsv2 1.2.0",
+        "hardware": "here", "images": bench.IMAGES, "edge": bench.EDGE, "prompt": bench.PROMPT,
+        "versions": "hpsv2 1.2.0",
         "scorers": {"slow": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.IMAGES}},
     }  # fmt: skip
     path.write_text(json.dumps(content | changes))
@@ -75,7 +76,10 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
     clip = CLIPModel.from_pretrained(clip_folder).eval()
     scorer = SimpleNamespace(clip=clip, tokenizer=CLIPTokenizer.from_pretrained(clip_folder))
     name, make = bench.IMPORTABLE["clipscore/vit-l-14-torchmetrics"]
-    images, texts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), ["a red circle", "a blue square", "a circle"]
+    images, texts = (
+        torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8),
+        ["a red circle", "a blue square", "a circle"],
+    )
     with torch.no_grad():
         score = make(scorer)(images, texts)
     assert name == "torchmetrics"

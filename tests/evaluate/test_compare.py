@@ -22,7 +22,9 @@ def test_differences_by_hand() -> None:
     (row,) = compare(make({"m": A}), make({"m": B}))
     t = stats.ttest_rel(B, A)
     interval = t.confidence_interval(0.95)
-    expected = ComparedMetric("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4))
+    expected = ComparedMetric(
+        "m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4)
+    )
     assert row[:3] == expected[:3]
     assert row[3:] == pytest.approx(expected[3:])
 

@@ -37,7 +37,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, *, width: int = 80, terminal: bool)
     """Where a ProgressLog writes from now on."""
     out = io.StringIO()
     monkeypatch.setattr(
-        module, "console", Console(width=width, file=out, force_terminal=terminal, color_system=None, legacy_windows=False)
+        module,
+        "console",
+        Console(width=width, file=out, force_terminal=terminal, color_system=None, legacy_windows=False),
     )
     return out
 

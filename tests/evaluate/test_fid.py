@@ -47,7 +47,9 @@ def test_the_distance_is_clean_fids(name: str, folders: tuple[Path, Path], stand
     estimate = measure(name, folders)
     expected, features = original(*folders, SIZES[name])
     assert estimate.value == pytest.approx(expected, rel=1e-4)
-    ours = fid.features_of(StandIn(), SIZES[name], "cpu")([fid.read_image(path) for path in sorted(folders[0].iterdir())])
+    ours = fid.features_of(StandIn(), SIZES[name], "cpu")(
+        [fid.read_image(path) for path in sorted(folders[0].iterdir())]
+    )
     np.testing.assert_allclose(ours.numpy(), features, rtol=1e-5, atol=1e-6)
 
 
@@ -72,7 +74,9 @@ def test_the_two_protocols_differ(folders: tuple[Path, Path], stand_in: None) ->
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """clean-fid's own definition of the network, with seeded weights in the place of those it would fetch, and their file."""
+    """clean-fid's own definition of the network, with seeded weights in the place of those
+    it would fetch, and their file.
+    """
     from cleanfid import inception_pytorch
 
     generator, state = torch.Generator().manual_seed(0), {}
@@ -168,7 +172,9 @@ def test_weights_are_fetched_once(net: Hub, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("fault", ["another hash", "torn", "not there"])
-def test_what_is_not_the_weights_is_not_kept(fault: str, net: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_the_weights_is_not_kept(
+    fault: str, net: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if fault == "another hash":
         monkeypatch.setattr(inception, "SHA256", "0" * 64)
     elif fault == "torn":

@@ -181,4 +181,9 @@ def test_damaged_words_are_named(real_scorers: Hub, tmp_path: Path, content: str
 
 def test_a_whole_repository_can_be_listed_and_fetched(published: Hub, empty_cache: Path) -> None:
     folder = huggingface_hub.snapshot_download(clipscore.OPENAI, revision=clipscore.OPENAI_REVISION)
-    assert {path.name for path in Path(folder).iterdir()} == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert {path.name for path in Path(folder).iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+    }

@@ -89,12 +89,17 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_processes_equal_one(scorer: scorers.Scorer, clip_folder: Path, tmp_path: Path, quick_programs: None) -> None:
+def test_two_processes_equal_one(
+    scorer: scorers.Scorer, clip_folder: Path, tmp_path: Path, quick_programs: None
+) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WORKER]
     both = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meet"), str(clip_folder)], stdout=subprocess.PIPE, text=True, env=environment
+            [*command, str(rank), str(tmp_path / "meet"), str(clip_folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for rank in range(2)
     ]

@@ -27,7 +27,8 @@ from prompts.io.errors import UserError
 RECIPES = {name: pipelines.read_recipe(name) for name in pipelines.names()}
 RUNNABLE = [name for name, recipe in RECIPES.items() if not recipe.reported_only]
 PROMPTS = ["a small red circle", "a large blue square left of a small red circle"]
-#: Rows of the papers' tables, counted in the papers. DI++ Table 1 has two more; which of Table 2's models they are it does not say.
+#: Rows of the papers' tables, counted in the papers. DI++ Table 1 has two more; which of Table 2's
+#: models they are it does not say.
 ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1": 46, "DI++ Table 2": 29}
 
 
@@ -43,7 +44,7 @@ def own(tmp_path: Path, text: str, **changes: Any) -> str:
     return str(path)
 
 
-# ---- rows ----------------------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_row_of_the_papers_is_there() -> None:
@@ -97,13 +98,15 @@ def test_the_pinned_revision_is_asked_for(models: Hub, tmp_path: Path, monkeypat
     assert recipe.lora
     files = [path.strip("/").split("/resolve/") for path in models.requests if "/resolve/" in path]
     assert {(repo, rest.partition("/")[0]) for repo, rest in files} == {
-        (recipe.pipeline, recipe.revision), (recipe.lora.repo, recipe.lora.revision)
-    }  # fmt: skip
+        (recipe.pipeline, recipe.revision),
+        (recipe.lora.repo, recipe.lora.revision),
+    }
     names = {rest.partition("/")[2] for repo, rest in files if repo == recipe.pipeline}
     assert {name for name in names if name.endswith(".safetensors")} == {
-        "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
-    }  # fmt: skip
+    }
 
 
 def test_offline_once_it_is_there(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +144,7 @@ def test_other_hub_ids_still_go_to_the_hub(published: Hub) -> None:
     assert published.requests
 
 
-# ---- what is loaded is what the files hold -------------------------------------------------------------------------------
+# ---- what is loaded is what the files hold ---------------------------------------------------------------------------
 
 
 def test_old_names_of_parts_are_read(models: Hub) -> None:
@@ -200,7 +203,9 @@ def test_bare_networks_deltas_and_loras_are_what_their_files_say(models: Hub) ->
 
 
 def test_the_digest_is_of_what_is_loaded(models: Hub, tmp_path: Path) -> None:
-    board = {row["model"]: row["model_sha256"] for row in read_csv(Path(__file__).parents[2] / "leaderboards" / "shapes.csv")}
+    board = {
+        row["model"]: row["model_sha256"] for row in read_csv(Path(__file__).parents[2] / "leaderboards" / "shapes.csv")
+    }
     for name, known in board.items():
         assert pipelines.digest(name) == known
     repo = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -216,7 +221,11 @@ def test_the_digest_is_of_what_is_loaded(models: Hub, tmp_path: Path) -> None:
         path = local / used
         content = path.read_bytes()
         tensors = load_file(path) if path.suffix == ".safetensors" else {}
-        save_file({key: value + 1 for key, value in tensors.items()}, path) if tensors else path.write_bytes(content + b"\n")
+        (
+            save_file({key: value + 1 for key, value in tensors.items()}, path)
+            if tensors
+            else path.write_bytes(content + b"\n")
+        )
         assert pipelines.digest(name) != before
         path.write_bytes(content)
     assert pipelines.digest(name) == before
@@ -314,7 +323,7 @@ def test_a_recipe_that_cannot_be_meant(changes: dict[str, Any], said: str, model
     assert "\n" not in str(caught.value)
 
 
-# ---- what the hub refuses ------------------------------------------------------------------------------------------------
+# ---- what the hub refuses --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -336,7 +345,10 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(
         ({"revision": gone}, f"{base}: .*no revision {gone}.*name another revision"),
         ({"pipeline": "tianweiy/DMD2", "revision": None}, r"tianweiy/DMD2: model_index\.json cannot be fetched"),
         ({"unet": {"repo": "tianweiy/DMD2", "revision": gone, "file": "a.bin"}}, "tianweiy/DMD2: a.bin .*no revision"),
-        ({"lora": {"repo": "nobody/nothing", "file": "low.safetensors"}}, r"nobody/nothing: low\.safetensors .*no such"),
+        (
+            {"lora": {"repo": "nobody/nothing", "file": "low.safetensors"}},
+            r"nobody/nothing: low\.safetensors .*no such",
+        ),
         (
             {"unet": {"repo": "tianweiy/DMD2", "revision": there, "file": "gone.bin"}},
             r"tianweiy/DMD2: gone\.bin .*no such file at revision 19179ac8.*check the file's name",
@@ -372,7 +384,7 @@ def test_an_address_is_told_without_its_password() -> None:
     assert not any(word in said for word in ("me:", "secret", "abc"))
 
 
-# ---- samplers ------------------------------------------------------------------------------------------------------------
+# ---- samplers --------------------------------------------------------------------------------------------------------
 
 
 def test_a_straight_flow_is_followed_in_any_number_of_steps() -> None:
@@ -405,7 +417,7 @@ def test_a_window_is_crossed_where_its_noise_is_known() -> None:
         torch.testing.assert_close(found, x_end, atol=1e-4, rtol=1e-4)
 
 
-# ---- commands ------------------------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,7 +441,8 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given: dict[str, Any] = {
-        "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path, "shard": "1/1"
+        "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path,
+        "shard": "1/1"
     }  # fmt: skip
     for device, dtype, expected in (("cuda", None, "bf16"), ("cuda", "fp32", "fp32"), ("cpu", None, "fp32")):
         (asked,) = from_options("shapes", ["flux-dev-50step"], [], device=device, dtype=dtype, **given)
@@ -448,7 +461,11 @@ def test_parts_and_index_agree(models: Hub, tmp_path: Path) -> None:
     folder = tiny_models.copy(models, "stabilityai/sd-turbo", tmp_path / "local")
     (folder / "model_index.json").write_text(
         json.dumps(
-            {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": [None, None]}
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": [None, None],
+            }
         )
     )
     assert overlays.parts(folder / "model_index.json") == {"unet": ("diffusers", "UNet2DConditionModel")}

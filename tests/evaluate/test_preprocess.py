@@ -12,7 +12,9 @@ from upstream import seeded
 
 from evaluate.preprocess import CLIP_224, CLIP_MEAN, CLIP_STD, PROCESSOR_224, Preprocess, Resize, resampling_matrix
 
-ARRAYS = {name: array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for name, array in seeded.pictures().items()}
+ARRAYS = {
+    name: array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for name, array in seeded.pictures().items()
+}
 NORMALISE = transforms.Normalize(CLIP_MEAN, CLIP_STD)
 
 
@@ -85,7 +87,9 @@ def test_floats_differ_from_bytes_by_roundings_alone(name: str) -> None:
 
 def test_floats_carry_a_gradient_through_every_stage() -> None:
     steps = (Resize(size=256, fit="square", filter="lanczos"), Resize(size=224, fit="shortest"))
-    image = (0.25 + 0.5 * torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    image = (
+        (0.25 + 0.5 * torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    )
     prepare = Preprocess(size=224, resize=steps)
     weight = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (gradient,) = torch.autograd.grad((prepare(image) * weight).sum(), image)

@@ -18,7 +18,8 @@ from prompts.io.errors import UserError
 SCORES = {"hpsv2.1/aa": np.array([27.5, 28.25, np.nan, 31.0]), "pickscore": np.array([0.21, 0.22, 0.23, 0.1 + 0.2])}
 #: What a spreadsheet would take for a formula, or might.
 FORMULAS = [
-    "=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1", "'=1", "''", "=", "-", "-inf", "+1e5e5",
+    "=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1", "'=1", "''", "=", "-",
+    "-inf", "+1e5e5",
 ]  # fmt: skip
 PLAIN = [
     "a cat, 3 dogs",
@@ -133,7 +134,11 @@ def test_no_text_turns_into_a_formula(tmp_path: Path) -> None:
 
 def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    for content, words in ((b"", "cannot be read"), (b"\xff\xfe", "cannot be read"), (b"a,b\n1,2\n1\n", "row 3 has 1 cells")):
+    for content, words in (
+        (b"", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"a,b\n1,2\n1\n", "row 3 has 1 cells"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_csv(path)

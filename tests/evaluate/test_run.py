@@ -40,7 +40,9 @@ def suite(n: int = N) -> Suite:
 
 
 def settings(tiny: Path, output: Path, **changes: Any) -> Settings:
-    return Settings(**{"suite": suite(), "model": str(tiny), "metrics": METRICS, "batch": 4, "output": output} | changes)
+    return Settings(
+        **{"suite": suite(), "model": str(tiny), "metrics": METRICS, "batch": 4, "output": output} | changes
+    )
 
 
 def row(output: Path) -> dict[str, str]:
@@ -80,7 +82,11 @@ def test_shards_make_the_same_row_in_any_order(
 
 
 def test_an_interrupted_run_goes_on_to_the_same_row(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = store.replace
     # The first while images are written, the last while scores are.
@@ -99,7 +105,9 @@ def test_an_interrupted_run_goes_on_to_the_same_row(
     assert row(tmp_path / "cut") == whole[1]
 
 
-def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_or_scored_twice(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)
     monkeypatch.setattr(scorers.Scorer, "score_prepared", lambda *a, **k: pytest.fail("scored again"))
@@ -116,7 +124,8 @@ def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip:
         (("fid/coco2014-30k",), {}, "give their folder as the reference"),
         (("fid/coco2014-30k",), {"reference": Path("nowhere")}, "nowhere: 0 images there"),
         (("shapes/clip",), {"model": "./nowhere"}, "no such folder"),
-        (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"}, "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
+        (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"},
+        "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
         (("fd-shapes",), {"recipe": "{width: 64, height: 32}"}, "--metric fd-shapes: .* 64 x 32 images of .*tiny"),
         (("shapes/oracle",), {"sample_size": 32}, "--metric shapes/oracle: .* 64 x 64 images of .*tiny.*leave it out"),
     ],
@@ -176,7 +185,11 @@ def test_a_truncated_image_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip:
 
 
 def test_an_image_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_fixes(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw_blocks = run.draw_blocks
 
@@ -356,7 +369,8 @@ def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_pa
     if "device" in changes and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     given: dict[str, Any] = {
-        "models": ["shapes/base"], "metrics": (), "prompts": None, "images": None, "limit": 3, "seed": 0, "per_prompt": 1,
+        "models": ["shapes/base"], "metrics": (), "prompts": None, "images": None, "limit": 3, "seed": 0,
+        "per_prompt": 1,
         "batch": 4, "dtype": "fp32", "device": None, "output": tmp_path, "shard": "1/1",
     }  # fmt: skip
     models = (given | changes).pop("models")
@@ -395,7 +409,9 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
         "prompts": None, "images": None, "limit": None, "seed": 0, "per_prompt": 1, "batch": 4, "dtype": "fp32",
         "device": "cpu", "output": tmp_path, "shard": "1/1",
     }  # fmt: skip
-    (asked,) = from_options("shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given)
+    (asked,) = from_options(
+        "shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given
+    )
     assert asked.metrics == ("hpsv2.1/aa", "aesthetic/v2", "fd-shapes")
     assert asked.weights == {"hpsv2.1/aa": "a/b"}
     for metrics, weights, said in ((["hpsv3"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
@@ -408,7 +424,11 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, calls = Image.Image.save, itertools.count()
 
@@ -436,7 +456,8 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
         (["--model", "./nowhere"], 2, "no such folder"),
         (["--model", "theirs", "--images", "nowhere"], 2, "no such folder"),
         (["--model", "theirs", "--images", "EMPTY", "--metric", "shapes/oracle", "--limit", "2"], 2, "no images there"),
-        (["--model", "theirs", "--images", "HALF", "--metric", "shapes/oracle", "--limit", "2"], 4, "1 of 2 images have errors"),
+        (["--model", "theirs", "--images", "HALF", "--metric", "shapes/oracle", "--limit", "2"], 4,
+        "1 of 2 images have errors"),
     ],
 )  # fmt: skip
 def test_exit_codes(

@@ -24,7 +24,9 @@ NAMES = list(scorers.variants())
 
 @pytest.fixture(params=NAMES)
 def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, real_scorers: Hub) -> scorers.Scorer:
-    given = str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
+    given = (
+        str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
+    )
     try:
         return scorers.load(request.param, weights=given)
     except UserError as error:
@@ -46,7 +48,10 @@ def test_a_score_depends_on_its_own_image(scorer: scorers.Scorer) -> None:
     assert scorer.score(BYTES, CAPTIONS).unique().numel() == len(CAPTIONS)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     torch.testing.assert_close(
-        scorer.score(BYTES[order], [CAPTIONS[i] for i in order]), scorer.score(BYTES, CAPTIONS)[order], atol=1e-4, rtol=1e-4
+        scorer.score(BYTES[order], [CAPTIONS[i] for i in order]),
+        scorer.score(BYTES, CAPTIONS)[order],
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -61,7 +66,9 @@ def test_bytes_and_floats_agree(scorer: scorers.Scorer) -> None:
 
 
 def test_a_list_of_images_scores_as_a_batch(scorer: scorers.Scorer) -> None:
-    torch.testing.assert_close(scorer.score(list(IMAGES), CAPTIONS), scorer.score(IMAGES, CAPTIONS), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        scorer.score(list(IMAGES), CAPTIONS), scorer.score(IMAGES, CAPTIONS), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_gradients_pass_exactly_where_promised(scorer: scorers.Scorer) -> None:
@@ -102,7 +109,9 @@ def test_a_prompt_too_few_is_refused(scorer: scorers.Scorer) -> None:
         scorers.score_all({"a": scorer}, IMAGES, CAPTIONS[:-1])
 
 
-def test_each_prompt_is_encoded_once_and_apart_from_the_others(scorer: scorers.Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_is_encoded_once_and_apart_from_the_others(
+    scorer: scorers.Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     encode = type(scorer).encode
 

@@ -146,7 +146,8 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
         from evaluate.distribution.frechet import FrechetMetric, Moments
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
-        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
+        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()),
+        asked=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
@@ -195,7 +196,12 @@ def test_the_interval_covers_as_often_as_it_says(shared: float) -> None:
     estimates = []
     for _ in range(300):
         common, own = rng.normal(size=(200, 1, 4)), rng.normal(size=(200, 2, 4))
-        features = (math.sqrt(shared) * common + math.sqrt(1 - shared) * own).reshape(400, 4) * [0.7, 0.9, 1.1, 1.3] + 0.2
+        features = (math.sqrt(shared) * common + math.sqrt(1 - shared) * own).reshape(400, 4) * [
+            0.7,
+            0.9,
+            1.1,
+            1.3,
+        ] + 0.2
         metric = metric_of(STANDARD)
         metric.update(torch.from_numpy(features), prompts)
         estimates.append(metric.compute())
@@ -210,8 +216,10 @@ def test_too_few_images_are_said_so() -> None:
     features = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
     metric = metric_of(wide, n_images=100)
     metric.update(features, [f"{i}" for i in range(60)])
-    assert metric.compute().note == (
-        "rank-deficient: 60 images for 64 dimensions, so the value is far too high; 60 images where the protocol takes 100"
+    assert (
+        metric.compute().note
+        == "rank-deficient: 60 images for 64 dimensions, so the value is far too high; 60 images where the protocol"
+        " takes 100"
     )
     single = metric_of(STANDARD, n_images=8)
     single.update(torch.randn(8, 4), ["one prompt"] * 8)
@@ -258,7 +266,9 @@ def test_diversity_is_the_mean_over_pairs_then_over_prompts() -> None:
         by_prompt.append(torch.stack(pairs).mean().item())
     estimate = diversity(features, prompts)
     assert estimate.value == pytest.approx(np.mean(by_prompt), rel=1e-12)
-    assert estimate.high - estimate.value == pytest.approx(4.302653 * np.std(by_prompt, ddof=1) / math.sqrt(3), rel=1e-6)
+    assert estimate.high - estimate.value == pytest.approx(
+        4.302653 * np.std(by_prompt, ddof=1) / math.sqrt(3), rel=1e-6
+    )
     assert estimate.n == 8
     assert estimate.note == "1 prompts of a single image left out"
 

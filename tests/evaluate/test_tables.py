@@ -1,4 +1,6 @@
-"""The papers' tables: every figure counted, a difference only where protocols are known to agree, names never markup."""
+"""The papers' tables: every figure counted, a difference only where protocols are
+known to agree, names never markup.
+"""
 
 import json
 import re
@@ -28,7 +30,7 @@ from prompts.shapes import sample_captions
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
 
 
-# ---- the papers' side ----------------------------------------------------------------------------------------------------
+# ---- the papers' side ------------------------------------------------------------------------------------------------
 
 
 #: Rows by part and figures a row, counted in the papers; of DI++ Table 1 the text keeps 5 figures.
@@ -61,7 +63,8 @@ def test_rows_and_figures_are_counted(name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
     ranges = {
-        "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4), "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
+        "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4),
+        "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
         **dict.fromkeys(("Animation", "Concept-Art", "Painting", "Photo", "Average", "column unknown"), (26, 34, 2)),
     }  # fmt: skip
     for figure in read_figures(name):
@@ -143,16 +146,18 @@ def test_an_unknown_table_names_the_nearest() -> None:
         read_figures("di-star/4")
 
 
-# ---- ours ----------------------------------------------------------------------------------------------------------------
+# ---- ours ------------------------------------------------------------------------------------------------------------
 
 
 def row_of(model: str, column: Column, value: float = 1.5, **changes: str) -> dict[str, str]:
     """A row of a leaderboard: a whole run of the suite with the metrics of one column."""
     n = str(suites.card(column.suite).n)
     row = dict.fromkeys(leaderboard.FIXED, "x") | {
-        "model": model, "suite": column.suite, "n": n, "complete": "True", "suite_sha256": column.suite_sha256 or "5" * 64,
+        "model": model, "suite": column.suite, "n": n, "complete": "True",
+        "suite_sha256": column.suite_sha256 or "5" * 64,
         "recipe": json.dumps(pipelines.read_recipe(model).record()),
-        "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0 --per-prompt 1",
+        "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0"
+        " --per-prompt 1",
     }  # fmt: skip
     for protocol in column.ours:
         row |= {protocol: str(value), f"{protocol} se": "0.0123", f"{protocol} n": n, f"{protocol} weights": "a"}
@@ -182,7 +187,9 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     rows: dict[str, list[dict[str, str]]] = {}
     for name in TABLES:
         for column in read_columns(name):
-            for model in {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ():
+            for model in (
+                {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ()
+            ):
                 if not pipelines.read_recipe(model).reported_only:
                     rows.setdefault(column.suite, []).append(row_of(model, column))
     for suite, lines in rows.items():
@@ -197,7 +204,11 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
         assert cell.difference == pytest.approx(1.5 - float(cell.figure.value))
     for name in TABLES:
         for cell in cells(name, tmp_path):
-            assert (cell.difference is None) == bool(cell.why) or cell.column.ours == ("seconds",) or cell.column.is_setting
+            assert (
+                (cell.difference is None) == bool(cell.why)
+                or cell.column.ours == ("seconds",)
+                or cell.column.is_setting
+            )
             if cell.column.suite and cell.figure.model and not pipelines.read_recipe(cell.figure.model).reported_only:
                 assert cell.column.group or cell.ours
 
@@ -290,7 +301,8 @@ def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
 
 def timing_row(**changes: str) -> dict[str, str]:
     return {
-        "model": "sdxl-distar", "weights": "its own", "total_s": "2.2", "least_s": "2.1", "most_s": "2.3", "dtype": "fp16",
+        "model": "sdxl-distar", "weights": "its own", "total_s": "2.2", "least_s": "2.1", "most_s": "2.3",
+        "dtype": "fp16",
         "repeats": "5", "hardware": "a card", "command": "evaluate time",
     } | changes  # fmt: skip
 
@@ -306,7 +318,7 @@ def test_times_are_shown_with_their_hardware_and_never_subtracted(tmp_path: Path
     assert "hardware" in cell.why
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------------
+# ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
 class Page(HTMLParser):
@@ -409,7 +421,7 @@ def test_the_terminal_is_readable_in_120_columns(
     assert said.count("[red]x[/red]") == 22 + 1
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -436,10 +448,17 @@ def test_the_command_lists_and_refuses(
 
 @pytest.fixture
 def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The rows of DI* Table 2 on the loopback hub with images of few pixels, and 3 prompts called Parti's. Returns a folder for results."""
+    """The rows of DI* Table 2 on the loopback hub with images of few pixels, and 3 prompts called Parti's.
+
+    Returns a folder for results.
+    """
     sha256 = column_of("di-star/2", "Image Reward").suite_sha256
-    prompts = tuple(suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3)))
-    monkeypatch.setattr(suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", ""))
+    prompts = tuple(
+        suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3))
+    )
+    monkeypatch.setattr(
+        suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", "")
+    )
     recipes = tmp_path / "models"
     recipes.mkdir()
     for model in pipelines.names():
@@ -481,7 +500,19 @@ def test_run_fills_the_table_and_goes_on(
     assert rest.runs["parti"][0] == ["sdxl-dipp", "sdxl-sim", "sdxl-distar", "sdxl-distar-long"]
     page = world / "t.html"
     assert (
-        command(monkeypatch, "di-star/2", "--run", "--limit", 2, "--leaderboards", world, "--output", page, "--device", "cpu")
+        command(
+            monkeypatch,
+            "di-star/2",
+            "--run",
+            "--limit",
+            2,
+            "--leaderboards",
+            world,
+            "--output",
+            page,
+            "--device",
+            "cpu",
+        )
         == 0
     )
     assert [row["model"] for row in read_csv(world / "parti.csv")] == sorted([*done, *rest.runs["parti"][0]])

@@ -110,6 +110,13 @@ def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monk
 def test_what_cannot_be_timed_is_refused(configs: Path, change: dict[str, str]) -> None:
     if change.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
-    settings = {"model": str(configs), "random_weights": True, "device": "cpu", "dtype": "fp32", "batch": 1, "repeats": 1}
+    settings = {
+        "model": str(configs),
+        "random_weights": True,
+        "device": "cpu",
+        "dtype": "fp32",
+        "batch": 1,
+        "repeats": 1,
+    }
     with pytest.raises(UserError, match=next(iter(change))):
         timing.measure(timing.TimingSettings(**(settings | change)))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Our scorers against what they say they are verified by: the originals' own code, or published formulas written out.
 
-`tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals in an environment of their own.
+`tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals
+in an environment of their own.
 """
 
 import importlib
@@ -30,11 +31,14 @@ from prompts.shapes import render, sample_captions
 UPSTREAM = Path(seeded.__file__).parent
 PREFIXES = list(REFERENCE["made_by"]["pictures_sha256"])
 #: By prefix, by scorer, by image: one number per prompt.
-SCORES = {prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES}
+SCORES = {
+    prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES
+}
 ORIGINALS = sorted({name for tables in SCORES.values() for name in tables})
 COMPARED: set[str] = set()
-#: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides round to float32,
-#: on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away, and ours in float32 up to 1.3e-5.
+#: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides
+#: round to float32, on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away,
+#: and ours in float32 up to 1.3e-5.
 WITHIN = {"hpsv2": 1e-6, "imagereward": 2e-5}
 PROMPTS = seeded.prompts()
 
@@ -156,7 +160,9 @@ def test_imagereward_at_full_size_has_the_originals_tensors() -> None:
     assert sum(tensor.numel() for tensor in ours.state_dict().values()) > 440_000_000
 
 
-@pytest.mark.parametrize(("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)]
+)
 def test_clips_at_full_size_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config(name))
@@ -177,7 +183,9 @@ def compare(name: str, files: dict[str, Path], expected: Any, *, atol: float = 1
     for prompt in PROMPTS:
         ours = scorer.score(images, [prompt] * len(images))
         with torch.no_grad():
-            theirs = torch.stack([expected(Image.open(path).convert("RGB"), prompt).reshape(()) for path in files.values()])
+            theirs = torch.stack(
+                [expected(Image.open(path).convert("RGB"), prompt).reshape(()) for path in files.values()]
+            )
         assert theirs.std() > 100 * atol
         torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
@@ -196,7 +204,10 @@ def clip_parts(hub: Hub, weights_at: tuple[str, str], words_at: tuple[str, str])
 
 @compares("pickscore", "pickscore/scaled")
 def test_pickscore_is_its_model_card(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """Kirstain et al. 2023, eq. 1 and the model card's code: embeddings of unit length, their product, exp(logit_scale)."""
+    """Kirstain et al. 2023, eq. 1, and the model card's code.
+
+    Embeddings of unit length, their product, exp(logit_scale).
+    """
     model, tokenizer, processor = clip_parts(
         real_scorers, (pickscore.REPOSITORY, pickscore.REVISION), (pickscore.WORDS, pickscore.WORDS_REVISION)
     )
@@ -220,7 +231,9 @@ def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str
     model, tokenizer, processor = clip_parts(real_scorers, where, where)
 
     class Unwrapped:
-        """transformers 5 returns objects where torchmetrics expects tensors; its words are cut here, not warned about."""
+        """transformers 5 returns objects where torchmetrics expects tensors; its words
+        are cut here, not warned about.
+        """
 
         config = model.config
 
@@ -257,7 +270,9 @@ def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str
 
 @compares("clipscore/vit-g-14-dmd2")
 def test_clipscore_is_dmd2s(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put in among the tokens, the cosine."""
+    """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put
+    in among the tokens, the cosine.
+    """
     path = real_scorers.folder(clipscore.LAION, clipscore.LAION_REVISION) / "open_clip_pytorch_model.bin"
     clip, _, transform = open_clip.create_model_and_transforms("ViT-g-14", pretrained=str(path))
     clip.eval()
@@ -275,14 +290,20 @@ def test_clipscore_is_dmd2s(name: str, real_scorers: Hub, files: dict[str, Path]
 
 @compares("aesthetic/v2")
 def test_aesthetic_is_its_authors_formula(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """improved-aesthetic-predictor: OpenAI's transform, image embedding over its L2 norm in numpy, five linear layers."""
+    """improved-aesthetic-predictor: OpenAI's transform, image embedding over its L2
+    norm in numpy, five linear layers.
+    """
     where = (aesthetic.REPOSITORY, aesthetic.REVISION)
     model, _, _ = clip_parts(real_scorers, where, where)
     head = torch.load(real_scorers.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
-    transform = transforms.Compose([
-        transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ]
+    )
 
     def formula(image: Image.Image, prompt: str) -> torch.Tensor:
         embedding = model.get_image_features(transform(image)[None]).pooler_output.numpy()
@@ -334,7 +355,9 @@ def test_seeded_weights_depend_on_the_name_alone() -> None:
 
 
 def test_every_claim_is_compared() -> None:
-    """A scorer says in its file what it was verified by; here it is compared with that, and a new one may say nothing."""
+    """A scorer says in its file what it was verified by; here it is compared with that,
+    and a new one may say nothing.
+    """
     claims, packages = scorers.verified(), REFERENCE["made_by"]["packages"]
     assert not claims.keys() - COMPARED, "these say they are verified, and nothing here compares them"
     assert not COMPARED - claims.keys(), "these are compared, and their files do not say so"
@@ -348,14 +371,16 @@ def test_every_claim_is_compared() -> None:
 
 @pytest.fixture
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Adds the documents' example to the scorers, as `example` beside one that may be there, with lines of one's own behind it."""
+    """Adds the documents' example to the scorers, as `example` beside one that may be there,
+    with lines of one's own behind it.
+    """
     monkeypatch.setattr(scorers, "__path__", [*scorers.__path__, str(tmp_path)])
     page = (UPSTREAM.parents[1] / "docs" / "add-a-reward.md").read_text(encoding="utf-8")
     block = re.search(r"^```python evaluate/scorers/colourfulness\.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert block
 
     def write(lines: str) -> None:
-        text = block[1].replace('VARIANTS = {"colourfulness":', 'VARIANTS = {"example":')
+        text = block[1].replace('"colourfulness": ', '"example": ')
         (tmp_path / "example.py").write_text(text + lines, encoding="utf-8")
         importlib.invalidate_caches()
 

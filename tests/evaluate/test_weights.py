@@ -97,7 +97,9 @@ def test_a_bare_network_over_a_pipeline(tmp_path: Path, tiny: Path) -> None:
     with torch.no_grad():
         unet.conv_out.bias += 1
     unet.save_pretrained(folder / "unet")
-    (folder / "recipe.yaml").write_text(f"pipeline: {tiny}\nunet: unet\nsteps: 1\ntimesteps: [625]\nguidance_scale: 1.0\n")
+    (folder / "recipe.yaml").write_text(
+        f"pipeline: {tiny}\nunet: unet\nsteps: 1\ntimesteps: [625]\nguidance_scale: 1.0\n"
+    )
     loaded, recipe = pipelines.load(str(folder)), pipelines.read_recipe(str(folder))
     assert torch.equal(loaded.unet.conv_out.bias, unet.conv_out.bias)
     assert recipe.call() == {"timesteps": [625], "guidance_scale": 1.0}
@@ -106,7 +108,9 @@ def test_a_bare_network_over_a_pipeline(tmp_path: Path, tiny: Path) -> None:
         pipelines.load(str(folder))
 
 
-@pytest.mark.parametrize(("text", "message"), [("steps: -1", "steps"), ("speed: 3", "speed"), ("steps: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("steps: -1", "steps"), ("speed: 3", "speed"), ("steps: [", "not valid YAML")]
+)
 def test_a_bad_recipe_names_the_field(tmp_path: Path, tiny: Path, text: str, message: str) -> None:
     damage(tmp_path / "m", tiny, "unet")
     (tmp_path / "m" / "recipe.yaml").write_text(text)

@@ -26,7 +26,9 @@ def test_no_caption_is_both_trained_on_and_held_out(family: str) -> None:
 
 def test_the_captions_of_tables_are_fixed_for_good() -> None:
     test = "\n".join(caption for family in FAMILIES for caption in captions("test", family))
-    assert hashlib.sha256(test.encode()).hexdigest() == "82998739de0f9d01c7f97853adb6b644ae96b5ab7a6f3bec0554f51e462566b1"
+    assert (
+        hashlib.sha256(test.encode()).hexdigest() == "82998739de0f9d01c7f97853adb6b644ae96b5ab7a6f3bec0554f51e462566b1"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,12 +44,18 @@ def test_an_edited_caption_differs_in_one_thing_and_is_trained_on(family: str) -
         things = [(x, y) for x, y in zip(a.objects, b.objects, strict=False) if x != y]
         if family == "count" and things:
             things = things[:1]
-        parts = [name for x, y in things for name in ("size", "colour", "shape") if getattr(x, name) != getattr(y, name)]
+        parts = [
+            name for x, y in things for name in ("size", "colour", "shape") if getattr(x, name) != getattr(y, name)
+        ]
         parts += [name for name in ("background", "relation") if getattr(a, name) != getattr(b, name)]
         parts += ["count"] if len(a.objects) != len(b.objects) else []
         assert len(parts) == 1, (caption, other)
         seen |= set(parts)
-    everything = {"one": {"size"}, "count": {"count"}, "pair": {"size", "relation"}}[family] | {"colour", "shape", "background"}
+    everything = {"one": {"size"}, "count": {"count"}, "pair": {"size", "relation"}}[family] | {
+        "colour",
+        "shape",
+        "background",
+    }
     assert seen == everything
 
 
@@ -73,13 +81,22 @@ CHANGES = {
     "background": {"background": "black"},
     "count": {"objects": (Object(size="small", colour="red", shape="circle"),), "relation": None},
     "colour": {
-        "objects": (Object(size="small", colour="green", shape="circle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="small", colour="green", shape="circle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "shape": {
-        "objects": (Object(size="small", colour="red", shape="triangle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="small", colour="red", shape="triangle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "size": {
-        "objects": (Object(size="large", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="large", colour="red", shape="circle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "relation": {"relation": "right of"},
 }
@@ -88,7 +105,8 @@ CHANGES = {
 @pytest.mark.parametrize("fact", CHANGES)
 def test_the_oracle_notices_a_wrong(fact: str) -> None:
     scene = {
-        "objects": (Object(size="small", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square")),
+        "objects": (Object(size="small", colour="red", shape="circle"),
+        Object(size="large", colour="blue", shape="square")),
         "relation": "left of", "background": "white",
     }  # fmt: skip
     caption = Scene(**scene).caption
@@ -105,7 +123,9 @@ def test_every_relation_is_drawn_and_read() -> None:
     for drawn in RELATIONS:
         image = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
         for read in RELATIONS:
-            assert verify(image, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (read == drawn)
+            assert verify(image, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (
+                read == drawn
+            )
 
 
 def test_noise_and_blanks_are_not_correct() -> None:

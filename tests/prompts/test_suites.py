@@ -25,7 +25,8 @@ from prompts.suites import _recipe
 
 #: What a careless reader would alter, drop or run together.
 ODD = [
-    '"A B" at the start', 'a sign says "OPEN"', " edge blanks ", "=SUM(A1:A2)", "../../etc/passwd", "one, two; three", "same", "same",
+    '"A B" at the start', 'a sign says "OPEN"', " edge blanks ", "=SUM(A1:A2)", "../../etc/passwd", "one, two; three",
+    "same", "same",
     "a vertical\x0btab and a line\u2028separator", "naïve café 🎨", "#hash", "{braces}", "NULL",
 ]  # fmt: skip
 
@@ -253,7 +254,9 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tupl
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
 
     def ask() -> str:
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False).stderr
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        ).stderr
 
     # What came is not the real file, and is known not to be.
     assert "UserError: " in ask()
@@ -264,12 +267,21 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tupl
 
 
 def test_overlap_finds_the_same_words_and_nearly_the_same(tmp_path: Path) -> None:
-    held_out = ["A red  Cube on a blue sphere near the old wooden table by the sea", "a dog", "A dog.", "something else"]
+    held_out = [
+        "A red  Cube on a blue sphere near the old wooden table by the sea",
+        "a dog",
+        "A dog.",
+        "something else",
+    ]
     suite = suites.load(str(write(tmp_path / "held.txt", held_out)))
     found = suites.overlap(
         ["  a DOG ", "a red cube on a blue sphere near the old wooden table by the sea, there", "a cat"], suite
     )
-    assert [(match.id, match.exact) for match in found] == [("held/0002", True), ("held/0003", False), ("held/0001", False)]
+    assert [(match.id, match.exact) for match in found] == [
+        ("held/0002", True),
+        ("held/0003", False),
+        ("held/0001", False),
+    ]
     assert [match.similarity for match in found[:2]] == [1, 1]
     assert found[2].similarity == pytest.approx(15 / 18)
     swapped = "a blue cube on a red sphere near the old wooden table by the sea"

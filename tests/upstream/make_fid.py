@@ -1,4 +1,5 @@
-"""Writes `fid.json`, with `tox run -e upstream-fid`: what clean-fid's own code makes of images and of a network that seeds make.
+"""Writes `fid.json`, with `tox run -e upstream-fid`: what clean-fid's own code makes of images
+and of a network that seeds make.
 
 Its sqrtm needs scipy < 1.18.
 """
@@ -33,14 +34,18 @@ class StandIn(nn.Module):
 
 
 def make_images(n: int, *, seed: int, contrast: float) -> list[np.ndarray]:
-    """uint8 `[H, W, 3]`, or `[H, W]` for every seventh: waves and noise, 224 to 1024 pixels a side, most of them not square."""
+    """uint8 `[H, W, 3]`, or `[H, W]` for every seventh: waves and noise, 224 to 1024 pixels a
+    side, most of them not square.
+    """
     rng = np.random.default_rng(seed)
     images = []
     for i in range(n):
         height, width = (int(side) for side in rng.integers(224, 1025, 2))
         y, x = np.mgrid[0:height, 0:width] / 40
         waves = [np.sin(x * rng.uniform(0.2, 4) + y * rng.uniform(0.2, 4) + rng.uniform(0, 6)) for _ in range(3)]
-        image = 127.5 + contrast * 90 * np.stack(waves, -1) + rng.normal(0, 20, (height, width, 3)) + rng.normal(0, 15, 3)
+        image = (
+            127.5 + contrast * 90 * np.stack(waves, -1) + rng.normal(0, 20, (height, width, 3)) + rng.normal(0, 15, 3)
+        )
         image = image.clip(0, 255).astype(np.uint8)
         images.append(image[..., 0] if i % 7 == 0 else image)
     return images
@@ -57,7 +62,9 @@ def save(images: list[np.ndarray], folder: Path) -> Path:
 
 
 def original(generated: Path, real: Path, size: int) -> tuple[float, np.ndarray]:
-    """The distance and the generated images' features, by clean-fid's functions and the transform that DMD2 gives them."""
+    """The distance and the generated images' features, by clean-fid's functions and the
+    transform that DMD2 gives them.
+    """
     from cleanfid.fid import fid_from_feats, get_folder_features
     from torchvision.transforms.functional import center_crop
 

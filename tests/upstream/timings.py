@@ -1,9 +1,10 @@
 """Time hpsv2's and image-reward's public calls at full size on random weights, for `evaluate bench --originals`.
 
-python tests/upstream/timings.py FOLDER, in the environment `upstream`, writes into FOLDER the weights (6 GB, kept if they are there) and
-`originals.json`; then, in the project's own environment,
+python tests/upstream/timings.py FOLDER, in the environment `upstream`, writes into FOLDER the weights (6 GB, kept if
+they are there) and `originals.json`; then, in the project's own environment,
 
-evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --scorer clipscore/vit-l-14-torchmetrics=FOLDER/clip \\
+evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --scorer
+clipscore/vit-l-14-torchmetrics=FOLDER/clip \\
     --originals FOLDER/originals.json --frechet --harness
 """
 
@@ -53,7 +54,10 @@ def measure(call: Callable[[], object]) -> dict[str, object]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(seconds[WARMUP:]), "scores": np.asarray(result, dtype=float).reshape(-1).tolist()}
+    return {
+        "seconds": statistics.median(seconds[WARMUP:]),
+        "scores": np.asarray(result, dtype=float).reshape(-1).tolist(),
+    }
 
 
 def time_hpsv2(folder: Path) -> dict[str, object]:
@@ -79,7 +83,9 @@ def time_imagereward(folder: Path) -> dict[str, object]:
     module = sys.modules["ImageReward.ImageReward"]
     make.use_words(folder)
     config = folder / "med_config.json"
-    config.write_text(json.dumps({"add_cross_attention": True, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 30524}))
+    config.write_text(
+        json.dumps({"add_cross_attention": True, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 30524})
+    )
     torch.manual_seed(0)
     network = module.ImageReward(med_config=str(config)).eval()
     checkpoint = folder / "ImageReward.pt"
