@@ -147,7 +147,7 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
         metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()),
-        asked=60, weights_sha256="")
+        n_images=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
