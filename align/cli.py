@@ -9,7 +9,10 @@ import typer
 from prompts.io.errors import UserError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train one-step text-to-image generators."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train one-step text-to-image generators.",
 )
 
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="YAML laid over the preset.")]
@@ -18,25 +21,30 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4."),
 ]
 Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole state of the run folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest whole state of the run folder.")]
 
 
 @app.command()
 def train(
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
-    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output: Output = None,
+    resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config, estimate the GPU memory it needs, and stop.")
     ] = False,
     gpu_memory: Annotated[
         Optional[float],
-        typer.Option("--gpu-memory", metavar="GIB", min=0, help="With --dry-run: what a GPU has; by default the one at hand."),
+        typer.Option(
+            "--gpu-memory", metavar="GIB", min=0, help="With --dry-run: what a GPU has; by default the one available."
+        ),
     ] = None,
     processes: Annotated[
         Optional[int],
         typer.Option("--processes", min=1, help="With --dry-run: how many GPUs; by default as many as were launched."),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
     from align import commands as runs
     from align.config.train import TRAIN
@@ -55,8 +63,11 @@ def train(
 @app.command()
 def pretrain(
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
-    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
     """Train the parts of an embedded world: autoencoder, reference diffusion model, CLIP."""
     from align import commands as runs
     from align.presets.load import resolve
@@ -69,11 +80,21 @@ def pretrain(
 
 @app.command()
 def reward(
-    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="JSON lines with the keys prompt, preferred, rejected; the last two are picture files.")],
+    pairs: Annotated[
+        Path,
+        typer.Option(
+            "--pairs",
+            metavar="FILE",
+            help="JSON lines with the keys prompt, preferred, rejected; the last two are image files.",
+        ),
+    ],
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")] = "shapes-preference",
-    config: ConfigFile = None, sets: Sets = None, output: Output = None, resume: Resume = False,
-) -> None:  # fmt: skip
-    """Train a preference model on pairs of pictures of one prompt (Bradley-Terry)."""
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
+    """Train a preference model on pairs of images of one prompt (Bradley-Terry)."""
     from align import commands as runs
     from align.presets.load import resolve
     from align.world.config import REWARD
@@ -92,10 +113,10 @@ def sample(
         list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; give it more than once for more.")
     ],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The PNG to write.")] = Path("sample.png"),
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures a prompt.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Draw pictures from a checkpoint, one row a prompt."""
+    """Draw images from a checkpoint, one row per prompt."""
     from align import commands as runs
 
     runs.sample(checkpoint, prompt, output, n=n, seed=seed)
@@ -118,14 +139,16 @@ def export(
         bool, typer.Option("--lora", help="Write the LoRA alone, and a recipe that says what it belongs over.")
     ] = False,
     scores: Annotated[
-        Optional[Path], typer.Option("--scores", metavar="CSV", help="Put this leaderboard's rows of the model into its card.")
+        Optional[Path],
+        typer.Option("--scores", metavar="CSV", help="Put this leaderboard's rows of the model into its card."),
     ] = None,
     push_to: Annotated[
-        Optional[str], typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Put it on the hub, which needs no --output.")
+        Optional[str],
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Put it on the hub, which needs no --output."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Where the repository is new, for you alone.")] = False,
 ) -> None:
-    """Copy a run's checkpoint in another precision, whole, as the bare network or as its LoRA, to a folder or the hub."""
+    """Copy a run's checkpoint in another precision: whole, the bare network or its LoRA, to a folder or the hub."""
     from align import commands as runs
 
     runs.export(run, output, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to, private=private)
@@ -144,14 +167,34 @@ def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
     sets: Sets = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are told.")] = 1,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are shown.")
+    ] = 1,
     roles: Annotated[Optional[list[str]], typer.Option("--roles", help="full or lora alone.")] = None,
-    gradients: Annotated[Optional[list[str]], typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only configs and tokenizers are needed.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching.")] = False,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written.")] = None,
-    leaderboards: Annotated[Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")] = None,
-) -> None:  # fmt: skip
+    gradients: Annotated[
+        Optional[list[str]],
+        typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated."),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights", help="Initialise the weights at random: only configs and tokenizers are needed."
+        ),
+    ] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching."
+        ),
+    ] = False,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written."),
+    ] = None,
+    leaderboards: Annotated[
+        Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")
+    ] = None,
+) -> None:
     """Time a step, and measure its memory, for every gradient mode and storage of roles."""
     from align.bench.step import bench as run
     from align.config.train import TRAIN
@@ -159,19 +202,35 @@ def bench(
 
     resolved: Any = resolve(preset, TRAIN, sets=sets or ())
     run(
-        resolved, preset, sets=sets or (), steps=steps, rounds=rounds, random_weights=random_weights, plain=plain,
-        roles=roles or (), gradients=gradients or (), output=output, leaderboards=leaderboards,
-    )  # fmt: skip
+        resolved,
+        preset,
+        sets=sets or (),
+        steps=steps,
+        rounds=rounds,
+        random_weights=random_weights,
+        plain=plain,
+        roles=roles or (),
+        gradients=gradients or (),
+        output=output,
+        leaderboards=leaderboards,
+    )
 
 
 @app.command()
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
-    config: ConfigFile = None, sets: Sets = None, output: Output = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time, each on a thread of its own.")] = 2,
-    table: Annotated[Optional[Path], typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there.")] = None,
-) -> None:  # fmt: skip
-    """Train every cell of an ablation with several seeds, and write its table and curves; go on where it was left."""
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output: Output = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Runs at a time, each on a thread of its own.")
+    ] = 2,
+    table: Annotated[
+        Optional[Path],
+        typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there."),
+    ] = None,
+) -> None:
+    """Train an ablation's cells with several seeds, and write its table and curves; continue where it was left."""
     from align.ablation import sweep as sweeps
     from align.ablation.config import SWEEP
     from align.ablation.table import write
@@ -187,7 +246,8 @@ def sweep(
 @app.command()
 def world(
     work: Annotated[
-        Path, typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again.")
+        Path,
+        typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again."),
     ] = Path("runs"),
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")

@@ -25,7 +25,7 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
     from accelerate import PartialState
 
     from align.export.pipeline import describe
-    from align.training.compare import report
+    from align.training.compare import final_comparison
     from align.training.loop import train as loop
 
     process = PartialState(cpu=not torch.cuda.is_available())
@@ -35,21 +35,23 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
     with opened(config, output, resume=resume, preset=preset) if main else nullcontext():
         process.wait_for_everyone()
         finished = loop(config, output, resume=resume)
-    if finished and main and config.report:
-        report(config, output)
+    if finished and main and config.final_comparison.prompts:
+        final_comparison(config, output)
         describe(config, output)  # once more, with scores
     return finished
 
 
 def check_memory(config: "TrainConfig", *, processes: int, available: int) -> None:
-    """Raise UserError where a run needs more than `available` bytes; where that cannot be estimated, say so and go on."""
+    """Raise UserError where a run needs more than `available` bytes; where that cannot be
+    estimated, say so and continue.
+    """
     from align.memory import remedies
 
     try:
         remedies.check(config, processes=processes, available=available)
     except UserError:
         raise
-    except Exception as error:  # of libraries that do not know tensors without numbers: no reason to refuse a run
+    except Exception as error:  # of libraries that do not know fake tensors: no reason to refuse a run
         console.print(
             f"the memory this run needs could not be estimated ({type(error).__name__}); training starts all the same"
         )
@@ -58,7 +60,7 @@ def check_memory(config: "TrainConfig", *, processes: int, available: int) -> No
 def dry_run(config: "TrainConfig", *, processes: int | None, gpu_memory: float | None) -> None:
     """`align train --dry-run`: what is trained, and what it needs of a GPU's memory, on stderr; stdout is the config's.
 
-    gpu_memory: GiB; by default the GPU's at hand, and where there is none, no limit. Raises UserError where it cannot fit.
+    gpu_memory: GiB; by default what is available, and without a GPU no limit. Raises UserError where it cannot fit.
     """
     import torch
 
@@ -99,17 +101,17 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
     from evaluate import pipelines, samplers
 
     if output.suffix.lower() != ".png":
-        raise UserError(f"--output {output}: pictures are written as PNG; give it a name ending in .png")
-    pipeline, how = pipelines.load(checkpoint), pipelines.recipe(checkpoint)
+        raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
+    pipeline, recipe = pipelines.load(checkpoint), pipelines.read_recipe(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    pictures = samplers.draw(pipeline.to(device), how, each, seed=seed, keys=keys).cpu()
+    images = samplers.draw(pipeline.to(device), recipe, each, seed=seed, keys=keys).cpu()
     try:
-        save_grid(pictures, output, columns=n)
+        save_grid(images, output, columns=n)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
-    console.print(f"{output}: {len(prompts)} x {n} pictures of {checkpoint}, seed {seed}")
+    console.print(f"{output}: {len(prompts)} x {n} images of {checkpoint}, seed {seed}")
 
 
 def export(

@@ -13,7 +13,7 @@ from prompts.io.errors import UserError
 from prompts.io.files import replace
 from prompts.io.yaml import read_yaml
 
-#: What may differ when a run goes on: nothing that changes what is computed up to a step.
+#: What may differ when a run is resumed: nothing that changes what is computed up to a step.
 FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
 
 #: All that is in a run folder before the first step: `align` is what a tracker keeps there.
@@ -21,7 +21,10 @@ BEGINNING = {"config.yaml", "run.json", "samples", "align"}
 
 
 def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
-    """Make `output` a run folder for `config`, or check that it is one already when resuming. preset: what `config` was made from."""
+    """Make `output` a run folder for `config`, or check that it is one already when resuming.
+
+    preset: what `config` was made from.
+    """
     path = output / "config.yaml"
     if resume:
         if not path.is_file():
@@ -31,7 +34,7 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         if changed := difference(old, new):
             raise UserError(f"{path}: {changed}; resume with the old value, or start in another folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already there; add --resume to go on with it, or choose another --output")
+        raise UserError(f"{output}: already there; add --resume to continue it, or choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         text = dump(config)
@@ -40,8 +43,10 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
         if preset:
-            told = read_run(output) | {"preset": preset}
-            replace(output / "run.json", lambda draft: draft.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+            metadata = read_run(output) | {"preset": preset}
+            replace(
+                output / "run.json", lambda draft: draft.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+            )
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
@@ -58,22 +63,27 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> Iterator[None]:
-    """Within: `open_folder`. An error before the first step undoes it, so that the corrected command finds the place as it was."""
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    """Within: `open_folder`.
+
+    An error before the first step undoes it, so that the corrected command finds the place as it was.
+    """
+    new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]
     open_folder(config, output, resume=resume, preset=preset)
     try:
         yield
     except BaseException:  # Ctrl-C as well, while models are loaded
         if not resume and _only_begun(output):
             _empty(output)
-            for folder in made:
+            for folder in new_folders:
                 with suppress(OSError):  # another run has found a place in it meanwhile
                     folder.rmdir()
         raise
 
 
 def _only_begun(output: Path) -> bool:
-    """Whether a run has left nothing there but its beginning: no step in its log, no state, nothing that is not known."""
+    """Whether a run has left nothing there but its beginning: no step in its log, no
+    state, nothing that is not known.
+    """
     files = (path for path in output.rglob("*") if path.is_file() and path.stat().st_size)
     return all(path.relative_to(output).parts[0] in BEGINNING for path in files)
 

@@ -17,25 +17,89 @@ app = typer.Typer(
 )
 
 
+SuiteName = Annotated[
+    str,
+    typer.Option("--suite", metavar="NAME|FILE", help="A suite ('evaluate suites' lists them), or a file of prompts."),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR|FILE",
+        help=(
+            "An embedded model, a folder that diffusers loads, a hub id, or a recipe; with --images a name for who"
+            " made them. Repeat it for more."
+        ),
+    ),
+]
+MetricNames = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="'evaluate metrics' lists them; by default the suite's own. Repeat it for more.",
+    ),
+]
+PromptsFile = Annotated[
+    Optional[Path],
+    typer.Option("--prompts", metavar="FILE", help="A local copy of the suite's file; its hash is checked."),
+]
+ImagesFolder = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--images", metavar="DIR", help="Score these images, named by prompt id or number, in place of drawing."
+    ),
+]
+PerPrompt = Annotated[
+    int, typer.Option("--per-prompt", min=1, help="Images per prompt, from seeds that follow --seed.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")
+]
+ModelDtype = Annotated[
+    Optional[str],
+    typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32."),
+]
+Device = Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")]
+WeightsFiles = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--weights",
+        metavar="METRIC=PATH",
+        help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.",
+    ),
+]
+ReferenceFolder = Annotated[
+    Optional[Path], typer.Option("--reference", metavar="DIR", help="The real images that FID compares with.")
+]
+Leaderboards = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and images go.")
+]
+Shard = Annotated[
+    str,
+    typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row."),
+]
+
+
 @app.command()
 def run(
-    suite: Annotated[str, typer.Option("--suite", metavar="NAME|FILE", help="A suite ('evaluate suites' lists them), or a file of prompts.")],
-    model: Annotated[list[str], typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe; with --images a name for who made them. Repeat it for more.")],
-    metric: Annotated[Optional[list[str]], typer.Option("--metric", metavar="NAME", help="'evaluate metrics' lists them; by default the suite's own. Repeat it for more.")] = None,
-    prompts: Annotated[Optional[Path], typer.Option("--prompts", metavar="FILE", help="A local copy of the suite's file; its hash is checked.")] = None,
-    images: Annotated[Optional[Path], typer.Option("--images", metavar="DIR", help="Score these pictures, named by prompt id or number, in place of drawing.")] = None,
+    suite: SuiteName,
+    model: Models,
+    metric: MetricNames = None,
+    prompts: PromptsFile = None,
+    images: ImagesFolder = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures a prompt, from seeds that follow --seed.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once; part of what makes a picture, to its last bits.")] = 16,
-    dtype: Annotated[Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the model; by default its recipe's on a GPU, else fp32.")] = None,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
-    weights: Annotated[Optional[list[str]], typer.Option("--weights", metavar="METRIC=PATH", help="A local copy of a metric's weights, in place of the hub's. Repeat it for more.")] = None,
-    reference: Annotated[Optional[Path], typer.Option("--reference", metavar="DIR", help="The real pictures that FID compares with.")] = None,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and pictures go.")] = Path("leaderboards"),
-    shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Do the I-th of N parts, 1 <= I <= N; the last to end writes the row.")] = "1/1",
-) -> None:  # fmt: skip
-    """Draw a suite's pictures, score them, and write records and a leaderboard row. Run it again after an interruption.
+    per_prompt: PerPrompt = 1,
+    batch: BatchSize = 16,
+    dtype: ModelDtype = None,
+    device: Device = None,
+    weights: WeightsFiles = None,
+    reference: ReferenceFolder = None,
+    output: Leaderboards = Path("leaderboards"),
+    shard: Shard = "1/1",
+) -> None:
+    """Draw a suite's images, score them, and write records and a leaderboard row; again after an interruption.
 
     Several models are shown side by side at the end, each with its wins over those named before it.
     """
@@ -44,9 +108,22 @@ def run(
     from evaluate.runs.settings import from_options
 
     settings = from_options(
-        suite, model, metric or (), prompts=prompts, images=images, limit=limit, seed=seed, per_prompt=per_prompt, batch=batch,
-        dtype=dtype, device=device, output=output, shard=shard, weights=weights or (), reference=reference,
-    )  # fmt: skip
+        suite,
+        model,
+        metric or (),
+        prompts=prompts,
+        images=images,
+        limit=limit,
+        seed=seed,
+        per_prompt=per_prompt,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        output=output,
+        shard=shard,
+        weights=weights or (),
+        reference=reference,
+    )
     runs = [records for each in settings if (records := runner.run_and_tell(each))]
     if len(runs) > 1:
         side_by_side.show(runs, side_by_side.side_by_side(runs))
@@ -56,7 +133,7 @@ def run(
 
 @app.command()
 def metrics() -> None:
-    """List what can be measured, scorers of a picture and metrics of a whole set, and what each was held against."""
+    """List what can be measured, scorers of an image and distribution metrics, and what each was verified against."""
     from rich.table import Table
 
     from evaluate import distribution, scorers
@@ -67,7 +144,7 @@ def metrics() -> None:
     table.add_column("of", no_wrap=True)
     table.add_column("verified by")
     table.add_column("what it is")
-    for kind, of in ((scorers, "a picture"), (distribution, "a set")):
+    for kind, of in ((scorers, "an image"), (distribution, "a set")):
         verified = kind.verified()
         for name, text in kind.variants().items():
             table.add_row(name, of, verified.get(name, "not verified"), text)
@@ -76,14 +153,16 @@ def metrics() -> None:
 
 @app.command()
 def models() -> None:
-    """List the models that ship with the package, and the published ones: which can be run, and why the others cannot."""
+    """List the models that ship with the package, and the published ones: which can be
+    run, and why the others cannot.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     from evaluate import embedded, pipelines
     from evaluate.console import printer
 
-    recipes = {name: pipelines.recipe(name) for name in (*embedded.models(), *pipelines.names())}
+    recipes = {name: pipelines.read_recipe(name) for name in (*embedded.models(), *pipelines.names())}
     runnable = Table(title="can be run")
     reported = Table(title="reported only")
     for table, columns in (
@@ -92,13 +171,15 @@ def models() -> None:
     ):
         table.add_column("model", no_wrap=True)
         for column in columns:
-            table.add_column(column, overflow="fold", justify="left" if table is reported or column == "licence" else "right")
-    for name, how in recipes.items():
-        title, *figures, licence = map(escape, pipelines.describe(how))
-        if how.reported_only:
-            reported.add_row(name, title, escape(how.reported_only))
+            table.add_column(
+                column, overflow="fold", justify="left" if table is reported or column == "licence" else "right"
+            )
+    for name, recipe in recipes.items():
+        title, *details, licence = map(escape, pipelines.describe(recipe))
+        if recipe.reported_only:
+            reported.add_row(name, title, escape(recipe.reported_only))
         else:
-            runnable.add_row(name, *figures, licence)
+            runnable.add_row(name, *details, licence)
     for table in (runnable, reported):
         printer().print(table)
 
@@ -113,7 +194,9 @@ def suites() -> None:
 
     table = Table()
     for column in ("suite", "prompts", "source", "licence"):
-        table.add_column(column, overflow="fold", no_wrap=column == "suite", justify="right" if column == "prompts" else "left")
+        table.add_column(
+            column, overflow="fold", no_wrap=column == "suite", justify="right" if column == "prompts" else "left"
+        )
     for name in known.names():
         card = known.card(name)
         table.add_row(name, f"{card.n:,}", card.source, card.licence)
@@ -124,8 +207,12 @@ def suites() -> None:
 def overlap(
     prompts: Annotated[str, typer.Argument(help="A file of prompts, or a suite's name.")],
     suite: Annotated[str, typer.Option(help="The suite they should not be in.")],
-    file: Annotated[Path | None, typer.Option(help="A local copy of the suite's file, in place of fetching it.")] = None,
-    near: Annotated[float, typer.Option(min=0.05, max=1, help="Least similarity that is shown; 1 is the same words.")] = 0.8,
+    file: Annotated[
+        Path | None, typer.Option(help="A local copy of the suite's file, in place of fetching it.")
+    ] = None,
+    near: Annotated[
+        float, typer.Option(min=0.05, max=1, help="Least similarity that is shown; 1 is the same words.")
+    ] = 0.8,
 ) -> None:
     """Tell which prompts are in a suite, word for word or nearly. Exit code 0 none, 1 some."""
     from rich.markup import escape
@@ -134,8 +221,8 @@ def overlap(
     from evaluate.console import printer
     from prompts import suites as known
 
-    given = [prompt.text for prompt in known.load(prompts).prompts]
-    matches = known.overlap(given, known.load(suite, path=file), near=near)
+    texts = [prompt.text for prompt in known.load(prompts).prompts]
+    matches = known.overlap(texts, known.load(suite, path=file), near=near)
     exact = {match.prompt for match in matches if match.exact}
     if matches:
         table = Table("similarity", "prompt", "id", "the suite's prompt")
@@ -145,7 +232,7 @@ def overlap(
             )
         printer().print(table)
     nearly = {match.prompt for match in matches} - exact
-    print(f"{len(set(given)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
+    print(f"{len(set(texts)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
     raise typer.Exit(bool(matches))
 
 
@@ -155,9 +242,12 @@ RecordsPath = Annotated[Path, typer.Argument(metavar="RECORDS", help="A records 
 @app.command()
 def summary(
     records: RecordsPath,
-    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category or style.")] = None,
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category or style."),
+    ] = None,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Tell what a run measured, of all prompts and by a group of them."""
     from evaluate.results import summary as summarising
     from evaluate.results.records import Records
@@ -172,11 +262,19 @@ def summary(
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A records file, or the folder of a run.")],
-    others: Annotated[list[Path], typer.Argument(metavar="B...", help="Another of the same suite and metrics, or several.")],
-    by: Annotated[Optional[str], typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv; of several .csv or .md.")] = None,
-) -> None:  # fmt: skip
-    """Hold runs against each other, prompt by prompt: difference B - A, its 95 % interval, and win rate.
+    others: Annotated[
+        list[Path], typer.Argument(metavar="B...", help="Another of the same suite and metrics, or several.")
+    ],
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="GROUP", help="By a group of the suite's prompts too, e.g. category."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", metavar="FILE", help="Write it too: .json or .csv; of several runs .csv or .md."),
+    ] = None,
+) -> None:
+    """Compare runs prompt by prompt: difference B - A, its 95 % interval, and win rate.
 
     Of more than two: every mean, and each one's wins over those named before it.
     """
@@ -203,9 +301,14 @@ def compare(
 @app.command()
 def baseline(
     records: RecordsPath,
-    accept: Annotated[bool, typer.Option("--accept", help="Write it; without this the command only says what it would write.")] = False,
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet.")] = None,
-) -> None:  # fmt: skip
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write it; without this the command only says what it would write.")
+    ] = False,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", metavar="FILE", help="By default leaderboards/baselines/SUITE-MODEL.parquet."),
+    ] = None,
+) -> None:
     """Accept a run as what 'evaluate check' judges later ones by. Exit code 4 if it is incomplete."""
     from evaluate.results import gate
     from evaluate.results.records import Records
@@ -225,15 +328,24 @@ def baseline(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page; its pictures go into FILE's name with _files.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs, of 'evaluate run' on one suite and of 'align train'."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="The page; its images go into FILE's name with _files."),
+    ] = Path("report.html"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is no report.")] = False,
-) -> None:  # fmt: skip
-    """Write a page to look at: leaderboard, distributions, pictures side by side, and training curves. It needs no network."""
+) -> None:
+    """Write a page to look at: leaderboard, distributions, images side by side, and training curves.
+
+    It needs no network.
+    """
     from evaluate import report as reporting
 
     written = reporting.report(runs, output, overwrite=overwrite)
-    print(f"{written.page}: {written.pictures:,} pictures beside it; open it in a browser")
+    print(f"{written.page}: {written.images:,} images beside it; open it in a browser")
 
 
 class Inconclusive(StrEnum):
@@ -246,14 +358,37 @@ class Inconclusive(StrEnum):
 @app.command()
 def check(
     records: RecordsPath,
-    baseline: Annotated[Path, typer.Option("--baseline", metavar="RECORDS", help="What 'evaluate baseline --accept' wrote.")],
-    min_effect: Annotated[Optional[list[str]], typer.Option("--min-effect", metavar="SHARE|METRIC=MARGIN", help="Smallest drop that matters: a share of the baseline's mean (0.01), or in a metric's own units (imagereward=0.05). Repeat it for more.")] = None,
-    alpha: Annotated[float, typer.Option("--alpha", min=0.001, max=0.2, help="Chance of a false alarm, over all metrics together.")] = 0.05,
-    inconclusive: Annotated[Optional[Inconclusive], typer.Option("--inconclusive", help="Count an inconclusive run as one or the other; by default exit code 3.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
-    junit: Annotated[Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")] = None,
-) -> None:  # fmt: skip
-    """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell, 4 incomplete or not comparable."""
+    baseline: Annotated[
+        Path, typer.Option("--baseline", metavar="RECORDS", help="What 'evaluate baseline --accept' wrote.")
+    ],
+    min_effect: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--min-effect",
+            metavar="SHARE|METRIC=MARGIN",
+            help=(
+                "Smallest drop that matters: a share of the baseline's mean (0.01), or in a metric's own units"
+                " (imagereward=0.05). Repeat it for more."
+            ),
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0.001, max=0.2, help="Chance of a false alarm, over all metrics together.")
+    ] = 0.05,
+    inconclusive: Annotated[
+        Optional[Inconclusive],
+        typer.Option("--inconclusive", help="Count an inconclusive run as one or the other; by default exit code 3."),
+    ] = None,
+    json_file: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="Write the result as JSON.")
+    ] = None,
+    junit: Annotated[
+        Optional[Path], typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")
+    ] = None,
+) -> None:
+    """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell,
+    4 incomplete or not comparable.
+    """
     from evaluate.results import gate
     from evaluate.results.records import Records
 
@@ -276,15 +411,30 @@ def check(
 
 @app.command("time")
 def time_model(
-    model: Annotated[str, typer.Option("--model", metavar="NAME|DIR|FILE", help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.")],
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights: only the model's configs and tokenizers are needed.")] = False,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME|DIR|FILE",
+            help="An embedded model, a folder that diffusers loads, a hub id, or a recipe.",
+        ),
+    ],
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Initialise the weights at random: only the model's configs and tokenizers are needed.",
+        ),
+    ] = False,
+    device: Device = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures a call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path("leaderboards"),
-) -> None:  # fmt: skip
-    """Time a model: seconds for 10 pictures, by stage, and peak memory. Writes a row of timings.csv."""
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path(
+        "leaderboards"
+    ),
+) -> None:
+    """Time a model: seconds for 10 images, by stage, and peak memory. Writes a row of timings.csv."""
     import torch
 
     from evaluate.bench import timing
@@ -301,13 +451,37 @@ def time_model(
 
 @app.command()
 def table(
-    name: Annotated[Optional[str], typer.Argument(metavar="TABLE", help="For example di-star/1; without it, the tables are listed.")] = None,
-    leaderboards: Annotated[Path, typer.Option("--leaderboards", metavar="DIR", help="Where our results are.")] = Path("leaderboards"),
-    output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, .md or .html.")] = None,
-    run: Annotated[bool, typer.Option("--run", help="First run what is missing and can be run, into --leaderboards. Run it again after an interruption.")] = False,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="With --run: only the first prompts of each suite. Such rows are shown as what they are and not compared.")] = None,
-    device: Annotated[Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")] = None,
-) -> None:  # fmt: skip
+    name: Annotated[
+        Optional[str], typer.Argument(metavar="TABLE", help="For example di-star/1; without it, the tables are listed.")
+    ] = None,
+    leaderboards: Annotated[Path, typer.Option("--leaderboards", metavar="DIR", help="Where our results are.")] = Path(
+        "leaderboards"
+    ),
+    output: Annotated[
+        Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, .md or .html.")
+    ] = None,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run",
+            help="First run what is missing and can be run, into --leaderboards. Run it again after an interruption.",
+        ),
+    ] = False,
+    limit: Annotated[
+        Optional[int],
+        typer.Option(
+            "--limit",
+            min=1,
+            help=(
+                "With --run: only the first prompts of each suite. Such rows are shown as what they are and not"
+                " compared."
+            ),
+        ),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option("--device", help="With --run: by default cuda where there is one, else cpu.")
+    ] = None,
+) -> None:
     """Show a table of the papers beside what was measured here. Exit code 4 if --run left something undone."""
     from evaluate.papers import figures, files, match, plan, render
 
@@ -328,15 +502,37 @@ def table(
 
 @app.command()
 def bench(
-    scorer: Annotated[Optional[list[str]], typer.Option("--scorer", metavar="NAME[=PATH]", help="A scorer, with the path of its weights if they are not its own. Repeat it for more.")] = None,
-    originals: Annotated[Optional[Path], typer.Option("--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine.")] = None,
-    frechet: Annotated[bool, typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's.")] = False,
-    harness: Annotated[bool, typer.Option("--harness", help="What a run of 10,000 records costs outside its networks, which are naps here: minutes.")] = False,
-    device: Annotated[Optional[str], typer.Option("--device", help="By default cuda where there is one, else cpu.")] = None,
+    scorer: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--scorer",
+            metavar="NAME[=PATH]",
+            help="A scorer, with the path of its weights if they are not its own. Repeat it for more.",
+        ),
+    ] = None,
+    originals: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--originals", metavar="FILE", help="Timings of the originals, from their own environment on this machine."
+        ),
+    ] = None,
+    frechet: Annotated[
+        bool,
+        typer.Option(
+            "--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's."
+        ),
+    ] = False,
+    harness: Annotated[
+        bool,
+        typer.Option(
+            "--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes."
+        ),
+    ] = False,
+    device: Device = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
     import torch
 

@@ -1,4 +1,4 @@
-"""What a person watches during long work: one progress bar, and a line of JSON a step for the machine."""
+"""What a person watches during long work: one progress bar, and one line of JSON per step for the machine."""
 
 import json
 import math
@@ -24,11 +24,13 @@ SHORT = 4  # columns, below which a bar shows nothing
 
 
 def printer() -> Console:
-    """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns where the output goes into a log."""
+    """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns
+    where the output goes into a log.
+    """
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=120)
 
 
-# ---- what is said of a task ----------------------------------------------------------------------------------------------
+# ---- what is said of a task ------------------------------------------------------------------------------------------
 
 
 def _count(task: Task) -> str:
@@ -61,13 +63,15 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _figures(task: Task) -> list[str]:
+def _metrics(task: Task) -> list[str]:
     """Padded, so that what stands beside them stays in its place."""
-    return [f"{name} {value:<6.4g}" for name, value in task.fields["figures"].items()]
+    return [f"{name} {value:<6.4g}" for name, value in task.fields["metrics"].items()]
 
 
 def _shortened(title: str, width: int) -> str:
-    """A title in at most `width` columns: paths lose folders from the left, and what is still too long loses its end."""
+    """A title in at most `width` columns: paths lose folders from the left, and what
+    is still too long loses its end.
+    """
     while len(title) > width:
         path = max(title.split(" "), key=lambda word: word.count("/"))
         if "/" not in path:
@@ -76,7 +80,7 @@ def _shortened(title: str, width: int) -> str:
     return title
 
 
-# ---- on a terminal ---------------------------------------------------------------------------------------------------------
+# ---- on a terminal ---------------------------------------------------------------------------------------------------
 
 
 class _Row:
@@ -87,19 +91,19 @@ class _Row:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         task, width = self.task, options.max_width
-        count, left, figures = _count(task), _time(task), _figures(task)
+        count, left, metrics = _count(task), _time(task), _metrics(task)
         room = width - len(count) - 1 - len(left)  # and what is added takes a space as well
         title = _shortened(task.description, min(width // 2, room - 1))
         room -= len(title) + 1
         bar = min(room - 1, 40)
-        if figures:
-            bar = min(max(8, width // 8), max(SHORT, bar - len(figures[0]) - 1))
+        if metrics:
+            bar = min(max(8, width // 8), max(SHORT, bar - len(metrics[0]) - 1))
         cells: list[RenderableType] = [Text(title)]
         if SHORT <= bar < room:
             cells.append(ProgressBar(total=task.total, completed=task.completed, width=bar))
             room -= bar + 1
         cells += [Text(count, "progress.download"), Text(left, "progress.remaining")]
-        for text in [*figures, _rate(task)]:
+        for text in [*metrics, _rate(task)]:
             if len(text) + 1 <= room:
                 cells.append(Text(text))
                 room -= len(text) + 1
@@ -116,7 +120,7 @@ class _Bar(Progress):
         yield from map(_Row, self.tasks)
 
 
-# ---- in a log ----------------------------------------------------------------------------------------------------------------
+# ---- in a log --------------------------------------------------------------------------------------------------------
 
 
 class _Lines:
@@ -147,29 +151,36 @@ class _Lines:
 
     def _say(self) -> None:
         self.last = self.clock()
-        told = [_count(self.task), _time(self.task), _rate(self.task), *map(str.rstrip, _figures(self.task))]
-        console.print(f"{self.task.description} {', '.join(told)}", soft_wrap=True, markup=False, highlight=False)
+        parts = [_count(self.task), _time(self.task), _rate(self.task), *map(str.rstrip, _metrics(self.task))]
+        console.print(f"{self.task.description} {', '.join(parts)}", soft_wrap=True, markup=False, highlight=False)
 
 
-class Watch:
-    """A progress bar with rate, time left and the newest figures, and `log.jsonl` with all of them.
+class ProgressLog:
+    """A progress bar with rate, time left and the newest metrics, and `log.jsonl` with all of them.
 
     Where the output is no terminal, lines that say the same. clock: seconds, of which only differences count.
     """
 
     def __init__(
-        self, title: str, total: int, *, start: int = 0, log: Path | None = None, unit: str = "step", show: bool = True,
+        self,
+        title: str,
+        total: int,
+        *,
+        start: int = 0,
+        log: Path | None = None,
+        unit: str = "step",
+        show: bool = True,
         clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+    ):
         self.total, self.step = total, start
         self._log = log.open("a", encoding="utf-8") if log else None
         drawn = show and console.is_terminal
         self._progress = _Bar(console=console, disable=not drawn, speed_estimate_period=60, get_time=clock)
-        fields: dict[str, Any] = {"figures": {}, "unit": unit, "first": start}
+        fields: dict[str, Any] = {"metrics": {}, "unit": unit, "first": start}
         self._task = self._progress.add_task(title, total=total, completed=start, **fields)
         self._lines = _Lines(self._progress.tasks[0], clock) if show and not drawn else None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressLog":
         self._progress.start()
         if self._lines:
             self._lines.start()
@@ -186,15 +197,15 @@ class Watch:
         """Record that `n` more are done."""
         self(self.step + n)
 
-    def __call__(self, step: int, show: tuple[str, ...] = (), **figures: Any) -> None:
-        """Record that `step` steps are done. `show` names the figures the bar displays; all go to the log."""
+    def __call__(self, step: int, show: tuple[str, ...] = (), **metrics: Any) -> None:
+        """Record that `step` steps are done. `show` names the metrics the bar displays; all go to the log."""
         self.step = step
-        shown = {name: figures[name] for name in show or figures if isinstance(figures.get(name), float)}
-        self._progress.update(self._task, completed=step, figures=shown)
+        shown = {name: metrics[name] for name in show or metrics if isinstance(metrics.get(name), float)}
+        self._progress.update(self._task, completed=step, metrics=shown)
         if self._lines:
             self._lines.due()
         if self._log:
-            # JSON has no NaN; a figure that could not be had is null.
-            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+            # JSON has no NaN; a metric without a value is null.
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
             self._log.write(json.dumps({"step": step, **clean}) + "\n")
             self._log.flush()

@@ -40,7 +40,7 @@ PREDICTIONS: dict[str, Prediction] = {
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-def expand(sigma: Tensor, like: Tensor) -> Tensor:
+def append_dims(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape `[B]` to `[B, 1, ...]` so that it broadcasts over `like`."""
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -64,7 +64,8 @@ class Schedule:
             )
         if config.get("rescale_betas_zero_snr"):
             raise UserError(
-                "the scheduler's rescale_betas_zero_snr is not supported, its last sigma being infinite; choose another model"
+                "the scheduler's rescale_betas_zero_snr is not supported, its last sigma being infinite; choose another"
+                " model"
             )
         if config.get("trained_betas") is not None:
             betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
@@ -72,7 +73,8 @@ class Schedule:
             power = {"linear": 1.0, "scaled_linear": 0.5}.get(config.beta_schedule)
             if power is None:
                 raise UserError(
-                    f"beta_schedule {config.beta_schedule!r} of the scheduler is not supported; use linear or scaled_linear"
+                    f"beta_schedule {config.beta_schedule!r} of the scheduler is not supported; use linear or"
+                    " scaled_linear"
                 )
             ends = (config.beta_start**power, config.beta_end**power)
             betas = torch.linspace(*ends, config.num_train_timesteps, dtype=torch.float64) ** (1 / power)
@@ -113,7 +115,7 @@ def denoise(
     x: `[B, C, H, W]` at noise level sigma: `[B]`. The arithmetic around the network is done in float32 or better.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    x, level = x.to(wide), expand(sigma.to(wide), x)
+    x, level = x.to(wide), append_dims(sigma.to(wide), x)
     kind = PREDICTIONS[prediction]
     # A flow-matching network's time is sigma / (1 + sigma) of the way to noise, continuous.
     time = 1000 * sigma / (1 + sigma) if prediction == "flow_prediction" else schedule.timestep(sigma)
@@ -140,4 +142,7 @@ def uniform(schedule: Schedule, *, low: int, high: int) -> Callable[[int, torch.
 
 
 #: Distributions of sigma: name -> (schedule, **parameters) -> ((n, generator) -> [n] float64 on the CPU).
-TIMES: dict[str, Callable[..., Callable[[int, torch.Generator], Tensor]]] = {"lognormal": lognormal, "uniform": uniform}
+NOISE_LEVELS: dict[str, Callable[..., Callable[[int, torch.Generator], Tensor]]] = {
+    "lognormal": lognormal,
+    "uniform": uniform,
+}

@@ -10,28 +10,33 @@ from prompts.io.errors import UserError
 
 
 def check() -> None:
-    """Raise UserError where another distribution installs a top-level `evaluate` too: pip merges the two without a word."""
+    """Raise UserError where another distribution installs a top-level `evaluate` too: pip
+    merges the two without a word.
+    """
     owners = sorted(set(packages_distributions().get("evaluate", ())) - {"onestep-align"})
     if owners:
         raise UserError(
-            f"the distribution {owners[0]!r} installs a package called 'evaluate' as well; uninstall it or use a separate environment"
+            f"the distribution {owners[0]!r} installs a package called 'evaluate' as well; uninstall it or use a"
+            " separate environment"
         )
 
 
 def versions(*names: str) -> str:
     """Versions of distributions, and of Python, in one line."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+            numbers[name] = "not installed"
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 @cache
 def commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` behind it where files differ from it; None where it runs from no checkout."""
+    """The commit of this project's checkout, `-dirty` behind it where files differ from it; None
+    where it runs from no checkout.
+    """
     here = Path(__file__)
     try:
         for command in (

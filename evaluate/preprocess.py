@@ -1,8 +1,9 @@
-"""What a scorer does to a picture before its network: named, hashable, and differentiable where the picture is a float tensor.
+"""What a scorer does to an image before its network: named, hashable, and differentiable
+where the image is a float tensor.
 
-Two paths. Bytes (uint8) take the protocol's own, which for most scorers is Pillow's resampling with a rounding to 8 bits after
-each pass. Floats in [0, 1] take the same filters as matrices, without the rounding, so that a gradient reaches the picture;
-`evaluate.scorers.path_gap` measures what that makes of a score.
+Two paths. Bytes (uint8) take the protocol's own, which for most scorers is Pillow's resampling with a rounding to 8
+bits after each pass. Floats in [0, 1] take the same filters as matrices, without the rounding, so that a gradient
+reaches the image; `evaluate.scorers.path_gap` measures what that makes of a score.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,34 +49,35 @@ def resampling_matrix(before: int, after: int, name: str) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _resample_bytes(pictures: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """Pillow's own resampling of uint8 `[B, 3, H, W]`, on the CPU."""
     from PIL import Image
 
     method = Image.Resampling[name.upper()]
     rows = [
-        np.asarray(Image.fromarray(picture).resize((size[1], size[0]), method))
-        for picture in pictures.permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        np.asarray(Image.fromarray(image).resize((size[1], size[0]), method))
+        for image in images.permute(0, 2, 3, 1).cpu().contiguous().numpy()
     ]
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(pictures.device)
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(images.device)
 
 
-def _resample_floats(pictures: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """The same for floats: columns, then rows, each clamped to [0, 1] as bytes would be, but not rounded."""
     rows, columns = (
-        resampling_matrix(before, after, name).to(pictures)
-        for before, after in zip(pictures.shape[-2:], size, strict=True)
-    )  # fmt: skip
-    return (rows @ (pictures @ columns.T).clamp(0, 1)).clamp(0, 1)
+        resampling_matrix(before, after, name).to(images) for before, after in zip(images.shape[-2:], size, strict=True)
+    )
+    return (rows @ (images @ columns.T).clamp(0, 1)).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
     """One change of size.
 
-    fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge becomes
+    fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge
+    becomes
         `size`, then both sides are padded with 0; `square`: the centre square is cut out, then resized to `size`.
-    odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does, or
+    odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does,
+    or
         `floor`, as transformers does.
     """
 
@@ -94,28 +96,27 @@ class Resize:
         short = min(height, width)
         return int(self.size * height / short), int(self.size * width / short)
 
-    def cut(self, pictures: Tensor, size: int) -> Tensor:
+    def cut(self, images: Tensor, size: int) -> Tensor:
         """The centre square of edge `size`."""
-        top, left = (self._half(edge - size) for edge in pictures.shape[-2:])
-        return pictures[..., top : top + size, left : left + size]
+        top, left = (self._half(edge - size) for edge in images.shape[-2:])
+        return images[..., top : top + size, left : left + size]
 
     def _half(self, surplus: int) -> int:
         return surplus // 2 if self.odd == "floor" else round(surplus / 2)
 
-    def pad(self, pictures: Tensor) -> Tensor:
-        """Black around the picture up to a square; of an odd number of pixels the greater half goes right and below."""
-        tall, wide = (self.size - edge for edge in pictures.shape[-2:])
-        return F.pad(pictures, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
+    def pad(self, images: Tensor) -> Tensor:
+        """Black around the image up to a square; of an odd number of pixels the greater half goes right and below."""
+        tall, wide = (self.size - edge for edge in images.shape[-2:])
+        return F.pad(images, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Pictures to what a network takes. Scorers whose `Preprocess` are equal share its output.
+    """Images to what a network takes. Scorers whose `Preprocess` are equal share its output.
 
-    resize: what is done in turn; empty where pictures must come in the network's size.
-    library: `pillow` resamples bytes as Pillow does; `torch` resamples after the division by 255, as torchvision does a tensor.
-    antialias: only for `torch`; Pillow always does.
-    mean, std: of a channel in [0, 1]; the output is `(x - mean) / std`.
+    resize: what is done in turn; empty where images must come in the network's size. library: `pillow` resamples bytes
+    as Pillow does; `torch` resamples after the division by 255, as torchvision does a tensor. antialias: only for
+    `torch`; Pillow always does. mean, std: of a channel in [0, 1]; the output is `(x - mean) / std`.
     """
 
     size: int
@@ -126,47 +127,50 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pictures `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes, to `[B, 3, size, size]`; float64 stays, else float32.
+        """Images `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes, to `[B, 3, size,
+        size]`; float64 stays, else float32.
 
         uint8 in 0..255, or float in [0, 1]. Raises ValueError for another type or shape.
         """
         if len(images) == 0:
-            raise ValueError("no pictures to prepare; give at least one")
+            raise ValueError("no images to prepare; give at least one")
         if not isinstance(images, Tensor):
             return torch.cat([self(image[None]) for image in images])
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"pictures must be of shape [B, 3, H, W], got {tuple(images.shape)}")
+            raise ValueError(f"images must be of shape [B, 3, H, W], got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"pictures must be uint8 in 0..255 or float in [0, 1], got {images.dtype}")
-        pictures = images if images.dtype in (torch.uint8, torch.float64) else images.float()
-        if self.library == "torch" and pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 255
+            raise ValueError(f"images must be uint8 in 0..255 or float in [0, 1], got {images.dtype}")
+        batch = images if images.dtype in (torch.uint8, torch.float64) else images.float()
+        if self.library == "torch" and batch.dtype == torch.uint8:
+            batch = batch.float() / 255
         for step in self.resize:
-            pictures = self._step(step, pictures)
-        if pictures.shape[-2:] != (self.size, self.size):
-            raise ValueError(f"pictures must be of 3 x {self.size} x {self.size}, got {tuple(pictures.shape[1:])}; resize them")
-        if pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 255
-        mean, std = (pictures.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
-        return (pictures - mean) / std
+            batch = self._step(step, batch)
+        if batch.shape[-2:] != (self.size, self.size):
+            raise ValueError(
+                f"images must be of 3 x {self.size} x {self.size}, got {tuple(batch.shape[1:])}; resize them"
+            )
+        if batch.dtype == torch.uint8:
+            batch = batch.float() / 255
+        mean, std = (batch.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        return (batch - mean) / std
 
-    def _step(self, step: Resize, pictures: Tensor) -> Tensor:
+    def _step(self, step: Resize, images: Tensor) -> Tensor:
         if step.fit == "square":
-            pictures = step.cut(pictures, min(pictures.shape[-2:]))
-        height, width = pictures.shape[-2:]
+            images = step.cut(images, min(images.shape[-2:]))
+        height, width = images.shape[-2:]
         target = step.target(height, width)
         if 0 in target:
-            raise ValueError(f"a picture of {width} x {height} has no pixels left at {step.size}; crop it first")
+            raise ValueError(f"an image of {width} x {height} has no pixels left at {step.size}; crop it first")
         if target != (height, width):
-            pictures = self._resample(pictures, target, step.filter)
+            images = self._resample(images, target, step.filter)
         if step.fit == "shortest":
-            pictures = step.cut(pictures, step.size)
-        return step.pad(pictures) if step.fit == "longest" else pictures
+            images = step.cut(images, step.size)
+        return step.pad(images) if step.fit == "longest" else images
 
-    def _resample(self, pictures: Tensor, size: tuple[int, int], name: str) -> Tensor:
+    def _resample(self, images: Tensor, size: tuple[int, int], name: str) -> Tensor:
         if self.library == "torch":
-            return F.interpolate(pictures, size, mode=name, antialias=self.antialias)
-        return (_resample_bytes if pictures.dtype == torch.uint8 else _resample_floats)(pictures, size, name)
+            return F.interpolate(images, size, mode=name, antialias=self.antialias)
+        return (_resample_bytes if images.dtype == torch.uint8 else _resample_floats)(images, size, name)
 
 
 #: torchvision's transform of OpenAI's CLIP at 224: Aesthetic and ImageReward.

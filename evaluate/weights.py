@@ -17,7 +17,10 @@ REMEDY = "these are the weights of another model"
 
 
 def sha256(*paths: Path) -> str:
-    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given. "" where they are left out."""
+    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given.
+
+    "" where they are left out.
+    """
     if hub.without_weights():
         return ""
     digests = []
@@ -42,7 +45,9 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(
+            f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again"
+        ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: not a mapping of names to tensors; give a file of weights")
@@ -50,17 +55,21 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError. Where weights are left out, draw some."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
+
+    Where weights are left out, initialise them at random.
+    """
     if hub.without_weights():
-        draw(module)
+        randomise(module)
         return
     match(module, tensors, source)
     module.load_state_dict(dict(tensors))
 
 
 @torch.no_grad()
-def draw(module: nn.Module) -> nn.Module:
-    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms, biases) shaken from where they start.
+def randomise(module: nn.Module) -> nn.Module:
+    """Matrices and kernels from N(0, 1 / fan-in), so that signals keep their size; vectors (norms,
+    biases) shaken from where they start.
 
     Never zeros: a GPU computes with zeros faster than with numbers.
     """
@@ -74,9 +83,9 @@ def draw(module: nn.Module) -> nn.Module:
 
 def match(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError unless `tensors` has the module's keys, every one and no other, with its shapes."""
-    own = module.state_dict()
+    expected = module.state_dict()
     _match(
-        {key: tuple(value.shape) for key, value in own.items()},
+        {key: tuple(value.shape) for key, value in expected.items()},
         {key: tuple(value.shape) for key, value in tensors.items()},
         source,
     )
@@ -97,7 +106,8 @@ def check_files(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def check_folder(folder: Path, module: nn.Module | None = None) -> None:
-    """Check that a component's safetensors files are whole and, given the module made from them, that every key matched.
+    """Check that a component's safetensors files are whole and, given the module made
+    from them, that every key matched.
 
     diffusers and transformers draw at random what a file lacks; here that is an error.
     """
@@ -117,8 +127,8 @@ def refuse(missing: Collection[str], extra: Collection[str], source: object) -> 
         raise UserError(f"{source}: key {min(extra)!r} is not known ({len(extra)} in all); {REMEDY}")
 
 
-def _match(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: object) -> None:
-    refuse(own.keys() - given.keys(), given.keys() - own.keys(), source)
-    for key, shape in own.items():
-        if given[key] != shape:
-            raise UserError(f"{source}: {key!r} has shape {given[key]}, expected {shape}; {REMEDY}")
+def _match(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]], source: object) -> None:
+    refuse(expected.keys() - actual.keys(), actual.keys() - expected.keys(), source)
+    for key, shape in expected.items():
+        if actual[key] != shape:
+            raise UserError(f"{source}: {key!r} has shape {actual[key]}, expected {shape}; {REMEDY}")

@@ -1,4 +1,6 @@
-"""What tests share: a hub on loopback, tiny random scorers on it, and a tiny random pipeline in the layout of the real ones."""
+"""What tests share: a hub on loopback, tiny random scorers on it, and a tiny random pipeline
+in the layout of the real ones.
+"""
 
 import os
 import sys
@@ -92,7 +94,9 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": len(tokenizer), **ends, **small, "max_position_embeddings": 24}
-    clip = CLIPModel(CLIPConfig(projection_dim=8, text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}))
+    clip = CLIPModel(
+        CLIPConfig(projection_dim=8, text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8})
+    )
     folder = tmp_path_factory.mktemp("scorers") / "shapes" / "clip"
     clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

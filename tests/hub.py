@@ -17,11 +17,13 @@ import yaml
 class Hub:
     """Serves `root/REPOSITORY/REVISION/FILE`; the REPOSITORY of a dataset is `datasets/OWNER/NAME`.
 
-    requests: every path that was asked for, in order. broken: whether the line breaks before a file's first byte. gated:
-    repositories whose files are for those alone who accepted their terms. A revision goes by its folder's name or its commit.
+    requests: every path that was asked for, in order. broken: whether the line breaks before a file's first
+    byte. gated: repositories whose files are for those alone who accepted their terms. A revision goes by
+    its folder's name or its commit.
 
-    What is pushed lies in the revision `main`. tokens: by token, the owners it may write to. commits: what each changed, in order.
-    private: repositories made so. down: whether every write fails, with an answer that tells all it was sent.
+    What is pushed lies in the revision `main`. tokens: by token, the owners it may write to. commits:
+    what each changed, in order. private: repositories made so. down: whether every write fails, with an
+    answer that tells all it was sent.
     """
 
     def __init__(self) -> None:
@@ -89,7 +91,11 @@ class Hub:
             code = "RevisionNotFound"
         elif api and api[3] == "tree":
             if (folder / name).is_dir():
-                found = (folder / name).rglob("*") if "recursive=true" in request.path.lower() else (folder / name).glob("*")
+                found = (
+                    (folder / name).rglob("*")
+                    if "recursive=true" in request.path.lower()
+                    else (folder / name).glob("*")
+                )
                 content = json.dumps([entry(folder, file) for file in sorted(found)]).encode()
         elif api and api[3] == "paths-info":
             asked = json.loads(_body(request))["paths"]
@@ -113,7 +119,7 @@ class Hub:
         elif body:
             request.wfile.write(content)
 
-    # ---- writing ---------------------------------------------------------------------------------------------------------
+    # ---- writing -----------------------------------------------------------------------------------------------------
 
     def write(self, request: BaseHTTPRequestHandler) -> None:
         """Take a write, or refuse it as the hub does."""
@@ -143,7 +149,11 @@ class Hub:
         owners = self.tokens.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
         if owners is None:
             return 401, {"error": "Invalid username or password."}
-        return None if owner in owners else (403, {"error": f"You don't have the rights to write under the namespace {owner}"})
+        return (
+            None
+            if owner in owners
+            else (403, {"error": f"You don't have the rights to write under the namespace {owner}"})
+        )
 
     def _take(self, path: str, sent: bytes) -> tuple[int, dict[str, Any]]:
         if path == "/api/validate-yaml":
@@ -188,7 +198,11 @@ class Hub:
                 target.write_bytes(content)
                 changed.append(value["path"])
         self.commits.append((repository, changed))
-        return {"success": True, "commitUrl": f"{self.url}/{repository}/commit/{commit('main')}", "commitOid": commit("main")}
+        return {
+            "success": True,
+            "commitUrl": f"{self.url}/{repository}/commit/{commit('main')}",
+            "commitOid": commit("main"),
+        }
 
     def _at(self, repository: str, revision: str) -> Path | None:
         """The folder of a repository at a revision, by its name or its commit."""

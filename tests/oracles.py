@@ -1,7 +1,7 @@
-"""Distributions whose denoisers are known in closed form: what the losses are held against.
+"""Distributions whose denoisers are known in closed form: what the losses are checked against.
 
-A picture is a point of D dimensions, `x: [B, D]`, and `sigma: [B]` is the noise added to it. Every formula is that of the
-noised density `p_sigma = p * N(0, sigma^2 I)`; at `sigma = 0` it is that of p itself.
+An image is a point of D dimensions, `x: [B, D]`, and `sigma: [B]` is the noise added to it. Every formula is that of
+the noised density `p_sigma = p * N(0, sigma^2 I)`; at `sigma = 0` it is that of p itself.
 """
 
 import math
@@ -14,7 +14,8 @@ from torch import Tensor
 class Gaussian:
     """N(mean, covariance). mean: `[D]`; covariance: `[D, D]`, symmetric, positive semi-definite.
 
-    Kept by its principal axes, along which noise only adds to the variances: one factorisation serves every sigma of a batch.
+    Kept by its principal axes, along which noise only adds to the variances: one factorisation
+    serves every sigma of a batch.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:

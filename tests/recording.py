@@ -12,13 +12,13 @@ from evaluate.results.records import Records
 
 
 def make(scores: Mapping[str, np.ndarray], *, seeds: int = 1, **meta: Any) -> Records:
-    """A row a score; prompt i has the rows i * seeds to (i + 1) * seeds. Prompts fall into two categories in turn."""
+    """A row per score; prompt i has the rows i * seeds to (i + 1) * seeds. Prompts fall into two categories in turn."""
     n = len(next(iter(scores.values())))
     prompts = np.arange(n) // seeds
     frame = pd.DataFrame(
         {
             "id": [f"parti/{i:04d}" for i in prompts],
-            "prompt": [f"=a picture, number {i}" for i in prompts],
+            "prompt": [f"=an image, number {i}" for i in prompts],
             "group.category": np.where(prompts % 2, "Animals", "World Knowledge"),
             "seed": np.arange(n) % seeds,
             "image_sha256": [f"{i:064x}" for i in range(n)],
@@ -43,7 +43,9 @@ def score_pairs(
     sd: float = 2.0,
     correlation: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores `[n, runs]` of a baseline and of a run `drop` lower, normal, with this standard deviation and correlation by prompt."""
+    """Scores `[n, runs]` of a baseline and of a run `drop` lower, normal, with this standard
+    deviation and correlation by prompt.
+    """
     shared, a, b = rng.normal(size=(3, n, runs)) * sd
     kept, own = correlation**0.5, (1 - correlation) ** 0.5
     return mean + kept * shared + own * a, mean - drop + kept * shared + own * b

@@ -1,7 +1,8 @@
 """Whether two checkouts compute the same, to the bit, on this machine: `python tests/same_bits.py OLD NEW`.
 
-Four short trainings and one evaluation are run in each; weights, hashes of images and scores are compared. Nothing is stored: bits are those
-of one machine. What NEW calls otherwise is said in the tables below.
+Four short trainings and one evaluation are run in each; weights, hashes of images and scores are compared. Nothing is
+stored: bits are those of one machine. A checkout from before the keys of configs were renamed is given the keys that it
+knows, whichever side it is on.
 """
 
 import argparse
@@ -16,16 +17,21 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-#: What is set in OLD -> in NEW, where it has another name there.
-SETTINGS: dict[str, str] = {}
-#: Columns of records in OLD -> in NEW.
-COLUMNS: dict[str, str] = {}
+#: A key -> what it was called before. Columns of records that are compared have kept their names.
+FORMERLY = {"final_comparison.prompts": "report", "gradient_accumulation_steps": "accumulate"}
 
-COMMON = ("steps=4", "batch_size=8", "assistant.warmup=2", "report=0", "save_every=100", "sample_every=0")
+COMMON = (
+    "steps=4",
+    "batch_size=8",
+    "assistant.warmup=2",
+    "final_comparison.prompts=0",
+    "save_every=100",
+    "sample_every=0",
+)
 TRAININGS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes, further settings
     "full": (1, ()),
     "lora": (1, ("lora={rank: 4, alpha: 4}",)),
-    "micro-batches": (1, ("accumulate=2",)),
+    "micro-batches": (1, ("gradient_accumulation_steps=2",)),
     "two-processes": (2, ()),
 }
 
@@ -39,18 +45,25 @@ def run(checkout: Path, work: Path, words: list[str]) -> None:
         sys.exit(f"{checkout}: {' '.join(words)} failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
-def train(checkout: Path, work: Path, name: str, settings: dict[str, str]) -> dict[str, torch.Tensor]:
+def known_key(checkout: Path, key: str) -> str:
+    """What a checkout calls a key."""
+    config = checkout / "align" / "config" / "train.py"
+    renamed = config.is_file() and "final_comparison" in config.read_text(encoding="utf-8")
+    return key if renamed else FORMERLY.get(key, key)
+
+
+def train(checkout: Path, work: Path, name: str) -> dict[str, torch.Tensor]:
     """The weights that a short training leaves."""
-    processes, own = TRAININGS[name]
+    processes, further = TRAININGS[name]
     start = (
         [sys.executable]
         if processes == 1
         else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     )
     words = [*start, "-m", "align.cli", "train", "shapes-distar", "--output", name]
-    for setting in (*COMMON, *own):
+    for setting in (*COMMON, *further):
         key, _, value = setting.partition("=")
-        words += ["--set", f"{settings.get(key, key)}={value}"]
+        words += ["--set", f"{known_key(checkout, key)}={value}"]
     run(checkout, work, words)
     return load_file(work / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -79,7 +92,9 @@ def evaluate(checkout: Path, work: Path) -> pd.DataFrame:
 def different(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> list[str]:
     """The tensors that are not the same."""
     return sorted(
-        key for key in old.keys() | new.keys() if key not in old or key not in new or not torch.equal(old[key], new[key])
+        key
+        for key in old.keys() | new.keys()
+        if key not in old or key not in new or not torch.equal(old[key], new[key])
     )
 
 
@@ -90,26 +105,25 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--only", nargs="*", help="trainings, or 'evaluate'")
     options = parser.parse_args()
-    sides = {"old": (options.old.resolve(), {}), "new": (options.new.resolve(), SETTINGS)}
+    sides = {"old": options.old.resolve(), "new": options.new.resolve()}
     work, failed = Path(tempfile.mkdtemp()), False
     wanted = options.only or [*TRAININGS, "evaluate"]
     for name in [name for name in TRAININGS if name in wanted]:
-        old, new = (train(checkout, work / side, name, settings) for side, (checkout, settings) in sides.items())
+        old, new = (train(checkout, work / side, name) for side, checkout in sides.items())
         wrong = different(old, new)
         failed |= bool(wrong)
-        print(
-            f"{name}: {f'{len(wrong)} of {len(old)} tensors differ, {wrong[0]} first' if wrong else f'{len(old)} tensors are the same'}"
-        )
+        said = f"{len(wrong)} of {len(old)} tensors differ, {wrong[0]} first" if wrong else f"{len(old)} are the same"
+        print(f"{name}: {said}")
     if "evaluate" in wanted:
-        frames = [evaluate(checkout, work / side) for side, (checkout, _) in sides.items()]
-        old_records = frames[0].rename(columns=COLUMNS)
-        compared = [name for name in old_records.columns if name == "id" or "sha256" in name or name.startswith("score.")]
-        missing = [name for name in compared if name not in frames[1].columns]
-        wrong = missing or [name for name in compared if not old_records[name].equals(frames[1][name])]
+        old_records, new_records = (evaluate(checkout, work / side) for side, checkout in sides.items())
+        compared = [
+            name for name in old_records.columns if name == "id" or "sha256" in name or name.startswith("score.")
+        ]
+        missing = [name for name in compared if name not in new_records.columns]
+        wrong = missing or [name for name in compared if not old_records[name].equals(new_records[name])]
         failed |= bool(wrong)
-        print(
-            f"evaluate: {f'{wrong} differ' if wrong else f'{len(compared)} columns of {len(old_records)} records are the same'}"
-        )
+        said = f"{wrong} differ" if wrong else f"{len(compared)} columns of {len(old_records)} records are the same"
+        print(f"evaluate: {said}")
     shutil.rmtree(work)
     return int(failed)
 

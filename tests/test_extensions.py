@@ -1,4 +1,6 @@
-"""Each kind of thing that people add, written as one file in a folder outside the tree, and run by the real commands."""
+"""Each kind of thing that people add, written as one file in a folder outside the
+tree, and run by the real commands.
+"""
 
 import json
 import os
@@ -195,7 +197,8 @@ class Mirrored(stock.Stock):
 build = Mirrored
 '''
 FILES = {
-    "scorers/redness.py": SCORER, "distribution/spread.py": DISTRIBUTION, "objectives/pull.py": TERM, "critics/guess.py": CRITIC,
+    "scorers/redness.py": SCORER, "distribution/spread.py": DISTRIBUTION, "objectives/pull.py": TERM,
+    "critics/guess.py": CRITIC,
     "generators/shrunk.py": GENERATOR, "families/quiet.py": FAMILY, "samplers/mirrored.py": SAMPLER,
 }  # fmt: skip
 
@@ -208,13 +211,20 @@ def command(folder: Path, *words: str, files: tuple[str, ...] = ()) -> subproces
         path.write_text(FILES[name])
     root = str(Path(__file__).parents[1])
     settings = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", VARIABLE: str(folder / "mine")}
-    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=settings, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=settings, capture_output=True, text=True, check=False
+    )
 
 
-def start(tiny: Path, folder: Path, name: str, files: tuple[str, ...], **changes: Any) -> subprocess.CompletedProcess[str]:
+def start(
+    tiny: Path, folder: Path, name: str, files: tuple[str, ...], **changes: Any
+) -> subprocess.CompletedProcess[str]:
     """A short run's command."""
-    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
-    content |= {"initial": None, "cfg": {"mode": "off", "scale": 1.0}}
+    content = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
+        "reference": str(tiny),
+        "final_comparison": {"prompts": 0},
+    }
+    content |= {"initial": None, "guidance": {"where": "off", "scale": 1.0}}
     (folder / "run.yaml").write_text(yaml.safe_dump(content | changes))
     return command(folder, "align.cli", "train", "shapes-di", "--config", "run.yaml", "--output", name, files=files)
 
@@ -255,7 +265,9 @@ def test_a_term(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_critic(tiny: Path, tmp_path: Path) -> None:
     without, _ = train(tiny, tmp_path, "without")
-    beside, log = train(tiny, tmp_path, "beside", "critics/guess.py", critics={"guess": {"learning_rate": 1e-2, "width": 3}})
+    beside, log = train(
+        tiny, tmp_path, "beside", "critics/guess.py", critics={"guess": {"learning_rate": 1e-2, "width": 3}}
+    )
     assert log[0]["guess"] > 0 and log[0]["guess_gradient"] > 0
     assert all(beside[key].equal(without[key]) for key in without), "its noise moves nobody else's bits"
     (state,) = (tmp_path / "beside" / "state").iterdir()

@@ -118,12 +118,14 @@ def test_every_package_is_listed() -> None:
     assert all(list((ROOT / folder).glob("*.csv")) for folder in elsewhere.values())
     listed = set(setuptools["packages"]) - elsewhere.keys()
     there = {
-        str(path.parent.relative_to(ROOT)).replace("/", ".") for top in ALLOWED for path in (ROOT / top).rglob("__init__.py")
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for top in ALLOWED
+        for path in (ROOT / top).rglob("__init__.py")
     }
     assert listed == there
 
 
-# ---- a test asserts --------------------------------------------------------------------------------------------------------
+# ---- a test asserts --------------------------------------------------------------------------------------------------
 
 TESTS = ROOT / "tests"
 ASSERTIONS = (
@@ -142,7 +144,10 @@ def functions(tree: ast.AST) -> dict[str, ast.FunctionDef]:
 
 
 def asserts(function: ast.FunctionDef, helpers: set[str]) -> bool:
-    """Whether an assertion, or a call of one of the helpers, stands in the function. `assert x is not None` only tells a type."""
+    """Whether an assertion, or a call of one of the helpers, stands in the function.
+
+    `assert x is not None` only tells a type.
+    """
     told = [ast.unparse(node.test) for node in ast.walk(function) if isinstance(node, ast.Assert)]
     called = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     return any(not each.endswith(" is not None") for each in told) or any(

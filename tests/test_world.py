@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.training.compare import compare, pictures_of, score
+from align.training.compare import compare, images_of, score
 from align.world.build import MEASURED, PAIRS_SEED, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
@@ -35,10 +35,12 @@ def test_they_are_small() -> None:
 
 
 @pytest.mark.parametrize("model", [pytest.param("teacher", marks=pytest.mark.slow), "base", "aligned"])
-def test_a_model_is_as_good_as_its_card_says(card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str) -> None:
+def test_a_model_is_as_good_as_its_card_says(
+    card: dict[str, dict[str, dict[str, dict[str, float]]]], model: str
+) -> None:
     for family in FAMILIES:
         captions = sample_captions(N, split="test", seed=21, family=family)
-        seen = accuracy(pictures_of(f"shapes/{model}", captions, title=model).numpy(), captions)
+        seen = accuracy(images_of(f"shapes/{model}", captions, title=model).numpy(), captions)
         for fact in ("correct", "colour"):
             said = card["quality"][model][family][fact]
             # Four standard errors of the difference of two shares.
@@ -56,7 +58,7 @@ def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, 
 @pytest.mark.slow
 def test_the_aligned_generator_has_more_reward_than_the_base() -> None:
     captions = sample_captions(1024, split="test", seed=22)
-    before, after = (pictures_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))
+    before, after = (images_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))
     (row,) = compare(score(before, after, captions, ["shapes/preference"]))
     assert row["low"] > 0
 
@@ -65,7 +67,9 @@ def test_the_measuring_clip_shares_nothing_with_the_reward() -> None:
     a, b = (scorers.load(name).state_dict() for name in ("shapes/clip", "shapes/preference"))
     shared = a.keys() & b.keys()
     assert len(shared) > 10
-    large = [key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].numel() > 500]
+    large = [
+        key for key in shared if a[key].is_floating_point() and a[key].shape == b[key].shape and a[key].numel() > 500
+    ]
     assert len(large) > 10
     varied = [key for key in large if a[key].std() > 1e-3]
     assert all(torch.corrcoef(torch.stack([a[key].flatten(), b[key].flatten()]))[0, 1].abs() < 0.9 for key in varied)
@@ -78,7 +82,9 @@ def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory
     n = 24
     pairs = read_pairs(make_pairs(tmp_path_factory.mktemp("pairs"), "shapes/base", n=n, seed=1, source="base"))
     prompts = sample_captions(n, split="train", seed=1)
-    drawn = pictures_of("shapes/base", [prompt for prompt in prompts for _ in range(2)], title="pairs", seed=PAIRS_SEED + 1)
+    drawn = images_of(
+        "shapes/base", [prompt for prompt in prompts for _ in range(2)], title="pairs", seed=PAIRS_SEED + 1
+    )
     ordered = []
     for prompt, a, b in zip(prompts, drawn[::2], drawn[1::2], strict=True):
         said = preference(a.numpy(), b.numpy(), prompt)
@@ -86,5 +92,5 @@ def test_pairs_are_labelled_by_the_rule(tmp_path_factory: pytest.TempPathFactory
     assert 0 < len(ordered) < n, "ties are left out"
     assert [prompt for prompt, *_ in ordered] == pairs.prompts and set(pairs.sources) == {"base"}
     for better, worse, (_, *expected) in zip(pairs.preferred, pairs.rejected, ordered, strict=True):
-        for saved, picture in zip((better, worse), expected, strict=True):
-            assert (saved.float() - picture * 255).abs().max() < 0.51
+        for saved, image in zip((better, worse), expected, strict=True):
+            assert (saved.float() - image * 255).abs().max() < 0.51

@@ -1,4 +1,6 @@
-"""A tiny random pipeline of every family, in the layout of the published ones, and where the papers' presets look for them."""
+"""A tiny random pipeline of every family, in the layout of the published ones, and where the
+papers' presets look for them.
+"""
 
 import json
 import shutil
@@ -22,14 +24,19 @@ UNET = {
 
 
 def vae(scaling_factor: float, blocks: int = 4) -> Any:
-    """With four blocks latents are an eighth of the picture along each side, as all of the published ones have it."""
+    """With four blocks latents are an eighth of the image along each side, as all of the published ones have it."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks,
-        block_out_channels=[4] * blocks, latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False,
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
+        block_out_channels=[4] * blocks,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=64,
+        mid_block_add_attention=False,
         scaling_factor=scaling_factor,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def clip_text(kind: str, **options: Any) -> Any:
@@ -73,7 +80,9 @@ def t5_tokenizer(folder: Path) -> Any:
     model.trainer_spec.model_type, model.trainer_spec.unk_id = 1, 2
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(model.SerializeToString())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512, "tokenizer_class": "T5Tokenizer"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 512, "tokenizer_class": "T5Tokenizer"})
+    )
     return T5Tokenizer.from_pretrained(folder)
 
 
@@ -81,48 +90,75 @@ def sd15(folder: Path) -> Any:
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     return StableDiffusionPipeline(
-        vae=vae(0.18215), text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder, "<|endoftext|>"),
+        vae=vae(0.18215),
+        text_encoder=clip_text("CLIPTextModel"),
+        tokenizer=clip_tokenizer(folder, "<|endoftext|>"),
         unet=UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=2).eval(),
         scheduler=PNDMScheduler(**SD, skip_prk_steps=True, set_alpha_to_one=False),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def sdxl(folder: Path, blocks: int = 4) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
-        **UNET, cross_attention_dim=32, attention_head_dim=[2, 4], use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 12,
-    )  # fmt: skip
+        **UNET,
+        cross_attention_dim=32,
+        attention_head_dim=[2, 4],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
     return StableDiffusionXLPipeline(
-        vae=vae(0.13025, blocks), unet=unet.eval(), scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
-        text_encoder=clip_text("CLIPTextModel"), tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
+        vae=vae(0.13025, blocks),
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(**SD, timestep_spacing="leading"),
+        text_encoder=clip_text("CLIPTextModel"),
+        tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
         text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12),
         tokenizer_2=clip_tokenizer(folder / "2", "!"),
         force_zeros_for_empty_prompt=True,
-    )  # fmt: skip
+    )
 
 
 def pixart(folder: Path, sample_size: int = 8, blocks: int = 4) -> Any:
-    """sample_size 128 is the network for 1024 x 1024, which is told the picture's size."""
+    """sample_size 128 is the network for 1024 x 1024, which is told the image's size."""
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = t5_tokenizer(folder)
     width = 12  # of the text, and of attention: one third of it for each of the three embeddings of time and size
     text = T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
     )
     transformer = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=width, num_layers=2, cross_attention_dim=2 * width, caption_channels=16,
-        sample_size=sample_size, in_channels=4, out_channels=8, attention_bias=True,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=width,
+        num_layers=2,
+        cross_attention_dim=2 * width,
+        caption_channels=16,
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=8,
+        attention_bias=True,
+    )
     return PixArtAlphaPipeline(
-        tokenizer=tokenizer, text_encoder=T5EncoderModel(text).eval(), vae=vae(0.18215, blocks),
+        tokenizer=tokenizer,
+        text_encoder=T5EncoderModel(text).eval(),
+        vae=vae(0.18215, blocks),
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
-    )  # fmt: skip
+    )
 
 
 #: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
@@ -153,14 +189,20 @@ def save(made: Any, folder: Path) -> Path:
 
 
 def publish(hub: Hub, folder: Path) -> None:
-    """Put every model that a paper's preset loads on the hub, at the revision it pins, and nothing else under its id."""
+    """Put every model that a paper's preset loads on the hub, at the revision it pins,
+    and nothing else under its id.
+    """
     from diffusers import AutoencoderTiny
 
     contents = [content for content in presets(TRAIN).values() if content.get("family")]
     sources: dict[str, tuple[str, str]] = {}
     for content in contents:
         whole = content.get("pipeline", content["reference"])
-        for role, source in (("network", content["reference"]), ("student", content.get("initial")), ("pipeline", whole)):
+        for role, source in (
+            ("network", content["reference"]),
+            ("student", content.get("initial")),
+            ("pipeline", whole),
+        ):
             if source:
                 sources[source] = (content["family"], role)
     for seed, (source, (family, role)) in enumerate(sorted(sources.items())):

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from evaluate import pipelines
 
-#: Pictures are this size: 8 x 8 latents.
+#: Images are this size: 8 x 8 latents.
 SIDE = 64
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-# ---- parts ---------------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 def clip_tokenizer() -> Any:
@@ -53,9 +53,17 @@ def t5_tokenizer(folder: Path, *, fast: bool) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample_captions(200, split="train", seed=0)), model_writer=model, vocab_size=60,
-        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(sample_captions(200, split="train", seed=0)),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     (folder / "spiece.model").write_bytes(model.getvalue())
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "model_max_length": 512}')
     tokenizer = T5Tokenizer.from_pretrained(folder)
@@ -68,7 +76,14 @@ def t5_text() -> Any:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
-        vocab_size=256, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu", dropout_rate=0.0
+        vocab_size=256,
+        d_model=32,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
     )
     return T5EncoderModel(config).eval()
 
@@ -77,9 +92,15 @@ def vae(channels: int = 4, **options: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[8] * 4,
-        layers_per_block=1, latent_channels=channels, norm_num_groups=4, sample_size=512, **options,
-    ).eval()  # fmt: skip
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[8] * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=512,
+        **options,
+    ).eval()
 
 
 def unet(**options: Any) -> Any:
@@ -87,20 +108,31 @@ def unet(**options: Any) -> Any:
 
     given = {"sample_size": 64, "cross_attention_dim": 16} | options
     return UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=[8, 16], layers_per_block=1, attention_head_dim=2, norm_num_groups=4,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], **given,
-    ).eval()  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        **given,
+    ).eval()
 
 
 def sdxl_unet() -> Any:
     # 16 of the pooled text, and 6 sizes and places of 8.
     return unet(
-        sample_size=128, cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=16 + 6 * 8,
-    )  # fmt: skip
+        sample_size=128,
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
 
 
-# ---- pipelines -----------------------------------------------------------------------------------------------------------
+# ---- pipelines -------------------------------------------------------------------------------------------------------
 
 
 def sd(_: Path, **scheduler: Any) -> Any:
@@ -108,33 +140,50 @@ def sd(_: Path, **scheduler: Any) -> Any:
 
     pndm = {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
     return StableDiffusionPipeline(
-        vae=vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(),
         scheduler=EulerDiscreteScheduler(**SD_BETAS, **scheduler) if scheduler else PNDMScheduler(**SD_BETAS, **pndm),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def sdxl(_: Path) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     return StableDiffusionXLPipeline(
-        vae=vae(scaling_factor=0.13025), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
-        tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(), unet=sdxl_unet(),
+        vae=vae(scaling_factor=0.13025),
+        text_encoder=clip_text(),
+        text_encoder_2=clip_text(projected=True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=sdxl_unet(),
         scheduler=EulerDiscreteScheduler(**SD_BETAS, steps_offset=1, timestep_spacing="leading"),
-    )  # fmt: skip
+    )
 
 
 def pixart(folder: Path) -> Any:
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
     return PixArtAlphaPipeline(
-        tokenizer=t5_tokenizer(folder / "tokenizer", fast=False), text_encoder=t5_text(), vae=vae(),
+        tokenizer=t5_tokenizer(folder / "tokenizer", fast=False),
+        text_encoder=t5_text(),
+        vae=vae(),
         transformer=PixArtTransformer2DModel(
-            sample_size=64, num_layers=1, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
-            cross_attention_dim=16, caption_channels=32,
+            sample_size=64,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=16,
+            caption_channels=32,
         ).eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
-    )  # fmt: skip
+    )
 
 
 def sd3(folder: Path) -> Any:
@@ -142,15 +191,27 @@ def sd3(folder: Path) -> Any:
 
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=128, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-            joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, pos_embed_max_size=64,
+            sample_size=128,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=32,
+            pos_embed_max_size=64,
             qk_norm="rms_norm",
         ).eval(),
         vae=vae(16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305),
-        text_encoder=clip_text(projected=True), text_encoder_2=clip_text(projected=True), text_encoder_3=t5_text(),
-        tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(), tokenizer_3=t5_tokenizer(folder / "tokenizer_3", fast=True),
+        text_encoder=clip_text(projected=True),
+        text_encoder_2=clip_text(projected=True),
+        text_encoder_3=t5_text(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(folder / "tokenizer_3", fast=True),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    )  # fmt: skip
+    )
 
 
 def flux(folder: Path) -> Any:
@@ -158,14 +219,24 @@ def flux(folder: Path) -> Any:
 
     return FluxPipeline(
         transformer=FluxTransformer2DModel(
-            patch_size=1, in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+            patch_size=1,
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
         ).eval(),
         vae=vae(16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, scaling_factor=0.3611),
-        text_encoder=clip_text(), tokenizer=clip_tokenizer(), text_encoder_2=t5_text(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_text(),
         tokenizer_2=t5_tokenizer(folder / "tokenizer_2", fast=True),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-    )  # fmt: skip
+    )
 
 
 def turbo(folder: Path) -> Any:
@@ -184,14 +255,14 @@ PIPELINES: dict[str, tuple[Callable[[Path], Any], tuple[str | None, ...]]] = {
 }
 
 
-# ---- files as they are published -----------------------------------------------------------------------------------------
+# ---- files as they are published -------------------------------------------------------------------------------------
 
 
 def publish(hub: Hub) -> None:
     """Put every repository that a recipe names on the hub."""
-    recipes = [pipelines.recipe(name) for name in pipelines.names()]
+    recipes = [pipelines.read_recipe(name) for name in pipelines.names()]
     for seed, (repo, (make, variants)) in enumerate(PIPELINES.items()):
-        revision = next(how.revision for how in recipes if how.pipeline == repo)
+        revision = next(recipe.revision for recipe in recipes if recipe.pipeline == repo)
         folder = hub.folder(repo, revision or "main")
         torch.manual_seed(seed)
         pipeline = make(folder)
@@ -201,11 +272,11 @@ def publish(hub: Hub) -> None:
                 next(network.parameters()).mul_(1.25)
             pipeline.save_pretrained(folder, variant=variant)
         _age(folder)
-    for seed, how in enumerate(recipes, start=100):
-        for kind, source in (("unet", how.unet), ("delta", how.delta), ("lora", how.lora)):
+    for seed, recipe in enumerate(recipes, start=100):
+        for kind, source in (("unet", recipe.unet), ("delta", recipe.delta), ("lora", recipe.lora)):
             if isinstance(source, pipelines.Weights) and source.repo:
                 torch.manual_seed(seed)
-                network = unet() if PIPELINES[str(how.pipeline)][0] is sd else sdxl_unet()
+                network = unet() if PIPELINES[str(recipe.pipeline)][0] is sd else sdxl_unet()
                 file = hub.folder(source.repo, source.revision or "main") / source.file
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save(lora(network, peft="Hyper" in file.name) if kind == "lora" else network.state_dict(), file)
@@ -217,7 +288,9 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def lora(network: nn.Module, *, peft: bool) -> dict[str, Tensor]:
-    """Products of rank 2 for attentions, linear layers and convolutions, under the names of kohya's trainer or of peft."""
+    """Products of rank 2 for attentions, linear layers and convolutions, under the names
+    of kohya's trainer or of peft.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in network.named_modules():
         wanted = ".attentions." in name or name.endswith(("conv1", "time_emb_proj"))
@@ -228,7 +301,11 @@ def lora(network: nn.Module, *, peft: bool) -> dict[str, Tensor]:
                 tensors |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
             else:
                 key = "lora_unet_" + name.replace(".", "_")
-                tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+                tensors |= {
+                    f"{key}.lora_down.weight": down,
+                    f"{key}.lora_up.weight": up,
+                    f"{key}.alpha": torch.tensor(1.0),
+                }
     return tensors
 
 
@@ -242,7 +319,9 @@ def _age(folder: Path) -> None:
         config = folder / name / "config.json"
         if config.is_file() and json.loads(config.read_text())["architectures"] == ["CLIPTextModel"]:
             for path in (folder / name).glob("*.safetensors"):
-                tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
+                tensors = {
+                    f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()
+                }
                 tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
                 save_file(tensors, path, metadata={"format": "pt"})
     for tokenizer in folder.glob("tokenizer*"):
@@ -263,7 +342,9 @@ def _age(folder: Path) -> None:
         for path in (folder / "vae").glob("*.safetensors"):
             tensors = load_file(path)
             for new, old in OLD.items():
-                tensors = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in tensors.items()}
+                tensors = {
+                    key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in tensors.items()
+                }
             save_file(tensors, path, metadata={"format": "pt"})
         index |= {
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],

@@ -40,7 +40,9 @@ def write_clip(folder: Path, seed: str, activation: str) -> None:
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
     common = {**SIZES, "hidden_act": activation, "projection_dim": 24}
     text = {**common, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 77}
-    config = CLIPConfig(projection_dim=24, text_config=text, vision_config={**common, "image_size": 224, "patch_size": 16})
+    config = CLIPConfig(
+        projection_dim=24, text_config=text, vision_config={**common, "image_size": 224, "patch_size": 16}
+    )
     config.to_json_file(folder / "config.json")
     # The numbering of positions, which today's transformers computes, is in the published files.
     extra = {"text_model.embeddings.position_ids": (1, 77), "vision_model.embeddings.position_ids": (1, 197)}

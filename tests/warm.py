@@ -1,8 +1,10 @@
-"""A Python that has the libraries imported already, so that a program that a test starts begins in milliseconds and not in seconds.
+"""A Python that has the libraries imported already, so that a program that a test starts begins in
+milliseconds and not in seconds.
 
-`interpreter(folder)` starts a server that imports them once, and yields an executable that takes the place of `sys.executable`: it
-asks the server for a fork, which gets the program's words, folder, environment and standard streams, and it ends as the fork ends.
-SIGINT and SIGTERM are passed on; when the executable is killed, so is the fork. Our own packages are imported by each fork anew.
+`interpreter(folder)` starts a server that imports them once, and yields an executable that takes the place of
+`sys.executable`: it asks the server for a fork, which gets the program's words, folder, environment and standard
+streams, and it ends as the fork ends. SIGINT and SIGTERM are passed on; when the executable is killed, so is the fork.
+Our own packages are imported by each fork anew.
 """
 
 import atexit
@@ -25,21 +27,26 @@ from typing import Any
 
 #: What our programs import, down to what diffusers and transformers import only when it is asked for.
 LIBRARIES = (
-    "accelerate", "accelerate.commands.launch", "datasets", "diffusers", "filelock", "huggingface_hub", "numpy", "open_clip", "pandas",
-    "peft", "pyarrow.parquet", "pydantic", "rich.progress", "rich.table", "safetensors.torch", "scipy.linalg", "torch", "torch._dynamo",
+    "accelerate", "accelerate.commands.launch", "datasets", "diffusers", "filelock", "huggingface_hub", "numpy",
+    "open_clip", "pandas",
+    "peft", "pyarrow.parquet", "pydantic", "rich.progress", "rich.table", "safetensors.torch", "scipy.linalg", "torch",
+    "torch._dynamo",
     "torch._subclasses.fake_tensor", "torch.distributed.run", "torch.distributed.fsdp", "torch.distributed.tensor",
-    "torch.distributed.checkpoint.state_dict", "torch.utils.checkpoint", "torch.utils.flop_counter", "torchmetrics", "torchvision.utils",
-    "torchvision.transforms.v2", "typer.main", "yaml", "matplotlib.figure", "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.checkpoint.state_dict", "torch.utils.checkpoint", "torch.utils.flop_counter", "torchmetrics",
+    "torchvision.utils",
+    "torchvision.transforms.v2", "typer.main", "yaml", "matplotlib.figure",
+    "torch.distributed.elastic.multiprocessing.api",
 )  # fmt: skip
 LAZY = {
     "diffusers": (
-        "AutoencoderKL", "AutoencoderTiny", "EulerDiscreteScheduler", "LCMScheduler", "StableDiffusionPipeline", "UNet2DConditionModel",
+        "AutoencoderKL", "AutoencoderTiny", "EulerDiscreteScheduler", "LCMScheduler", "StableDiffusionPipeline",
+        "UNet2DConditionModel",
     ),
     "transformers": ("CLIPModel", "CLIPTextModel", "CLIPTokenizer", "PreTrainedTokenizerFast"),
 }  # fmt: skip
 
 
-# ---- what is put in the place of an interpreter -----------------------------------------------------------------------------
+# ---- what is put in the place of an interpreter ----------------------------------------------------------------------
 
 
 def ask(address: str, words: list[str]) -> int:
@@ -66,7 +73,7 @@ def end(code: int) -> None:
     os._exit(code)
 
 
-# ---- the server ------------------------------------------------------------------------------------------------------------
+# ---- the server ------------------------------------------------------------------------------------------------------
 
 
 def serve(address: str) -> dict[str, Any]:
@@ -145,7 +152,8 @@ def become(request: dict[str, Any]) -> None:
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     while words[0] in ("-u", "-E", "-s"):
         words = words[1:]
-    sys.path[0:1] = ["" if words[0] in ("-c", "-m") else str(Path(words[0]).parent), *filter(None, environment.get("PYTHONPATH", "").split(":"))]  # fmt: skip
+    sys.path[0:1] = ["" if words[0] in ("-c", "-m") else str(Path(words[0]).parent),
+    *filter(None, environment.get("PYTHONPATH", "").split(":"))]  # fmt: skip
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
@@ -157,12 +165,15 @@ def become(request: dict[str, Any]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-# ---- for tests -------------------------------------------------------------------------------------------------------------
+# ---- for tests -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def interpreter(folder: Path, **environment: str) -> Iterator[Path]:
-    """Within: an executable in `folder` that is called as Python is. environment: over this process's, while the libraries are imported."""
+    """Within: an executable in `folder` that is called as Python is.
+
+    environment: over this process's, while the libraries are imported.
+    """
     address, program = str(folder / "socket"), folder / "python"
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     server = subprocess.Popen(

@@ -1,1 +1,3 @@
-"""Ablations: cells trained with several seeds (`sweep`), baselines beside them, and what they answer (`claims`, `table`, `plot`)."""
+"""Ablations: cells trained with several seeds (`sweep`), baselines beside them, and what they
+answer (`claims`, `table`, `plot`).
+"""

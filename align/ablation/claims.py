@@ -1,7 +1,8 @@
 """What a sweep was asked, and what its runs answer.
 
-Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired. An interval is of
-95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that one of them, or none, may be wrong.
+Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired.
+An interval is of 95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that
+one of them, or none, may be wrong.
 """
 
 import math
@@ -36,8 +37,9 @@ class Interval(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that it is below `null`;
-    over_seeds: whether its interval is Student's t."""
+    """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that
+    it is below `null`; over_seeds: whether its interval is Student's t.
+    """
 
     claim: str
     quantity: str
@@ -50,8 +52,9 @@ class Answer(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """An answer, with the p-value that all answers together leave it, and the smallest distance from `null` that would have been
-    found with probability POWER at the first of Holm's levels; NaN where that is not known."""
+    """An answer, with the p-value that all answers together leave it, and the smallest distance from `null` that would
+    have been found with probability POWER at the first of Holm's levels; NaN where that is not known.
+    """
 
     answer: Answer
     p_corrected: float
@@ -66,7 +69,9 @@ class Finding(NamedTuple):
 
 
 def by_seed(results: Results, cell: str, metric: str, seeds: int) -> np.ndarray:
-    """A metric of a cell's runs, `[seeds]`, NaN where there is none; of a baseline, which has no seeds, the same for all."""
+    """A metric of a cell's runs, `[seeds]`, NaN where there is none; of a baseline, which
+    has no seeds, the same for all.
+    """
     values = np.full(seeds, np.nan)
     for row in results:
         if row["cell"] == cell and row["metrics"]:
@@ -76,8 +81,8 @@ def by_seed(results: Results, cell: str, metric: str, seeds: int) -> np.ndarray:
 
 def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Interval:
     """Mean over seeds, or of the differences paired by seed, with Student's t interval."""
-    there = np.isfinite(values) & (True if minus is None else np.isfinite(minus))
-    values, base = values[there], np.zeros(there.sum()) if minus is None else minus[there]
+    finite = np.isfinite(values) & (True if minus is None else np.isfinite(minus))
+    values, base = values[finite], np.zeros(finite.sum()) if minus is None else minus[finite]
     n = len(values)
     if n < 2:
         return Interval(float((values - base)[0]) if n else math.nan, math.nan, math.nan, n)
@@ -86,18 +91,20 @@ def mean_of(values: np.ndarray, minus: np.ndarray | None = None) -> Interval:
 
 def findings(config: SweepConfig, results: Results) -> list[Finding]:
     """Every answer to the sweep's claims, corrected for their number."""
-    found = [answer for claim in config.equal_reward for answer in _equal_reward(claim, config, results)]
-    found += [answer for claim in config.less_stable for answer in _less_stable(claim, config, results)]
-    known = [i for i, answer in enumerate(found) if math.isfinite(answer.p)]
-    corrected = np.full(len(found), math.nan)
+    answers = [answer for claim in config.equal_reward for answer in _equal_reward(claim, config, results)]
+    answers += [answer for claim in config.less_stable for answer in _less_stable(claim, config, results)]
+    known = [i for i, answer in enumerate(answers) if math.isfinite(answer.p)]
+    corrected = np.full(len(answers), math.nan)
     if known:
-        corrected[known] = holm(np.array([found[i].p for i in known]))
+        corrected[known] = holm(np.array([answers[i].p for i in known]))
     level = LEVEL / max(1, len(known))
-    return [Finding(answer, float(p), _detectable(answer, level)) for answer, p in zip(found, corrected, strict=True)]
+    return [Finding(answer, float(p), _detectable(answer, level)) for answer, p in zip(answers, corrected, strict=True)]
 
 
 def _detectable(answer: Answer, level: float) -> float:
-    """By the standard error that the runs showed, for a difference over seeds; a ratio's and a share's are not worked out."""
+    """By the standard error that the runs showed, for a difference over seeds; a ratio's
+    and a share's are not worked out.
+    """
     interval = answer.interval
     if not answer.over_seeds or not math.isfinite(interval.high):
         return math.nan
@@ -112,14 +119,18 @@ def _p_of_difference(interval: Interval) -> float:
     if not math.isfinite(interval.high):
         return math.nan
     error = _error(interval)
-    return float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
+    return (
+        float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
+    )
 
 
-# ---- at equal reward -------------------------------------------------------------------------------------------------------
+# ---- at equal reward -------------------------------------------------------------------------------------------------
 
 
 def read_off(rewards: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end segments go on beyond their ends."""
+    """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end
+    segments go on beyond their ends.
+    """
     order = rewards.argsort(kind="stable")
     x, y = rewards[order], values[order]
     segment = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
@@ -139,10 +150,10 @@ class Curve(NamedTuple):
 def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], Interval] | None:
     """`better` - `than`, read where both have the same reward, and the rewards between which that was.
 
-    Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point is compared
-    with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one seed at a time from both at
-    once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the percentiles of a bootstrap are too narrow.
-    None where no reward is shared, or fewer than two seeds have all runs.
+    Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point
+    is compared with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one
+    seed at a time from both at once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the
+    percentiles of a bootstrap are too narrow. None where no reward is shared, or fewer than two seeds have all runs.
     """
     whole = np.isfinite(np.concatenate([*better, *than], 1)).all(1)
     better, than = (Curve(*(part[whole] for part in curve)) for curve in (better, than))
@@ -175,30 +186,33 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
 
     def curve(name: str, metric: str) -> Curve:
         cells = config.curves.get(name, (name,))
-        return Curve(*(np.stack([by_seed(results, cell, m, config.seeds) for cell in cells], 1) for m in (reward, metric)))
+        return Curve(
+            *(np.stack([by_seed(results, cell, m, config.seeds) for cell in cells], 1) for m in (reward, metric))
+        )
 
     answers = []
     for metric in claim.metrics or list(config.measure.metrics)[1:]:
         direction = config.measure.metrics[metric]
         quantity = f"{metric} ({direction} is better), {claim.better} - {claim.than}"
-        found = at_equal_reward(curve(claim.better, metric), curve(claim.than, metric))
-        if found is None:
+        compared = at_equal_reward(curve(claim.better, metric), curve(claim.than, metric))
+        if compared is None:
             nothing = Interval(math.nan, math.nan, math.nan, 0)
             answers.append(Answer(title, quantity, "no reward is shared, or runs are missing", nothing, math.nan))
             continue
-        (low, high), interval = found
+        (low, high), interval = compared
         at = f"{reward} = {low:.4g}" + (f" to {high:.4g}" if high > low else "")
         sign = 1 if direction == "higher" else -1
         answers.append(Answer(title, quantity, at, interval, _p_of_difference(interval), sign, over_seeds=True))
     return answers
 
 
-# ---- stability -------------------------------------------------------------------------------------------------------------
+# ---- stability -------------------------------------------------------------------------------------------------------
 
 
 def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tuple[Interval, float]:
-    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a ratio of 1) of
-    the F distribution, for normal figures."""
+    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a
+    ratio of 1) of the F distribution, for normal figures.
+    """
 
     def pooled(parts: Sequence[np.ndarray]) -> tuple[float, int]:
         kept = [part[np.isfinite(part)] for part in parts]
@@ -216,7 +230,9 @@ def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tup
 
 
 def share_difference(a: int, n: int, b: int, m: int) -> tuple[Interval, float]:
-    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent shares, and Fisher's exact p-value."""
+    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent
+    shares, and Fisher's exact p-value.
+    """
     first, second = (stats.binomtest(k, of).proportion_ci(method="wilson") for k, of in ((a, n), (b, m)))
     p, q = a / n, b / m
     low = p - q - math.hypot(p - first.low, second.high - q)
@@ -234,9 +250,13 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
     title = f"{', '.join(claim.worse)} vary more over seeds, and are stopped more often, than {', '.join(claim.than)}"
     answers = []
     for metric in claim.metrics or config.measure.metrics:
-        worse, than = ([by_seed(results, cell, metric, config.seeds) for cell in side] for side in (claim.worse, claim.than))
+        worse, than = (
+            [by_seed(results, cell, metric, config.seeds) for cell in side] for side in (claim.worse, claim.than)
+        )
         ratio, p = spread_ratio(worse, than)
-        answers.append(Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0))
+        answers.append(
+            Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0)
+        )
     (a, n), (b, m) = stopped(results, claim.worse), stopped(results, claim.than)
     nothing = (Interval(math.nan, math.nan, math.nan, n + m), math.nan)
     difference, p = share_difference(a, n, b, m) if n and m else nothing
@@ -245,16 +265,21 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
 
 
 def cell_rows(config: SweepConfig, results: Results) -> list[dict[str, Any]]:
-    """A row a cell and metric: mean over seeds, and difference from the centre paired by seed, each with its interval. Then the baselines."""
+    """A row for each cell and metric: mean over seeds, and difference from the centre paired by seed, each with its
+    interval. Then the baselines.
+    """
     rows = []
     for cell in (CENTRE, *config.cells, *config.baselines):
-        halted, runs = stopped(results, [cell])
+        n_stopped, runs = stopped(results, [cell])
         for metric, direction in config.measure.metrics.items():
             values, base = (by_seed(results, name, metric, config.seeds) for name in (cell, CENTRE))
             mean = Interval(float(values[0]), math.nan, math.nan, 1) if cell in config.baselines else mean_of(values)
             rows.append(
-                {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": halted}
+                {"cell": cell, "metric": metric, "better": direction, "runs": runs, "stopped": n_stopped}
                 | dict(zip(("mean", "low", "high", "n"), mean, strict=True))
-                | {f"difference {k}": x for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)}
+                | {
+                    f"difference {k}": x
+                    for k, x in zip(("mean", "low", "high", "n"), mean_of(values, base), strict=True)
+                }
             )
     return rows

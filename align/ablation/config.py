@@ -1,4 +1,4 @@
-"""What a sweep is told: its cells, what is measured of them, and what is claimed."""
+"""A sweep's options: its cells, what is measured of them, and what is claimed."""
 
 import re
 from typing import Any, Literal
@@ -10,13 +10,14 @@ from align.options import Config
 
 #: The cell that all others are compared with: what a sweep starts from, unchanged.
 CENTRE = "centre"
-#: Before a scorer's name: the share of pictures that it prefers to those of `Measure.over`.
+#: Before a scorer's name: the share of images that it prefers to those of `Measure.over`.
 WIN = "win/"
 
 
 class EqualReward(Config):
-    """The claim that at equal reward, read off the curves, `better` is ahead of `than`. Both are curves, or one is a
-    cell or a baseline."""
+    """The claim that at equal reward, read off the curves, `better` is ahead of `than`. Both are curves,
+    or one is a cell or a baseline.
+    """
 
     better: str
     than: str
@@ -33,7 +34,9 @@ class LessStable(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "LessStable":
         if len(self.worse) != len(self.than):
-            raise ValueError(f"less_stable pairs {len(self.worse)} cells with {len(self.than)}; give each its counterpart")
+            raise ValueError(
+                f"less_stable pairs {len(self.worse)} cells with {len(self.than)}; give each its counterpart"
+            )
         return self
 
 
@@ -42,10 +45,11 @@ class Measure(Config):
 
     prompts: str
     captions: PositiveInt
-    pictures: PositiveInt = Field(2, description="of each caption")
+    images: PositiveInt = Field(2, description="of each caption")
     over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
     metrics: dict[str, Literal["higher", "lower"]] = Field(
-        min_length=1, description="scorer, win/SCORER or set metric -> which is better; the first is the reward, a scorer"
+        min_length=1,
+        description="scorer, win/SCORER or distribution metric -> which is better; the first is the reward, a scorer",
     )
 
     @model_validator(mode="after")
@@ -56,11 +60,14 @@ class Measure(Config):
 
 
 class Baseline(Config):
-    """What the runs of a sweep are held against without training: a model as it is, or the best of several of its
-    pictures."""
+    """What the runs of a sweep are compared with, without training: a model as it is, or the
+    best of several of its images.
+    """
 
     model: str
-    best_of: PositiveInt = Field(1, description="pictures a caption, of which the one that the reward likes best is measured")
+    best_of: PositiveInt = Field(
+        1, description="images per caption, of which the one that the reward likes best is measured"
+    )
     steps: PositiveInt | None = Field(None, description="in place of the model's own")
     guidance_scale: PositiveFloat | None = Field(None, description="in place of the model's own")
 
@@ -86,28 +93,34 @@ class SweepConfig(Config):
     def _consistent(self) -> "SweepConfig":
         for name in (*self.cells, *self.baselines):
             if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
-                raise ValueError(f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}")
+                raise ValueError(
+                    f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}"
+                )
         trained = [CENTRE, *self.cells]
         known = [*trained, *self.baselines]
         stable = [cell for claim in self.less_stable for cell in (*claim.worse, *claim.than)]
         claims: list[EqualReward | LessStable] = [*self.equal_reward, *self.less_stable]
-        for name, there in [
+        for name, choices in [
             *((name, known) for curve in self.curves.values() for name in curve),
             *((name, trained) for name in (*self.seeds_of, *stable)),
             *((name, [*self.curves, *known]) for claim in self.equal_reward for name in (claim.better, claim.than)),
             *((name, list(self.measure.metrics)) for claim in claims for name in claim.metrics),
         ]:
-            if name not in there:
+            if name not in choices:
                 raise ValueError(
-                    f"no {'metric' if there == list(self.measure.metrics) else 'cell or curve'} {name!r}; {nearest(name, there)}"
+                    f"no {'metric' if choices == list(self.measure.metrics) else 'cell or curve'} {name!r};"
+                    f" {nearest(name, choices)}"
                 )
         for claim in self.equal_reward:
             sides = [self.curves.get(name, (name,)) for name in (claim.better, claim.than)]
             if max(map(len, sides)) == 1:
-                raise ValueError(f"equal_reward: {claim.better} and {claim.than} are single cells; one side must be a curve")
+                raise ValueError(
+                    f"equal_reward: {claim.better} and {claim.than} are single cells; one side must be a curve"
+                )
             if all(name in self.baselines for side in sides for name in side):
                 raise ValueError(
-                    f"equal_reward: {claim.better} and {claim.than} are baselines, which have no seeds; one must be trained"
+                    f"equal_reward: {claim.better} and {claim.than} are baselines, which have no seeds; one must be"
+                    " trained"
                 )
         return self
 

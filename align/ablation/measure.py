@@ -12,78 +12,80 @@ from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
 from align.data.prompts import read_prompts
-from align.training.compare import pictures_of
+from align.training.compare import images_of
 from evaluate import distribution, scorers
 from prompts.io.files import replace
 
 SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
-CHUNK = 256  # pictures scored together
+CHUNK = 256  # images scored together
 
 
-def measure(model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None) -> dict[str, Any]:
-    """`metrics`: every metric of a model, its value and the pictures it is of, None where the model draws no finite pictures.
-    `drawing_seconds`: core-seconds for ten pictures.
+def measure(
+    model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None
+) -> dict[str, Any]:
+    """`metrics`: every metric of a model, its value and the images it is of, None where the model draws no finite
+    images. `drawing_seconds`: core-seconds for ten images.
 
     cache: a file for what `over` scores, which is the same for every model.
     """
     texts = _captions(options)
     began = time.process_time()
-    pictures = _drawn(model, texts, options, baseline or Baseline(model=model))
+    images = _drawn(model, texts, options, baseline or Baseline(model=model))
     drawing = 10 * (time.process_time() - began) / len(texts)
-    if not pictures.isfinite().all():
+    if not images.isfinite().all():
         return {"metrics": None, "drawing_seconds": drawing}
     names = {name: name.removeprefix(WIN) for name in options.metrics}
     wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
-    scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], pictures, texts)
-    found = {name: scores[name].mean().item() for name in options.metrics if name in scores}
+    scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], images, texts)
+    values = {name: scores[name].mean().item() for name in options.metrics if name in scores}
     if wins:
         rivals = _rivals(options, texts, sorted(wins.values()), cache)
         for name, scorer in wins.items():
             gap = scores[scorer] - rivals[scorer]
-            found[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
+            values[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
     for name in options.metrics:
-        if name not in found:
+        if name not in values:
             metric = distribution.load(name)
             for first in range(0, len(texts), CHUNK):
-                metric.update(pictures[first : first + CHUNK], texts[first : first + CHUNK])
-            found[name] = metric.compute().value
-    metrics = {name: {"value": found[name], "n": len(texts)} for name in options.metrics}
+                metric.update(images[first : first + CHUNK], texts[first : first + CHUNK])
+            values[name] = metric.compute().value
+    metrics = {name: {"value": values[name], "n": len(texts)} for name in options.metrics}
     return {"metrics": metrics, "drawing_seconds": drawing}
 
 
 def _captions(options: Measure) -> list[str]:
     listed = read_prompts(options.prompts)
     order = np.random.default_rng(SEED).permutation(len(listed))
-    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.pictures
+    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.images
 
 
-def _drawn(model: str, texts: list[str], options: Measure, how: Baseline) -> Tensor:
-    """A picture a text; of `best_of`, the one that the reward likes best."""
-    asked: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance_scale}
-    overrides = {key: value for key, value in asked.items() if value}
+def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -> Tensor:
+    """An image per text; of `best_of`, the one that the reward likes best."""
+    options_of_call: dict[str, Any] = {"num_inference_steps": baseline.steps, "guidance_scale": baseline.guidance_scale}
+    overrides = {key: value for key, value in options_of_call.items() if value}
     reward = next(iter(options.metrics))
-    sampler = {"name": "best_of", "n": how.best_of, "scorer": reward} if how.best_of > 1 else None
-    return pictures_of(model, texts, title="measuring", sampler=sampler, **overrides)
+    sampler = {"name": "best_of", "n": baseline.best_of, "scorer": reward} if baseline.best_of > 1 else None
+    return images_of(model, texts, title="measuring", sampler=sampler, **overrides)
 
 
 @torch.no_grad()
-def _scores(names: Sequence[str], pictures: Tensor, texts: list[str]) -> dict[str, Tensor]:
+def _scores(names: Sequence[str], images: Tensor, texts: list[str]) -> dict[str, Tensor]:
     loaded = {name: scorers.load(name) for name in names}
     parts = [
-        scorers.score_all(loaded, pictures[first : first + CHUNK], texts[first : first + CHUNK])
+        scorers.score_all(loaded, images[first : first + CHUNK], texts[first : first + CHUNK])
         for first in range(0, len(texts), CHUNK)
     ]
     return {name: torch.cat([part[name].double() for part in parts]) for name in names}
 
 
 def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
-    """What the scorers say of the pictures of `options.over`, of the same captions and the same noise."""
+    """What the scorers say of the images of `options.over`, of the same captions and the same noise."""
     if cache and cache.is_file():
         kept = json.loads(cache.read_text(encoding="utf-8"))
     else:
         assert options.over is not None
-        found = _scores(names, pictures_of(options.over, texts, title=f"drawing {options.over}"), texts)
-        kept = {name: score.tolist() for name, score in found.items()}
+        scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
+        kept = {name: score.tolist() for name, score in scores.items()}
         if cache:
             replace(cache, lambda draft: draft.write_text(json.dumps(kept), encoding="utf-8"))
     return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}

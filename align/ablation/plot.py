@@ -1,4 +1,4 @@
-"""Every metric of a sweep over its reward, as a picture for light and dark pages."""
+"""Every metric of a sweep over its reward, as a plot for light and dark pages."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from align.ablation.config import CENTRE, SweepConfig
 
 
 def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
-    """Limit a picture to the curves' cells and half as much around them; returns the cells that are outside."""
+    """Limit a plot to the curves' cells and half as much around them; returns the cells that are outside."""
     x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
     if not (np.isfinite(x).any() and np.isfinite(y).any()):
         return []
@@ -33,7 +33,10 @@ STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e
 
 
 def curves_svg(config: SweepConfig, results: Results) -> str:
-    """Every metric over the reward: the curves, and all other cells as grey points, with intervals over seeds. In light and dark."""
+    """Every metric over the reward: the curves, and all other cells as grey points, with intervals over seeds.
+
+    In light and dark.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -44,7 +47,9 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
         columns = 2 if len(others) > 1 else 1
         figure = Figure(figsize=(5.2 * columns, 4 * math.ceil(len(others) / columns)), layout="constrained")
         drawn = {cell for curve in config.curves.values() for cell in curve}
-        groups = [(name, curve, colour) for (name, curve), colour in zip(config.curves.items(), cycle(COLOURS), strict=False)]
+        groups = [
+            (name, curve, colour) for (name, curve), colour in zip(config.curves.items(), cycle(COLOURS), strict=False)
+        ]
         groups += [("", (cell,), "#808080") for cell in (CENTRE, *config.cells, *config.baselines) if cell not in drawn]
         for number, metric in enumerate(others, 1):
             axes = figure.add_subplot(math.ceil(len(others) / columns), columns, number)
@@ -57,9 +62,17 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
                     for s in (0, 1)
                 ]
                 axes.errorbar(
-                    x, y, xerr=np.transpose(errors[0]), yerr=np.transpose(errors[1]), color=colour, marker="o", markersize=4,
-                    linewidth=1.6 if name else 0, elinewidth=0.8, label=name or None,
-                )  # fmt: skip
+                    x,
+                    y,
+                    xerr=np.transpose(errors[0]),
+                    yerr=np.transpose(errors[1]),
+                    color=colour,
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.6 if name else 0,
+                    elinewidth=0.8,
+                    label=name or None,
+                )
                 for cell, a, b in zip(cells, x, y, strict=True):
                     places[cell] = (a, b)
                     if math.isfinite(a) and math.isfinite(b):
@@ -68,9 +81,11 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
             axes.set_ylabel(f"{metric} ({config.measure.metrics[metric]} is better)")
             axes.patch.set_alpha(0)
             if outside := _look_at(axes, places, drawn):
-                axes.set_title(f"outside the picture: {', '.join(outside)}", fontsize=7)
+                axes.set_title(f"outside the plot: {', '.join(outside)}", fontsize=7)
         if config.curves:
-            figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+            figure.legend(
+                *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+            )
         figure.patch.set_alpha(0)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None, "Title": f"Every metric over {reward}"})

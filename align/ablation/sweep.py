@@ -1,8 +1,10 @@
-"""Sweeps: every cell of an ablation trained with several seeds, each run in a process of its own, and measured, baselines beside them.
+"""Sweeps: every cell of an ablation trained with several seeds, each run in a process of its own, and
+measured, baselines beside them.
 
-A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end `result.json`. A baseline
-is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration. What has a result is never run again; any
-other run goes on from its newest state. One that diverged, or that its guard stopped, has a result too, which says at which step and why.
+A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end
+`result.json`. A baseline is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration.
+What has a result is never run again; any other run is resumed from its newest state. One that diverged, or that its
+guard stopped, has a result too, which says at which step and why.
 """
 
 import json
@@ -27,7 +29,7 @@ from align.options import Config
 from align.presets.load import presets
 from align.run_folder import open_folder
 from align.training.interrupt import stop_on_signal
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 from prompts.io.yaml import read_yaml
@@ -69,14 +71,17 @@ class Trial:
 
 
 def cells(config: SweepConfig) -> dict[str, TrainConfig]:
-    """Every cell's training, the centre first. UserError for the first that cannot be trained, or a metric that is not known."""
+    """Every cell's training, the centre first.
+
+    UserError for the first that cannot be trained, or a metric that is not known.
+    """
     from evaluate import distribution, scorers
 
     for metric in config.measure.metrics:
         name = metric.removeprefix(WIN)
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
-            there = ", ".join([*scorers.variants(), *distribution.variants()])
-            raise UserError(f"measure.metrics: no metric {metric!r}; there are {there}; {WIN}SCORER takes a scorer")
+            available = ", ".join([*scorers.variants(), *distribution.variants()])
+            raise UserError(f"measure.metrics: no metric {metric!r}; there are {available}; {WIN}SCORER takes a scorer")
     known = presets(TRAIN)
     if config.centre not in known:
         raise UserError(f"centre = {config.centre}: no preset of 'align train'; 'align presets' lists them")
@@ -128,10 +133,10 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
     waiting = [run for run in reversed(runs) if not run.finished]
     working: dict[Trial, subprocess.Popen[bytes]] = {}
     failed: list[Trial] = []
-    told: set[Trial] = set()
+    terminated: set[Trial] = set()
     ended = sum(run.steps for run in runs if run.finished)
     console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
-    with stop_on_signal() as stop, Watch("sweep", sum(run.steps for run in runs), start=ended) as watch:
+    with stop_on_signal() as stop, ProgressLog("sweep", sum(run.steps for run in runs), start=ended) as progress:
         while working or (waiting and not stop):
             while waiting and not stop and len(working) < processes:
                 run = waiting.pop()
@@ -143,17 +148,18 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
                     ended += run.steps
                     if not run.finished and not stop:
                         failed.append(run)
-                elif stop and run not in told:
+                elif stop and run not in terminated:
                     process.terminate()  # once: a second signal would end it unsaved
-                    told.add(run)
+                    terminated.add(run)
             finished = float(sum(run.finished for run in runs))
-            watch(ended + sum(run.done for run in working), runs_finished=finished)
+            progress(ended + sum(run.done for run in working), runs_finished=finished)
             time.sleep(POLL)
     if failed:
         lines = (failed[0].folder / "worker.log").read_text(encoding="utf-8").strip().splitlines()
         raise UserError(
-            f"{failed[0].folder}: the run failed ({lines[-1] if lines else 'no output'}){f', and {len(failed) - 1} more' if failed[1:] else ''}; "
-            "see worker.log there, then give the same command again"
+            f"{failed[0].folder}: the run failed"
+            f" ({lines[-1] if lines else 'no output'}){f', and {len(failed) - 1} more' if failed[1:] else ''}; see"
+            " worker.log there, then give the same command again"
         )
     return not stop
 
@@ -162,11 +168,16 @@ def _start(run: Trial, measure: Measure) -> subprocess.Popen[bytes]:
     open_run(run, measure)
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with (run.folder / "worker.log").open("wb") as log:
-        # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on. The pipe tells the run that the sweep is dead.
+        # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on. The pipe tells
+        # the run that the sweep is dead.
         return subprocess.Popen(
             [sys.executable, "-m", "align.ablation.sweep", str(run.folder)],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | one, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | one,
+            start_new_session=True,
+        )
 
 
 def open_run(run: Trial, measure: Measure) -> None:
@@ -186,46 +197,51 @@ def _write_yaml(path: Path, content: Config) -> None:
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
     """The results of finished runs of this sweep. Raises UserError if there is none."""
-    found = [
+    finished = [
         json.loads((run.folder / "result.json").read_text(encoding="utf-8")) | {"cell": run.cell, "seed": run.seed}
         for run in plan(config, output)
         if run.finished
     ]
-    if not found:
+    if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
-    return found
+    return finished
 
 
-# ---- one run ---------------------------------------------------------------------------------------------------------------
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
 def carry_out(folder: Path) -> bool:
-    """Train and measure the run that `folder` was made for, or measure the baseline. Returns whether it has a result now."""
+    """Train and measure the run that `folder` was made for, or measure the baseline.
+
+    Returns whether it has a result now.
+    """
     from align.ablation.measure import measure
 
     options = validate(Measure, read_yaml(folder / "measure.yaml"), str(folder / "measure.yaml"))
     cache = folder.parent.parent / "over.json"
     if (folder / BASELINE).is_file():
         baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
-        found = measure(baseline.model, options, baseline=baseline, cache=cache)
-        _write(folder / "result.json", {"stopped": None, **found, "training_seconds": 0.0})
+        measured = measure(baseline.model, options, baseline=baseline, cache=cache)
+        _write(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
         return True
     ended, stopped, seconds = _trained(folder)
     if not ended:
         return False
-    found = {"metrics": None, "drawing_seconds": None}
+    measured = {"metrics": None, "drawing_seconds": None}
     if stopped is None or stopped["by"] == "guard":  # there is no checkpoint of a run that diverged
-        found = measure(str(folder / "checkpoint"), options, cache=cache)
-        if found["metrics"] is None:
+        measured = measure(str(folder / "checkpoint"), options, cache=cache)
+        if measured["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
-            stopped = {"step": last, "why": "the generator draws pictures that are not finite", "by": "divergence"}
-    _write(folder / "result.json", {"stopped": stopped, **found, "training_seconds": seconds})
+            stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
+    _write(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True
 
 
 def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:
-    """Whether training has ended, why it stopped itself if it did, and its core-seconds, None where another process had begun it."""
+    """Whether training has ended, why it stopped itself if it did, and its core-seconds, None
+    where another process had begun it.
+    """
     from align.training.health import Guarded, Stopped
     from align.training.loop import train
 
@@ -249,7 +265,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, so that what a killed sweep leaves behind is not at work beside its successor."""
+    """End this process when the one that started it is gone, so that what a killed sweep leaves behind is
+    not at work beside its successor.
+    """
     os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the pipe's other end is gone
     os._exit(1)
 

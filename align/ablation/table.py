@@ -1,4 +1,4 @@
-"""A sweep's table, its answers and its picture: in the terminal and as files."""
+"""A sweep's table, its answers and its image: in the terminal and as files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from align.ablation.claims import LEVEL, POWER, Interval, Results, cell_rows, findings
+from align.ablation.claims import LEVEL, POWER, Finding, Interval, Results, cell_rows, findings
 from align.ablation.config import CENTRE, SweepConfig
 from align.ablation.plot import curves_svg
 from evaluate.console import printer
@@ -17,18 +17,25 @@ from prompts.io.files import replace
 
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
-    halted, metrics = row["stopped"] or {}, row["metrics"] or {}
+    stop, metrics = row["stopped"] or {}, row["metrics"] or {}
     result = {
         "cell": row["cell"],
         "seed": row["seed"],
         "training_seconds": row["training_seconds"],
         "drawing_seconds": row["drawing_seconds"],
     }
-    result |= {"stopped_at": halted.get("step"), "stopped_by": halted.get("by"), "why": halted.get("why")}
+    result |= {"stopped_at": stop.get("step"), "stopped_by": stop.get("by"), "why": stop.get("why")}
     for name in config.measure.metrics:
-        found = metrics.get(name, {})
-        result |= {name: found.get("value"), f"{name} n": found.get("n")}
+        metric = metrics.get(name, {})
+        result |= {name: metric.get("value"), f"{name} n": metric.get("n")}
     return result
+
+
+def _answer_row(finding: Finding) -> dict[str, Any]:
+    answer = finding.answer
+    row = {"claim": answer.claim, "quantity": answer.quantity, "at": answer.at, **answer.interval._asdict()}
+    row |= {"p": answer.p, "p corrected": finding.p_corrected, "detectable": finding.detectable}
+    return row | {"verdict": finding.verdict}
 
 
 def _table(config: SweepConfig, results: Results) -> tuple[list[str], list[list[str]]]:
@@ -36,9 +43,12 @@ def _table(config: SweepConfig, results: Results) -> tuple[list[str], list[list[
     rows = cell_rows(config, results)
     lines = []
     for cell in (CENTRE, *config.cells, *config.baselines):
-        own = [row for row in rows if row["cell"] == cell]
-        line = [cell, f"{own[0]['stopped']} of {own[0]['runs']}" if cell not in config.baselines else ""]
-        for row in own:
+        cell_metrics = [row for row in rows if row["cell"] == cell]
+        line = [
+            cell,
+            f"{cell_metrics[0]['stopped']} of {cell_metrics[0]['runs']}" if cell not in config.baselines else "",
+        ]
+        for row in cell_metrics:
             interval, difference = (
                 Interval(*(row[prefix + key] for key in ("mean", "low", "high", "n"))) for prefix in ("", "difference ")
             )
@@ -59,24 +69,35 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
-    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md` and `curves.svg` into `folder`."""
-    found, (header, rows) = findings(config, results), _table(config, results)
-    pictures = config.measure.captions * config.measure.pictures
+    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md`
+    and `curves.svg` into `folder`.
+    """
+    answered, (header, rows) = findings(config, results), _table(config, results)
+    images = config.measure.captions * config.measure.images
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
     caption = (
-        f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 % interval]. "
-        f"{pictures:,} pictures of {config.measure.captions:,} captions of {config.measure.prompts} a run."
+        f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 %"
+        f" interval]. {images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} per run."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
-    for finding in found:
+    for finding in answered:
         answer = finding.answer
-        line = [answer.quantity, answer.at, str(answer.interval), _number(finding.p_corrected), _number(finding.detectable)]
+        line = [
+            answer.quantity,
+            answer.at,
+            str(answer.interval),
+            _number(finding.p_corrected),
+            _number(finding.detectable),
+        ]
         claims.setdefault(answer.claim, []).append([*line, finding.verdict])
 
     console = printer()
-    for title, head, lines in [(name, header, rows), *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items())]:
+    for title, head, lines in [
+        (name, header, rows),
+        *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items()),
+    ]:
         table = Table(*map(escape, head), title=escape(title), caption=caption if title == name else None)
         for line in lines:
             table.add_row(*map(escape, line))
@@ -86,29 +107,20 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     for claim, lines in claims.items():
         text += [f"## Claim: {claim}", "", *_markdown(answer_header, lines), ""]
     text += [
-        f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95 % by itself. 'p of all' is "
-        f"corrected for the number of answers (Holm), and a claim holds, or its opposite, where it is below {LEVEL}. 'would have been found': the smallest "
-        f"difference that had a chance of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one "
-        "that diverged has no figures. Baselines are not trained, and have no interval.", "",
-    ]  # fmt: skip
+        (
+            f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95"
+            " % by itself. 'p of all' is corrected for the number of answers (Holm), and a claim holds, or its"
+            f" opposite, where it is below {LEVEL}. 'would have been found': the smallest difference that had a chance"
+            f" of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one"
+            " that diverged has no figures. Baselines are not trained, and have no interval."
+        ),
+        "",
+    ]
     replace(folder / "README.md", lambda draft: draft.write_text("\n".join(text), encoding="utf-8"))
     write_csv([_run_row(config, row) for row in results], folder / "runs.csv")
     write_csv(cell_rows(config, results), folder / "cells.csv")
-    if found:
-        write_csv(
-            [
-                {
-                    "claim": f.answer.claim,
-                    "quantity": f.answer.quantity,
-                    "at": f.answer.at,
-                    **f.answer.interval._asdict(),
-                    "p": f.answer.p,
-                }
-                | {"p corrected": f.p_corrected, "detectable": f.detectable, "verdict": f.verdict}
-                for f in found
-            ],
-            folder / "claims.csv",
-        )
+    if answered:
+        write_csv([_answer_row(finding) for finding in answered], folder / "claims.csv")
     drawing = curves_svg(config, results)
     replace(folder / "curves.svg", lambda draft: draft.write_text(drawing, encoding="utf-8"))
-    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if found else ''}")
+    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if answered else ''}")

@@ -1,7 +1,7 @@
 """Diff-Instruct* written down plainly: what the trainer is measured against by `align bench --plain`.
 
-Three full copies in float32, autograd through all of them, the autoencoder and the rewards in one graph, nothing recomputed, and every
-text encoded when it is drawn. Its gradient is the trainer's, which is tested.
+Three full copies in float32, autograd through all of them, the autoencoder and the rewards in one graph, nothing
+recomputed, and every text encoded when it is drawn. Its gradient is the trainer's, which is tested.
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ from align.training import setup
 from align.training.loop import update_critics
 from align.training.process import Alone
 from align.training.setup import Run
-from evaluate.diffusion import expand
+from evaluate.diffusion import append_dims
 
 
 def student_loss(run: Run, batch: Batch) -> Tensor:
     """The loss of SIM and DI* (DI* eq. 3.3 and 3.4, guidance as in its Theorem 3.2), a scalar."""
     config, bind = run.config, run.preconditioning.denoiser
-    noise, sigma, scale = batch.noise("diffusion"), batch.sigma, config.cfg.scale
+    noise, sigma, scale = batch.noise("diffusion"), batch.sigma, config.guidance.scale
     assistant, reference = (bind(role, batch.cond) for role in (run.roles.assistant, run.roles.reference))
     weight = WEIGHTS[config.divergence.weight]
 
@@ -35,18 +35,18 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
         return w * term.flatten(1).sum(1)
 
     x0 = run.generator.sample(run.roles.student, batch)
-    x = x0 + expand(sigma, x0) * noise
+    x = x0 + append_dims(sigma, x0) * noise
     with torch.set_grad_enabled(config.divergence.gradient == "exact"):
         target = conditional = reference(x, sigma)
-        if config.cfg.mode != "off":
+        if config.guidance.where != "off":
             unconditional = bind(run.roles.reference, batch.uncond)(x, sigma)
-        if config.cfg.mode == "in":
+        if config.guidance.where == "reference":
             target = unconditional + scale * (conditional - unconditional)
         prediction = assistant(x, sigma)
         u = prediction - target
         d_prime = distance_gradient(config.divergence.distance, u, config.divergence.huber_c or default_huber_c(x0))
     loss = -weighted(u, target, d_prime * (prediction - x0))
-    if config.cfg.mode == "out":
+    if config.guidance.where == "reward":
         direction = (conditional - unconditional).detach()
         loss = loss - (scale - 1) * weighted(direction, conditional, direction * x)
     if run.rewards:
@@ -56,7 +56,13 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
 
 def build(config: TrainConfig, *, device: torch.device) -> Run:
     """A run whose roles are three full copies, whatever the config says; the student starts as the reference."""
-    options = {"text_encoding": "live", "text_cache": None, "lora": None, "gradient_checkpointing": False, "initial": None}
+    options = {
+        "text_encoding": "live",
+        "text_cache": None,
+        "lora": None,
+        "gradient_checkpointing": False,
+        "initial": None,
+    }
     plain = config.model_copy(update=options)
     return setup.build(plain, Path(), Alone(plain, device), show=False, store=_full_copies)
 
@@ -73,7 +79,7 @@ def step(run: Run, k: int) -> None:
     _train(run, "student")
     updates = run.config.assistant.updates
     for batch in run.batches(k * (updates + 1) + updates):
-        (student_loss(run, batch) / run.config.accumulate).backward()
+        (student_loss(run, batch) / run.config.gradient_accumulation_steps).backward()
     run.student.step(metrics)
     run.average.update()
 

@@ -1,7 +1,8 @@
-"""What a training step costs: time, images a second, peak memory and share of the processor's rate, by gradient mode and storage of roles.
+"""What a training step costs: time, images per second, peak memory and share of the processor's rate, by
+gradient mode and storage of roles.
 
-Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own, and by turns, so that what
-else a machine does falls on both.
+Trainer and plain implementation run in processes of their own, so that each one's peak memory is its own, and by turns,
+so that what else a machine does falls on both.
 """
 
 import importlib
@@ -34,53 +35,69 @@ from prompts.io.yaml import read_yaml
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
 MODES = [
-    ("trainer", storage, gradient) for storage in ("full", "lora") for gradient in ("exact", "exact_sequential", "detached")
+    ("trainer", storage, gradient)
+    for storage in ("full", "lora")
+    for gradient in ("exact", "exact_sequential", "detached")
 ]
 PLAIN = [("plain", "full", gradient) for gradient in ("exact", "detached")]
 LORA = {"rank": 8, "alpha": 8.0}  # where the preset has none
 #: Imported before memory is counted.
 LIBRARIES = (
-    "accelerate", "align.memory.estimate", "align.bench.plain", "align.training.loop", "diffusers", "pandas", "peft", "pyarrow.dataset", "transformers",
+    "accelerate", "align.memory.estimate", "align.bench.plain", "align.training.loop", "diffusers", "pandas", "peft",
+    "pyarrow.dataset", "transformers",
 )  # fmt: skip
-FIGURES = ("step_s", "peak_mib", "held_mib", "tflops")
+METRICS = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
-PROMPTS = "\n".join(f"picture {number} of a circle" for number in range(64))  # padded, so any do
+PROMPTS = "\n".join(f"image {number} of a circle" for number in range(64))  # padded, so any do
 
 
 def bench(
-    config: TrainConfig, preset: str, *, sets: Sequence[str], steps: int, rounds: int, random_weights: bool, plain: bool,
-    roles: Sequence[str], gradients: Sequence[str], output: Path | None, leaderboards: Path | None,
-) -> None:  # fmt: skip
+    config: TrainConfig,
+    preset: str,
+    *,
+    sets: Sequence[str],
+    steps: int,
+    rounds: int,
+    random_weights: bool,
+    plain: bool,
+    roles: Sequence[str],
+    gradients: Sequence[str],
+    output: Path | None,
+    leaderboards: Path | None,
+) -> None:
     """Measure each combination, print a table, and write JSON, and rows of `training.csv`.
 
-    rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of the preset's, of
-    which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles, gradients: what alone is measured, all if empty.
+    rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of
+    the preset's, of which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles,
+    gradients: what alone is measured, all if empty.
     """
     if config.method not in ("sim", "di*"):
         raise UserError(
-            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim or di*"
+            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
+            " or di*"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    words = ["align", "bench", preset, *(word for each in sets for word in ("--set", each)), "--steps", str(steps)]
-    words += [word for name, each in (("--roles", roles), ("--gradient", gradients)) for one in each for word in (name, one)]
+    words = ["align", "bench", preset, *_repeated("--set", sets), "--steps", str(steps)]
+    words += [*_repeated("--roles", roles), *_repeated("--gradient", gradients)]
     words += ["--rounds", str(rounds)] if rounds > 1 else []
     words += [*(["--random-weights"] if random_weights else []), *(["--plain"] if plain else [])]
     rate = matrix_rate(device, config.precision)
     common: dict[str, Any] = {
-        "preset": preset, "weights": "random" if random_weights else "its own", "batch_size": config.batch_size,
-        "accumulate": config.accumulate, "precision": config.precision, "assistant_updates": config.assistant.updates,
-        "hardware": environment.hardware(device), "matrix_tflops": rate / 1e12, "timed_steps": steps, "rounds": rounds,
-        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": hub.redact(shlex.join(words)),
-    }  # fmt: skip
-    modes = [
-        mode for mode in MODES + (PLAIN if plain else [])
-        if (not roles or mode[1] in roles) and (not gradients or mode[2] in gradients)
-    ]  # fmt: skip
-    if not modes:
-        raise UserError(
-            "bench: nothing is left to measure; --roles are full and lora, --gradient is exact, exact_sequential or detached"
-        )
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
+        "preset": preset,
+        "weights": "random" if random_weights else "its own",
+        "batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "precision": config.precision,
+        "assistant_updates": config.assistant.updates,
+        "hardware": environment.hardware(device),
+        "matrix_tflops": rate / 1e12,
+        "timed_steps": steps,
+        "rounds": rounds,
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
+        "command": hub.redact(shlex.join(words)),
+    }
+    modes = _modes(roles, gradients, plain=plain)
+    measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes[:: -1 if number % 2 else 1]:
             implementation, storage, gradient = mode
@@ -88,17 +105,45 @@ def bench(
             content = _content(config, storage, gradient, steps + UNTIMED)
             # Operations are the same in every round, and counting them may take minutes.
             options = {"random_weights": random_weights, "plain": implementation == "plain", "count": number == 0}
-            found[mode].append(_measure(content, **options))
-    rows: list[dict[str, Any]] = []
-    for mode, each in found.items():
-        fits = all(one["step_s"] for one in each)
-        row: dict[str, Any] = dict.fromkeys((*FIGURES, "images_per_second", "share"))
-        if fits:
-            row |= {name: statistics.median(one[name] for one in each if one[name] is not None) for name in FIGURES}
-            row["images_per_second"] = config.batch_size / row["step_s"]
-            row["share"] = row["tflops"] / row["step_s"] / common["matrix_tflops"]
-        rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common)
+            measured[mode].append(_measure(content, **options))
+    rows = [_row(config, mode, each, common) for mode, each in measured.items()]
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
+    _write(rows, output, leaderboards)
+
+
+def _repeated(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _modes(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> list[tuple[str, str, str]]:
+    """The combinations that are asked for. Raises UserError where none is left."""
+    modes = [
+        mode
+        for mode in MODES + (PLAIN if plain else [])
+        if (not roles or mode[1] in roles) and (not gradients or mode[2] in gradients)
+    ]
+    if not modes:
+        raise UserError(
+            "bench: nothing is left to measure; --roles are full and lora, --gradient is exact, exact_sequential or"
+            " detached"
+        )
+    return modes
+
+
+def _row(
+    config: TrainConfig, mode: tuple[str, str, str], rounds: Sequence[dict[str, Any]], common: dict[str, Any]
+) -> dict[str, Any]:
+    """A combination's row: medians over its rounds, or None where it did not fit."""
+    row: dict[str, Any] = dict.fromkeys((*METRICS, "images_per_second", "share"))
+    if all(each["step_s"] for each in rounds):
+        row |= {name: statistics.median(each[name] for each in rounds if each[name] is not None) for name in METRICS}
+        row["images_per_second"] = config.batch_size / row["step_s"]
+        row["share"] = row["tflops"] / row["step_s"] / common["matrix_tflops"]
+    return dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common
+
+
+def _write(rows: Sequence[dict[str, Any]], output: Path | None, leaderboards: Path | None) -> None:
+    """JSON into `output`, rows into `leaderboards`; where neither is given, JSON to stdout."""
     text = json.dumps({"rows": rows}, indent=1)
     if output:
         output.write_text(text + "\n", encoding="utf-8")
@@ -111,7 +156,7 @@ def bench(
 
 def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
     """The config of a run that does nothing but `steps` steps."""
-    content = config.model_dump(mode="json") | {"steps": steps, "report": 0, "parallel": "ddp"}
+    content = config.model_dump(mode="json") | {"steps": steps, "final_comparison": {"prompts": 0}, "parallel": "ddp"}
     content["lora"] = content["lora"] or LORA if storage == "lora" else None
     content["divergence"]["gradient"] = gradient
     content["assistant"]["warmup"] = 0
@@ -120,40 +165,46 @@ def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> di
 
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     """Print the rows, on stderr."""
-    table = Table(title=title, caption=f"share: of {rows[0]['matrix_tflops']:.3g} Tflop/s, which one matrix product reaches")
+    table = Table(
+        title=title, caption=f"share: of {rows[0]['matrix_tflops']:.3g} Tflop/s, which one matrix product reaches"
+    )
     for column in ("", "roles", "gradient", "s / step", "images / s", "peak MiB", "above imports", "share"):
         table.add_column(
             column, justify="left" if column in ("", "roles", "gradient") else "right", no_wrap=column == "s / step"
         )
     for row in rows:
-        figures = ("does not fit", "", "", "", "")
+        metrics = ("does not fit", "", "", "", "")
         if row["step_s"]:
-            figures = (
+            metrics = (
                 f"{row['step_s']:.3f}",
                 f"{row['images_per_second']:.2f}",
                 f"{row['peak_mib']:.0f}",
                 f"{row['held_mib']:.0f}",
                 f"{row['share']:.0%}",
             )
-        table.add_row(row["implementation"], row["roles"], row["gradient"], *figures)
+        table.add_row(row["implementation"], row["roles"], row["gradient"], *metrics)
     console.print(table)
     measured = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows if row["step_s"]}
     for (implementation, *mode), row in measured.items():
-        own = measured.get(("trainer", *mode))
-        if implementation == "plain" and own:
-            time, memory = own["step_s"] / row["step_s"], own["held_mib"] / row["held_mib"]
+        trainer = measured.get(("trainer", *mode))
+        if implementation == "plain" and trainer:
+            time, memory = trainer["step_s"] / row["step_s"], trainer["held_mib"] / row["held_mib"]
             console.print(f"{mode[-1]}: {time:.3f} of the plain implementation's time, {memory:.3f} of its memory")
 
 
 def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
-    """Flop/s that one matrix product of `size` x `size`, a large one, reaches on `device`, in what the networks compute in."""
+    """Flop/s that one matrix product of `size` x `size`, a large one, reaches on `device`,
+    in what the networks compute in.
+    """
     size = size or (8192 if device == "cuda" else 2048)
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     return float(2 * size**3 / timing.time_call(lambda: a @ b, device=device).least)
 
 
 def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
-    """One combination in a fresh process. Figures are None where it does not fit into the memory. options: of `_run`."""
+    """One combination in a fresh process. Figures are None where it does not fit into
+    the memory. options: of `_run`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         if options["random_weights"]:
             (Path(folder) / "prompts.txt").write_text(PROMPTS)
@@ -170,13 +221,13 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
         return measured
 
 
-# ---- in the process of its own -------------------------------------------------------------------------------------------
+# ---- in the process of its own ---------------------------------------------------------------------------------------
 
 
 def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -> None:
     """Print the figures of one combination. count: its operations too."""
     config = validate(TrainConfig, read_yaml(path), str(path))
-    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -184,18 +235,21 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
     with hub.weights_left_out() if random_weights else nullcontext():
         try:
             times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
-            figures = {
-                "step_s": statistics.median(times), "peak_mib": peak, "held_mib": peak - imported,
+            metrics = {
+                "step_s": statistics.median(times),
+                "peak_mib": peak,
+                "held_mib": peak - imported,
                 "tflops": flops() / 1e12 if count else None,
-            }  # fmt: skip
+            }
         except torch.OutOfMemoryError:
             pass
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:
-    """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which carries one out without
-    numbers."""
+    """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which
+    carries one out on fake tensors.
+    """
     from align.memory import estimate as memory
     from align.training.loop import train
 

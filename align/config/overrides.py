@@ -33,7 +33,9 @@ def merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any
     merged = dict(base)
     for key, value in change.items():
         section, old = _section(model, key), merged.get(key)
-        merged[key] = merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
+        merged[key] = (
+            merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
+        )
     return merged
 
 
@@ -60,15 +62,16 @@ def place(content: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[s
 
 
 def difference(old: Any, new: Any, *path: str) -> str | None:
-    """`a.b was 1 and is now 2`, of the first of two configs' values that differ; None where none does. Positions in lists
-    count from 0."""
+    """`a.b was 1 and is now 2`, of the first of two configs' values that differ; None where none does.
+    Positions in lists count from 0.
+    """
     if old == new:
         return None
     parts = [_parts(old), _parts(new)]
     if parts[0] is not None and parts[1] is not None:
         for key in sorted(parts[0].keys() | parts[1].keys()):
-            if found := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
-                return found
+            if changed := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
+                return changed
     said = ["not set" if value is None else repr(value) for value in (old, new)]
     return f"{'.'.join(path)} was {said[0]} and is now {said[1]}"
 
@@ -89,8 +92,9 @@ def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
 
 
 def validate(model: type[C], content: dict[str, Any], source: str | Callable[[str], str]) -> C:
-    """A config from plain values. UserError names the source (or what `source` makes of the field), the field and the
-    remedy."""
+    """A config from plain values. UserError names the source (or what `source` makes of the
+    field), the field and the remedy.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as failure:
@@ -105,14 +109,17 @@ def validate(model: type[C], content: dict[str, Any], source: str | Callable[[st
             raise UserError(f"{where}: {field!r} is missing; give it a value") from None
         if error["type"] == "value_error":
             raise UserError(f"{where}: {error['ctx']['error']}") from None
-        raise UserError(f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it") from None
+        raise UserError(
+            f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it"
+        ) from None
 
 
 def refuse_tokens(content: Any, source: str) -> None:
     """Raise UserError where a text in `content` holds a token of the hub or a password: configs are written to disk."""
     if isinstance(content, str) and redact(content) != content:
         raise UserError(
-            f"{source}: holds a token or a password, and a config is written to disk; take it out, and use 'hf auth login' or HF_TOKEN"
+            f"{source}: holds a token or a password, and a config is written to disk; take it out, and use 'hf auth"
+            " login' or HF_TOKEN"
         )
     if isinstance(content, Mapping):
         for key, value in content.items():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from align.critics.assistant import AssistantConfig
-from align.data.batches import Sigmas
+from align.data.batches import NoiseLevelOptions
 from align.generators import AnyGenerator, GeneratorOptions
 from align.networks.lora import LoraConfig
 from align.networks.optimizers import Optimizer
@@ -20,9 +20,18 @@ class HeldOut(Config):
 
     scorers: dict[str, NonNegative] = Field({}, description="scorer -> the fall, in its units, that trips the guard")
     prompts: str | None = None
-    pictures: PositiveInt = 64
+    images: PositiveInt = 64
     every: PositiveInt = Field(50, description="steps")
     guard: Literal["stop", "warn", "off"] = "warn"
+
+
+class FinalComparison(Config):
+    """The result beside its start, on held-out captions that `source` names."""
+
+    prompts: int = Field(0, ge=0, description="how many captions; 0 compares nothing")
+    source: str | None = Field(
+        None, description="where they are, as `prompts` of a run; by default those of `held_out`"
+    )
 
 
 class TrainConfig(Config):
@@ -31,35 +40,48 @@ class TrainConfig(Config):
     stage: Literal["train"]
     method: Literal["di", "sim", "di++", "di*"]
     seed: int = Field(0, ge=0)
-    reference: str = Field(description="embedded model, folder or hub id, or with `pipeline` anything that `initial` may be")
-    pipeline: str | None = Field(None, description="where everything but the network is, if the reference is a network alone")
+    reference: str = Field(
+        description="embedded model, folder or hub id, or with `pipeline` anything that `initial` may be"
+    )
+    pipeline: str | None = Field(
+        None, description="where everything but the network is, if the reference is a network alone"
+    )
     initial: str | None = Field(
         None,
-        description="what the student starts from: a folder or hub id, a file of weights, or a LoRA over the reference; "
-        "by default the reference",
+        description=(
+            "what the student starts from: a folder or hub id, a file of weights, or a LoRA over the reference; "
+            "by default the reference"
+        ),
     )
     family: str = "sd15"
     generator: AnyGenerator = GeneratorOptions()
     terms: dict[str, dict[str, Any]] = Field({}, description="further terms of the student's loss: name -> its options")
-    critics: dict[str, dict[str, Any]] = Field({}, description="what else is trained beside the student: name -> its options")
+    critics: dict[str, dict[str, Any]] = Field(
+        {}, description="what else is trained beside the student: name -> its options"
+    )
     prompts: str = Field(
-        description="shapes:train; a text file with one prompt a line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl "
-        "file; OWNER/NAME:COLUMN[@REVISION] of the hub"
+        description=(
+            "shapes:train; a text file with one prompt per line; FILE:COLUMN of a .parquet, .csv, .tsv, .json or .jsonl"
+            " file; OWNER/NAME:COLUMN[@REVISION] of the hub"
+        )
     )
     text_encoding: Literal["ahead", "live"] = Field(
-        "ahead", description="ahead encodes every prompt before training and lets go of the text encoders; live keeps them"
+        "ahead",
+        description="ahead encodes every prompt before training and lets go of the text encoders; live keeps them",
     )
     text_cache: str | None = Field(
         None, description="folder of the encoded prompts; by default one below ALIGN_CACHE or ~/.cache"
     )
     steps: PositiveInt
-    batch_size: PositiveInt = Field(description="global: pictures a step, over all processes and micro-batches")
-    accumulate: PositiveInt = Field(1, description="micro-batches a step and process")
-    sigmas: Sigmas = Sigmas()
+    batch_size: PositiveInt = Field(description="global: images per step, over all processes and micro-batches")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="micro-batches per step and process")
+    noise_levels: NoiseLevelOptions = NoiseLevelOptions()
     divergence: Divergence = Divergence()
-    cfg: Guidance = Guidance()
+    guidance: Guidance = Guidance()
     rewards: tuple[Reward, ...] = ()
-    reward_vae: str | None = Field(None, description="a tiny autoencoder's folder or hub id; by default the reference's own")
+    reward_vae: str | None = Field(
+        None, description="a tiny autoencoder's folder or hub id; by default the reference's own"
+    )
     student: Optimizer
     assistant: AssistantConfig
     ema: Fraction = 0.95
@@ -72,8 +94,7 @@ class TrainConfig(Config):
     held_out: HeldOut = HeldOut()
     save_every: PositiveInt = 100
     sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")
-    report: int = Field(0, ge=0, description="held-out captions on which the result is compared with its start; 0 is none")
-    report_prompts: str | None = Field(None, description="where these captions are; by default those of `held_out`")
+    final_comparison: FinalComparison = FinalComparison()
     trackers: tuple[str, ...] = Field((), description="accelerate's, for example tensorboard")
 
     @model_validator(mode="after")
@@ -85,24 +106,32 @@ class TrainConfig(Config):
             )
         if not rewarded and self.rewards:
             raise ValueError(
-                f"method {self.method} takes no rewards; remove them, or choose {'di++' if self.method == 'di' else 'di*'}"
+                f"method {self.method} takes no rewards; remove them, or choose"
+                f" {'di++' if self.method == 'di' else 'di*'}"
             )
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; change one of them"
+                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}; change one of them"
             )
         if self.text_encoding == "live" and self.text_cache:
-            raise ValueError(f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead")
+            raise ValueError(
+                f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead"
+            )
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:validation")
         for role in ("student", "assistant"):
             name = getattr(self, role).name
             if name.endswith("8bit") and (self.parallel == "fsdp2" or self.precision == "fp64"):
                 raise ValueError(
-                    f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to {name.removesuffix('8bit')}"
+                    f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to"
+                    f" {name.removesuffix('8bit')}"
                 )
-        if self.cfg.mode == "off" and self.cfg.scale != 1:
-            raise ValueError(f"cfg.scale {self.cfg.scale:g} does nothing with cfg.mode off; set cfg.mode to in or out")
+        if self.guidance.where == "off" and self.guidance.scale != 1:
+            raise ValueError(
+                f"guidance.scale {self.guidance.scale:g} does nothing with guidance.where off; set that to reference or"
+                " reward"
+            )
         return self
 
 

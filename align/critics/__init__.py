@@ -1,7 +1,8 @@
 """Critics: what is trained beside the student, on what it makes.
 
 A file here, or in an extension's `critics/`, is one where it has `Options`, an `Optimizer` (`networks.optimizers`) with
-what else it wants to be told, and `build(options, denoisers) -> Critic`."""
+what else it wants to be told, and `build(options, denoisers) -> Critic`.
+"""
 
 from typing import TYPE_CHECKING, Protocol
 

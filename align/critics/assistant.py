@@ -1,4 +1,6 @@
-"""The assistant: a diffusion model of what the student makes, so that the student's score is known (DI* Algorithm 1, upper half)."""
+"""The assistant: a diffusion model of what the student makes, so that the student's score is known
+(DI* Algorithm 1, upper half).
+"""
 
 from typing import Literal
 

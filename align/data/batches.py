@@ -1,5 +1,6 @@
-"""Batches: which prompts, which noise and which noise levels, each a function of (seed, number, row, name), so that neither the number of
-processes nor an interruption changes what is drawn."""
+"""Batches: which prompts, which noise and which noise levels, each a function of (seed, number, row, name), so that
+neither the number of processes nor an interruption changes what is drawn.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from evaluate import pipelines
 Texts = Callable[[Any], tuple[dict[str, Tensor], dict[str, Tensor], list[str]]]
 
 
-class Sigmas(Config):
-    """The distribution that noise levels are drawn from: a name in `evaluate.diffusion.TIMES` and its parameters."""
+class NoiseLevelOptions(Config):
+    """The distribution that noise levels are drawn from: a name in
+    `evaluate.diffusion.NOISE_LEVELS` and its parameters.
+    """
 
     name: Literal["lognormal", "uniform"] = "lognormal"
     parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
@@ -32,7 +35,9 @@ def seeded(*key: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of a global batch on their device: prompts, their conditioning and the null prompt's, noise levels `[B]`, and keyed noise."""
+    """Rows of a global batch on their device: prompts, their conditioning and the null prompt's, noise
+    levels `[B]`, and keyed noise.
+    """
 
     prompts: list[str]
     cond: dict[str, Tensor]
@@ -44,7 +49,8 @@ class Batch:
     _noise: dict[str, Tensor] = field(default_factory=dict)
 
     def noise(self, name: str) -> Tensor:
-        """Standard normal noise `[B, *shape]`, a generator for each row and name: what is asked for by one name moves no other's bits.
+        """Standard normal noise `[B, *shape]`, a generator for each row and name: what is asked for by
+        one name moves no other's bits.
 
         It is drawn in float32, so that it is the same in any precision.
         """
@@ -55,11 +61,19 @@ class Batch:
 
     def part(self, rows: slice) -> "Batch":
         """Some of its rows."""
-        cond, uncond, noise = ({key: x[rows] for key, x in part.items()} for part in (self.cond, self.uncond, self._noise))
+        cond, uncond, noise = (
+            {key: x[rows] for key, x in part.items()} for part in (self.cond, self.uncond, self._noise)
+        )
         return Batch(
-            prompts=self.prompts[rows], cond=cond, uncond=uncond, sigma=self.sigma[rows], keys=self.keys[rows], shape=self.shape,
-            seed=self.seed, _noise=noise,
-        )  # fmt: skip
+            prompts=self.prompts[rows],
+            cond=cond,
+            uncond=uncond,
+            sigma=self.sigma[rows],
+            keys=self.keys[rows],
+            shape=self.shape,
+            seed=self.seed,
+            _noise=noise,
+        )
 
 
 class BatchSampler:
@@ -69,16 +83,30 @@ class BatchSampler:
     """
 
     def __init__(
-        self, texts: Texts, prompts: int, shape: Sequence[int], size: int, sigmas: Callable[[int, torch.Generator], Tensor], *,
-        seed: int, rank: int = 0, world: int = 1, micro_batches: int = 1, device: Any = "cpu", dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
-        """prompts: how many there are. shape: of one image's latents. size: images in a global batch. sigmas: draws noise levels."""
-        self.texts, self.prompts, self.shape, self.size, self.sigmas, self.seed = (
+        self,
+        texts: Texts,
+        prompts: int,
+        shape: Sequence[int],
+        size: int,
+        noise_levels: Callable[[int, torch.Generator], Tensor],
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        micro_batches: int = 1,
+        device: Any = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        """prompts: how many there are. shape: of one image's latents. size: images in a global batch.
+
+        noise_levels: draws them.
+        """
+        self.texts, self.prompts, self.shape, self.size, self.noise_levels, self.seed = (
             texts,
             prompts,
             tuple(shape),
             size,
-            sigmas,
+            noise_levels,
             seed,
         )
         self.rank, self.world, self.micro_batches = rank, world, micro_batches
@@ -100,10 +128,12 @@ class BatchSampler:
         """Micro-batch m of batch number k >= 0."""
         rows = self.rows(m)
         keys = tuple(f"{k}/{row}" for row in rows)
-        sigma = torch.cat([self.sigmas(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
+        sigma = torch.cat([self.noise_levels(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
         cond, uncond, prompts = self.texts(self.picks(k, rows))
         sigma = sigma.to(self.dtype).to(self.device)
-        return Batch(prompts=prompts, cond=cond, uncond=uncond, sigma=sigma, keys=keys, shape=self.shape, seed=self.seed)
+        return Batch(
+            prompts=prompts, cond=cond, uncond=uncond, sigma=sigma, keys=keys, shape=self.shape, seed=self.seed
+        )
 
     def __call__(self, k: int) -> list[Batch]:
         """This process's micro-batches of batch k."""

@@ -48,22 +48,27 @@ class Prompts:
         return hashlib.sha256(lengths.digest() + texts.digest()).hexdigest()
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each prompt the number of its text, `[N]`, and for each text the position of its first prompt, `[M]`, ascending."""
+        """For each prompt the number of its text, `[N]`, and for each text the position of its
+        first prompt, `[M]`, ascending.
+        """
         import pyarrow as pa
 
         # Offsets of 64 bits, since all texts together may be more than 2 GB.
         large = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in self._column.chunks])
         codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in large.dictionary_encode().chunks])
         pa.default_memory_pool().release_unused()
-        _, first, rows = np.unique(codes if self._kept is None else codes[self._kept], return_index=True, return_inverse=True)
+        _, first, rows = np.unique(
+            codes if self._kept is None else codes[self._kept], return_index=True, return_inverse=True
+        )
         return rows, first
 
 
 def read_prompts(source: str) -> Prompts:
     """The prompts `source` names, blank ones left out. Raises UserError with the remedy.
 
-    source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt a line; `FILE:COLUMN` of a .parquet, .csv, .tsv,
-    .json or .jsonl file; or `OWNER/NAME:COLUMN`, of the split `train` of a dataset of the hub, `@REVISION` behind it to pin one.
+    source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt per line;
+    `FILE:COLUMN` of a .parquet, .csv, .tsv, .json or .jsonl file; or `OWNER/NAME:COLUMN`, of the split `train` of a
+    dataset of the hub, `@REVISION` behind it to pin one.
     """
     if source in ("shapes:train", "shapes:validation", "shapes:test"):
         return _shapes(source.removeprefix("shapes:"))
@@ -76,13 +81,13 @@ def read_prompts(source: str) -> Prompts:
         path.open("rb").close()
     except FileNotFoundError:
         raise UserError(
-            f"prompts = {source}: no such file; give a text file with one prompt a line, FILE:COLUMN, OWNER/NAME:COLUMN of the "
-            "hub, or shapes:train"
+            f"prompts = {source}: no such file; give a text file with one prompt per line, FILE:COLUMN,"
+            " OWNER/NAME:COLUMN of the hub, or shapes:train"
         ) from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if stat.st_size == 0:
-        raise UserError(f"{source}: holds no prompt; write one a line")
+        raise UserError(f"{source}: holds no prompt; write one per line")
     return _open(source, (stat.st_mtime_ns, stat.st_size))
 
 
@@ -144,7 +149,9 @@ def _load(builder: str, file: str, **options: Any) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(builder, data_files=[glob.escape(str(Path(file).absolute()))], split="train", **options)
+        return datasets.load_dataset(
+            builder, data_files=[glob.escape(str(Path(file).absolute()))], split="train", **options
+        )
     except Exception as error:  # its own, pandas's and Arrow's
         causes = list(_causes(error))
         if any(isinstance(cause, UnicodeDecodeError) for cause in causes):
@@ -154,7 +161,7 @@ def _load(builder: str, file: str, **options: Any) -> Any:
                 raise UserError(
                     f"{file}: cannot be read ({cause.strerror}); check it, and that there is space in HF_HOME"
                 ) from None
-        raise UserError(f"{file}: cannot be read ({hub.reason(causes[-1])}); mend it") from None
+        raise UserError(f"{file}: cannot be read ({hub.reason(causes[-1])}); fix it") from None
 
 
 def _undecodable(path: Path) -> str:
@@ -176,7 +183,10 @@ def _causes(error: Any) -> Iterator[Exception]:
 
 
 def _fetch(where: DatasetId) -> Any:
-    """The split `train` of a dataset of the hub. Where the hub is out of reach and no revision is pinned, the newest copy at hand."""
+    """The split `train` of a dataset of the hub.
+
+    Where the hub is out of reach and no revision is pinned, the newest local copy.
+    """
     import datasets
     from huggingface_hub import HfApi
 
@@ -187,17 +197,17 @@ def _fetch(where: DatasetId) -> Any:
         table = datasets.load_dataset(where.repository, revision=commit, split="train")
     except Exception as error:  # its own, the hub client's, the HTTP library's and Arrow's
         raise _refusal(error, where) from None
-    # Copies at hand are taken for one another where the hub cannot be asked.
+    # Local copies are taken for one another where the hub cannot be asked.
     if commit and any(Path(file["filename"]).parent.name != commit for file in table.cache_files):
         raise UserError(
-            f"datasets/{where.repository}: there is no copy of revision {where.revision} at hand, and the hub cannot be asked; "
-            "connect to the hub, or name no revision"
+            f"datasets/{where.repository}: there is no local copy of revision {where.revision}, and the hub cannot be"
+            " asked; connect to the hub, or name no revision"
         )
     return table
 
 
 def _refusal(error: Exception, where: DatasetId) -> UserError:
-    """The sentence for a dataset of the hub that cannot be had."""
+    """The sentence for a dataset of the hub that is unavailable."""
     from huggingface_hub import errors, hf_hub_download
 
     name, said = f"datasets/{where.repository}", str(error)
@@ -206,7 +216,9 @@ def _refusal(error: Exception, where: DatasetId) -> UserError:
             f"{name}: can be read by a program of its own alone, which is refused; give a copy of it as FILE:COLUMN"
         )
     if isinstance(error, ValueError) and "split" in said:
-        return UserError(f"{name}: has no split train ({hub.reason(error)}); give another dataset, or a copy as FILE:COLUMN")
+        return UserError(
+            f"{name}: has no split train ({hub.reason(error)}); give another dataset, or a copy as FILE:COLUMN"
+        )
     if isinstance(error, FileNotFoundError):  # what lies behind it, `datasets` does not pass on
         try:
             hf_hub_download(where.repository, "README.md", repo_type="dataset", revision=where.revision)
@@ -235,10 +247,11 @@ def _column(source: str, table: Any, name: str, unit: str) -> Prompts:
         for i in np.flatnonzero(pc.greater(pc.binary_length(chunk), 2 * MAX_WORDS).fill_null(False).to_numpy(False)):
             if (words := len(chunk[int(i)].as_py().split())) > MAX_WORDS:
                 raise UserError(
-                    f"{source}, {unit} {first + i + 1}: a prompt of {words:,} words; shorten it to {MAX_WORDS:,} or fewer"
+                    f"{source}, {unit} {first + i + 1}: a prompt of {words:,} words; shorten it to {MAX_WORDS:,} or"
+                    " fewer"
                 )
         first += len(chunk)
     filled = np.concatenate(masks)
     if not filled.any():
-        raise UserError(f"{source}: holds no prompt; write one a {unit}")
+        raise UserError(f"{source}: holds no prompt; write one per {unit}")
     return Prompts(column, None if filled.all() else np.flatnonzero(filled))

@@ -1,9 +1,11 @@
-"""What the networks are told of every prompt: encoded once and kept on disk (`ahead`), or encoded as batches are drawn (`live`).
+"""What the networks are given of every prompt: encoded once and kept on disk (`ahead`), or encoded
+as batches are drawn (`live`).
 
-A cache is a folder: `manifest.json` says what made it; `rows.npy` has the number of each prompt's text, `first.npy` each text's
-first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts' rows, ROWS a file. Each
-file is written under another name, flushed, and renamed, so that a kill loses at most the file being made. Any number of
-processes, on any number of machines, fill one folder together: each takes the files that nobody else is at work on.
+A cache is a folder: `manifest.json` says what made it; `rows.npy` has the number of each prompt's text,
+`first.npy` each text's first prompt; `null.safetensors` is the null prompt; `NNNNN.safetensors` are the texts'
+rows, ROWS per file. Each file is written under another name, flushed, and renamed, so that a kill loses at most
+the file being made. Any number of processes, on any number of machines, fill one folder together: each takes the
+files that nobody else is at work on.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from align.data.prompts import Prompts
 from evaluate import pipelines
-from evaluate.console import Watch
+from evaluate.console import ProgressLog
 from prompts.io import cache
 from prompts.io.errors import UserError
 from prompts.io.files import flush
@@ -36,55 +38,82 @@ FORMAT = 1
 #: What a person calls a manifest's keys.
 CALLED = {
     "format": "an older version", "family": "another family", "encoders": "another text encoder or tokenizer",
-    "prompts": "other prompts", "rows": "other prompts", "dtype": "another precision", "rows_per_chunk": "another version",
+    "prompts": "other prompts", "rows": "other prompts", "dtype": "another precision",
+    "rows_per_chunk": "another version",
 }  # fmt: skip
 
 Conditioning = dict[str, Tensor]
 
 
-class Live:
-    """Encodes what is asked for; the text encoders stay where they are."""
+class TextEmbeddings:
+    """What the networks are given of prompts, by position: conditioning, null conditioning and texts."""
 
-    def __init__(self, family: Any, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype):
+    def __init__(self, prompts: Prompts, uncond: Mapping[str, Tensor], *, device: Any, dtype: torch.dtype):
+        """uncond: the rows of the null prompt, `[1, ...]`."""
         self.prompts, self.device, self.dtype = prompts, device, dtype
-        self._encode = lambda texts: family.encode(pipeline, texts)
-        self._null = self._moved(family.null(pipeline))
+        self._uncond = self._moved(uncond)
 
     def _moved(self, rows: Mapping[str, Tensor]) -> Conditioning:
         return {key: value.to(self.device, self.dtype) for key, value in rows.items()}
 
-    def _given(self, picks: Any, texts: list[str]) -> Conditioning:
-        return self._moved(self._encode(texts))
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Rows of the prompts at `picks` `[B]`, whose texts these are."""
+        raise NotImplementedError
 
     def __call__(self, picks: Any) -> tuple[Conditioning, Conditioning, list[str]]:
-        """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`; rows are in `dtype` on `device`."""
+        """Conditioning, null conditioning and texts of the prompts at `picks` `[B]`;
+        rows are in `dtype` on `device`.
+        """
         texts = [self.prompts[i] for i in picks]
-        # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with the precision they are stored in.
-        null = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._null.items()}
-        return self._given(picks, texts), null, texts
+        # Copied: on a CPU, a product with rows of stride 0 differs in its last bits with
+        # the precision they are stored in.
+        uncond = {key: value.expand(len(texts), *value.shape[1:]).contiguous() for key, value in self._uncond.items()}
+        return self._moved(self.cond(picks, texts)), uncond, texts
 
 
-class Ahead(Live):
+class OnlineTextEncoder(TextEmbeddings):
+    """Encodes prompts as they come; the text encoders stay where they are."""
+
+    def __init__(self, family: Any, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype):
+        self._encode = lambda texts: family.encode(pipeline, texts)
+        super().__init__(prompts, family.null(pipeline), device=device, dtype=dtype)
+
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Encoded now."""
+        rows: Conditioning = self._encode(texts)
+        return rows
+
+
+class CachedTextEmbeddings(TextEmbeddings):
     """Reads from a folder in which every text has been encoded; needs no text encoder any more."""
 
     def __init__(self, prompts: Prompts, folder: Path, *, device: Any, dtype: torch.dtype):
-        self.prompts, self.device, self.dtype, self.folder = prompts, device, dtype, folder
-        self._null = self._moved(_read(folder / "null.safetensors"))
+        super().__init__(prompts, _read(folder / "null.safetensors"), device=device, dtype=dtype)
+        self.folder = folder
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         self._file = lru_cache(OPEN)(lambda number: safe_open(chunk(folder, number), framework="pt"))
 
-    def _given(self, picks: Any, texts: list[str]) -> Conditioning:
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """Read from the files."""
         places = [divmod(int(self._rows[int(i)]), ROWS) for i in picks]
-        given = {
-            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places]) for key in self._null
+        return {
+            key: torch.cat([self._file(number).get_slice(key)[row : row + 1] for number, row in places])
+            for key in self._uncond
         }
-        return self._moved(given)
 
 
 def prepare(
-    name: str, family: Any, pipeline: Any, prompts: Prompts, *, encoding: str, folder: str | None, device: Any,
-    dtype: torch.dtype, show: bool = True,
-) -> Live:  # fmt: skip
+    name: str,
+    family: Any,
+    pipeline: Any,
+    prompts: Prompts,
+    *,
+    encoding: str,
+    folder: str | None,
+    device: Any,
+    dtype: torch.dtype,
+    show: bool = True,
+) -> TextEmbeddings:
     """The texts of a run, `ahead` or `live` by `encoding`. Text encoders are on `device` afterwards.
 
     name: the family's. folder: where what is encoded ahead is kept, by default one of the cache. dtype: in which the
@@ -96,16 +125,17 @@ def prepare(
         if isinstance(part, torch.nn.Module):
             part.to(device)
     if not ahead:
-        return Live(family, pipeline, prompts, device=device, dtype=dtype)
+        return OnlineTextEncoder(family, pipeline, prompts, device=device, dtype=dtype)
     place = Path(folder) if folder else default_folder(made_by)
     try:
         fill(place, made_by, family, pipeline, prompts, dtype=dtype, show=show)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set text_encoding to live"
+            f"{place}: encoded prompts cannot be kept there ({why}); name another folder by text_cache, or set"
+            " text_encoding to live"
         ) from None
-    return Ahead(prompts, place, device=device, dtype=dtype)
+    return CachedTextEmbeddings(prompts, place, device=device, dtype=dtype)
 
 
 def release(pipeline: Any) -> None:
@@ -130,15 +160,20 @@ def _is_encoder(name: str) -> bool:
     return name.startswith(("text_encoder", "tokenizer"))
 
 
-# ---- what made a cache ---------------------------------------------------------------------------------------------------
+# ---- what made a cache -----------------------------------------------------------------------------------------------
 
 
 def manifest(family: str, pipeline: Any, prompts: Prompts, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that a cache's contents depend on."""
     return {
-        "format": FORMAT, "family": family, "encoders": sha256(pipeline), "prompts": prompts.sha256(), "rows": len(prompts),
-        "dtype": str(dtype).removeprefix("torch."), "rows_per_chunk": ROWS,
-    }  # fmt: skip
+        "format": FORMAT,
+        "family": family,
+        "encoders": sha256(pipeline),
+        "prompts": prompts.sha256(),
+        "rows": len(prompts),
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows_per_chunk": ROWS,
+    }
 
 
 def sha256(pipeline: Any) -> str:
@@ -147,8 +182,12 @@ def sha256(pipeline: Any) -> str:
     for name, part in sorted(encoders(pipeline).items()):
         digest.update(name.encode())
         if isinstance(part, torch.nn.Module):
-            told: Any = part.config
-            config = {key: value for key, value in told.to_dict().items() if key[0] != "_" and key != "transformers_version"}
+            part_config: Any = part.config
+            config = {
+                key: value
+                for key, value in part_config.to_dict().items()
+                if key[0] != "_" and key != "transformers_version"
+            }
             digest.update(json.dumps(config, sort_keys=True, default=str).encode())
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -156,9 +195,9 @@ def sha256(pipeline: Any) -> str:
         else:
             content = json.loads(part.backend_tokenizer.to_str())
             # The last call's, not the tokenizer's own.
-            own = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+            tokenizer = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
             use = [part.model_max_length, part.padding_side, part.truncation_side, part.special_tokens_map]
-            digest.update(json.dumps([type(part).__name__, own, use], sort_keys=True, default=str).encode())
+            digest.update(json.dumps([type(part).__name__, tokenizer, use], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -167,13 +206,22 @@ def default_folder(made_by: Mapping[str, Any]) -> Path:
     return cache.folder("texts") / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# ---- filling it ----------------------------------------------------------------------------------------------------------
+# ---- filling it ------------------------------------------------------------------------------------------------------
 
 
 def fill(
-    folder: Path, made_by: Mapping[str, Any], family: Any, pipeline: Any, prompts: Prompts, *, dtype: torch.dtype, show: bool
+    folder: Path,
+    made_by: Mapping[str, Any],
+    family: Any,
+    pipeline: Any,
+    prompts: Prompts,
+    *,
+    dtype: torch.dtype,
+    show: bool,
 ) -> None:
-    """Make what is missing in `folder`, together with every other process that is at it; return when nothing is missing."""
+    """Make what is missing in `folder`, together with every other process that is at it;
+    return when nothing is missing.
+    """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "locks" / "manifest"):
         _claim(folder, made_by)
@@ -193,12 +241,12 @@ def fill(
     free = shutil.disk_usage(folder).free
     if todo * size > free:
         raise UserError(
-            f"{folder}: {todo:,} prompts to encode take {todo * size / 1e9:,.3g} GB and {free / 1e9:,.3g} GB are free there; name a "
-            "folder on a larger disk by text_cache, or set text_encoding to live"
+            f"{folder}: {todo:,} prompts to encode take {todo * size / 1e9:,.3g} GB and {free / 1e9:,.3g} GB are free"
+            " there; name a folder on a larger disk by text_cache, or set text_encoding to live"
         )
     if not missing:
         return
-    with Watch("encoding prompts", len(first), start=len(first) - todo, unit="prompt", show=show) as watch:
+    with ProgressLog("encoding prompts", len(first), start=len(first) - todo, unit="prompt", show=show) as progress:
         while missing:
             left = []
             for number in missing:
@@ -207,7 +255,7 @@ def fill(
                         if not is_whole(chunk(folder, number)):
                             texts = [prompts[i] for i in rows_of[number]]
                             _write(chunk(folder, number), encode(family, pipeline, texts, dtype))
-                    watch.advance(len(rows_of[number]))
+                    progress.advance(len(rows_of[number]))
                 except Timeout:  # another process makes it
                     left.append(number)
             if len(left) == len(missing):
@@ -225,7 +273,7 @@ def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
     """Write the manifest, or refuse a folder with another one."""
     path = folder / "manifest.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        existing = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         draft = folder / "manifest.partial"
         draft.write_text(json.dumps(made_by, indent=1), encoding="utf-8")
@@ -233,10 +281,11 @@ def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
         return
     except ValueError:
         raise UserError(f"{path}: not a manifest of encoded prompts; name another folder by text_cache") from None
-    differs = [what for key, what in CALLED.items() if found.get(key) != made_by[key]]
+    differs = [what for key, what in CALLED.items() if existing.get(key) != made_by[key]]
     if differs:
         raise UserError(
-            f"text_cache = {folder}: was made by {differs[0]}; name another folder, or leave text_cache out to have one found"
+            f"text_cache = {folder}: was made by {differs[0]}; name another folder, or leave text_cache out to have one"
+            " found"
         )
 
 

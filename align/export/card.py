@@ -1,5 +1,6 @@
-"""The model card: what a model is, how it was made, how to draw with it, how good it is. Nothing in it is about this machine but the
-hardware, and whatever a user wrote is inert."""
+"""The model card: what a model is, how it was made, how to draw with it, how good it is. Nothing in it is about this
+machine but the hardware, and whatever a user wrote is inert.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,13 +36,16 @@ class Paper(NamedTuple):
 PAPERS = {
     "di": Paper(
         "Diff-Instruct",
-        "The generator's diffused distribution is moved towards the reference's, along the gradient of their integral KL divergence.",
-        "Luo, Hu, Zhang, Sun, Li, Zhang: Diff-Instruct: A Universal Approach for Transferring Knowledge From Pre-trained Diffusion Models (2023)",
+        "The generator's diffused distribution is moved towards the reference's, along the gradient of their integral"
+        " KL divergence.",
+        "Luo, Hu, Zhang, Sun, Li, Zhang: Diff-Instruct: A Universal Approach for Transferring Knowledge From"
+        " Pre-trained Diffusion Models (2023)",
         "2305.18455",
     ),
     "sim": Paper(
         "Score Implicit Matching",
-        "The generator's diffused distribution is moved towards the reference's, along the gradient of a divergence of their scores.",
+        "The generator's diffused distribution is moved towards the reference's, along the gradient of a divergence of"
+        " their scores.",
         "Luo, Huang, Geng, Kolter, Qi: One-Step Diffusion Distillation through Score Implicit Matching (2024)",
         "2410.16794",
     ),
@@ -54,36 +58,40 @@ PAPERS = {
     "di*": Paper(
         "Diff-Instruct*",
         "The generator maximises a reward while a divergence of scores keeps it close to the reference.",
-        "Luo, Zhang, Zhang, Geng: Diff-Instruct*: Towards Human-Preferred One-step Text-to-image Generative Models (2024)",
+        "Luo, Zhang, Zhang, Geng: Diff-Instruct*: Towards Human-Preferred One-step Text-to-image Generative Models"
+        " (2024)",
         "2410.20898",
     ),
-}  # fmt: skip
+}
 DRAW = {
     "pipeline": """import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
-pipeline({prompt!r}, {arguments}).images[0].save("picture.png")
+pipeline({prompt!r}, {arguments}).images[0].save("image.png")
 """,
     "recipe": """from evaluate import pipelines, samplers
 
-pipeline, how = pipelines.load({place!r}), pipelines.recipe({place!r})
-pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pipeline, recipe = pipelines.load({place!r}), pipelines.read_recipe({place!r})
+images = samplers.draw(pipeline, recipe, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
     "fetched recipe": """from evaluate import pipelines, samplers
 from huggingface_hub import snapshot_download
 
 folder = snapshot_download({place!r})
-pipeline, how = pipelines.load(folder), pipelines.recipe(folder)
-pictures = samplers.draw(pipeline, how, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
+pipeline, recipe = pipelines.load(folder), pipelines.read_recipe(folder)
+images = samplers.draw(pipeline, recipe, [{prompt!r}], seed=0)  # [1, 3, H, W] in [0, 1]
 """,
 }
 #: What stands before the code of a kind.
 SAID = {
     "pipeline": "With stock diffusers:",
     "network": "A network alone; `recipe.yaml` says where all else is. With onestep-align:",
-    "lora": "A LoRA over the network that training started from, not over the result. `load_lora_weights` of stock diffusers puts it "
-    "there where the pipeline has one; `recipe.yaml` says what else it takes. With onestep-align:",
+    "lora": (
+        "A LoRA over the network that training started from, not over the result. `load_lora_weights` of stock"
+        " diffusers puts it there where the pipeline has one; `recipe.yaml` says what else it takes. With"
+        " onestep-align:"
+    ),
 }
 
 
@@ -100,22 +108,33 @@ def pinned(source: str | None) -> str | None:
     return f"{source}@{reference.read_text().strip()}" if reference.is_file() else source
 
 
-def facts(
-    config: TrainConfig, *, step: int, prompts: int, example: str, protocols: Mapping[str, str], processes: int, device: Any
+def run_metadata(
+    config: TrainConfig,
+    *,
+    step: int,
+    prompts: int,
+    example: str,
+    protocols: Mapping[str, str],
+    processes: int,
+    device: Any,
 ) -> dict[str, Any]:
     """What the config of a run does not say, for its `run.json`. prompts: how many; example: one of them."""
     return {
-        "step": step, "prompts": prompts, "example": example, "protocols": dict(protocols),
+        "step": step,
+        "prompts": prompts,
+        "example": example,
+        "protocols": dict(protocols),
         "sources": {name: pinned(getattr(config, name)) for name in ("reference", "pipeline", "initial")},
         "version": environment.versions("onestep-align", "torch", "diffusers", "transformers", "peft"),
-        "commit": environment.commit(), "hardware": f"{processes} x {environment.processor(str(device))}",
-    }  # fmt: skip
+        "commit": environment.commit(),
+        "hardware": f"{processes} x {environment.processor(str(device))}",
+    }
 
 
 def card(
     config: TrainConfig,
     run: Mapping[str, Any],
-    how: Recipe,
+    recipe: Recipe,
     *,
     name: str,
     place: str,
@@ -126,17 +145,30 @@ def card(
 ) -> str:
     """The card's Markdown.
 
-    run: `facts`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of its weights. comparison: what
-    `align.training.compare` found. rows: of leaderboards.
+    run: `run_metadata`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of
+    its weights. comparison: what `align.training.compare` found. rows: of leaderboards.
     """
     paper = PAPERS[config.method]
     lines = [
-        f"# {plain(name)}", "",
-        f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)} {_cite(paper)}", "",
-        "## Drawing", "", SAID[kind], "", block(_draw(run, how, place, kind, dtype)), "",
-        "## Making", "", *[f"- {what}: {said}" for what, said in _making(config, run).items()], "",
+        f"# {plain(name)}",
+        "",
+        (
+            f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)}"
+            f" {_cite(paper)}"
+        ),
+        "",
+        "## Drawing",
+        "",
+        SAID[kind],
+        "",
+        block(_draw(run, recipe, place, kind, dtype)),
+        "",
+        "## Making",
+        "",
+        *[f"- {what}: {said}" for what, said in _making(config, run).items()],
+        "",
         *_scores(run, comparison, rows),
-    ]  # fmt: skip
+    ]
     return f"---\n{_head(run, kind, name, rows).to_yaml()}\n---\n\n" + hub.redact("\n".join(lines))
 
 
@@ -158,13 +190,17 @@ def _head(run: Mapping[str, Any], kind: Kind, name: str, rows: Sequence[Mapping[
     base = list(dict.fromkeys(where.repository for where in ids if where))
     results = [
         EvalResult(
-            task_type="text-to-image", dataset_type=hub.redact(row["suite"]), dataset_name=hub.redact(row["suite"]),
-            metric_type=hub.redact(metric), metric_value=value, metric_args={"pictures": row[f"{metric} n"]},
+            task_type="text-to-image",
+            dataset_type=hub.redact(row["suite"]),
+            dataset_name=hub.redact(row["suite"]),
+            metric_type=hub.redact(metric),
+            metric_value=value,
+            metric_args={"images": row[f"{metric} n"]},
         )
         for row in rows
         for metric in _measured(row)
         if (value := _number(row[metric])) is not None
-    ]  # fmt: skip
+    ]
     return ModelCardData(
         base_model=base or None,
         base_model_relation=("adapter" if kind == "lora" else "finetune") if base else None,
@@ -182,9 +218,9 @@ def _embedded(source: str) -> bool:
     return embedded.folder(source).exists()
 
 
-def _draw(run: Mapping[str, Any], how: Recipe, place: str, kind: Kind, dtype: Any) -> str:
+def _draw(run: Mapping[str, Any], recipe: Recipe, place: str, kind: Kind, dtype: Any) -> str:
     form = kind if kind == "pipeline" else "recipe" if hub_id(place) is None else "fetched recipe"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in how.call().items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in recipe.call().items())
     return hub.redact(DRAW[form].format(place=place, prompt=run["example"], arguments=arguments, dtype=dtype))
 
 
@@ -194,13 +230,15 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
     updates, batch = max(run["step"] - warm, 0), config.batch_size
     divergence, paper = config.divergence, PAPERS[config.method]
     if config.method in ("sim", "di*"):
-        kind = f"{plain(divergence.distance)} of scores, gradient {divergence.gradient}, weight {plain(divergence.weight)}"
+        kind = (
+            f"{plain(divergence.distance)} of scores, gradient {divergence.gradient}, weight {plain(divergence.weight)}"
+        )
     else:
         kind = f"integral KL, weight {plain(divergence.weight)}"
     guidance = {
         "off": "none",
-        "in": f"in the reference, scale {config.cfg.scale:g}",
-        "out": f"as a reward, scale {config.cfg.scale:g}",
+        "reference": f"in the reference, scale {config.guidance.scale:g}",
+        "reward": f"as a reward, scale {config.guidance.scale:g}",
     }
     rewards = [
         f"{code(run['protocols'].get(reward.scorer, reward.scorer))} x {reward.scale:g}"
@@ -208,29 +246,38 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         for reward in config.rewards
     ]
     generator, lora = config.generator, config.lora
-    scale = "`sigma_init`" if generator.noise_scale == "sigma" else "`sqrt(1 + sigma_init^2)`"
+    scale = "`sigma_init`" if generator.input_scale == "sigma_init" else "`sqrt(1 + sigma_init^2)`"
     return {
         "Method": f"{plain(paper.name)} (`{config.method}`)",
         "Preset": _preset(config, run),
-        "Steps": f"{updates:,} of the generator, {updates * batch:,} pictures; "
-        f"{(u := min(run['step'], warm) + updates * config.assistant.updates):,} of the assistant, {u * batch:,} pictures; batch {batch:,}",
-        "Prompts": f"{code(public(config.prompts))}, {run['prompts']:,}; no pictures but the generator's own",
-        "Reference": _source(run, "reference") + (f", all but the network from {_source(run, 'pipeline')}" if config.pipeline else ""),
+        "Steps": (
+            f"{updates:,} of the generator, {updates * batch:,} images;"
+            f" {(u := min(run['step'], warm) + updates * config.assistant.updates):,} of the assistant, {u * batch:,}"
+            f" images; batch {batch:,}"
+        ),
+        "Prompts": f"{code(public(config.prompts))}, {run['prompts']:,}; no images but the generator's own",
+        "Reference": (
+            _source(run, "reference")
+            + (f", all but the network from {_source(run, 'pipeline')}" if config.pipeline else "")
+        ),
         "Started from": _source(run, "initial" if config.initial else "reference"),
         "Rewards": ", ".join(rewards) or "none",
-        "Guidance": guidance[config.cfg.mode],
+        "Guidance": guidance[config.guidance.where],
         "Divergence": kind,
         "Generator": f"`sigma_init` {generator.sigma_init:g}, noise times {scale}",
-        "Weights": (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained") + f", average of decay {config.ema:g}, precision {config.precision}",
+        "Weights": (
+            (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained")
+            + f", average of decay {config.ema:g}, precision {config.precision}"
+        ),
         "Seed": f"{config.seed}",
         "Software": f"{plain(run['version'])}; commit {code(run['commit']) if run['commit'] else 'unknown'}",
         "Hardware": plain(run["hardware"]),
-    }  # fmt: skip
+    }
 
 
 def _source(run: Mapping[str, Any], name: str) -> str:
     source = str(run["sources"][name])
-    return code(public(source)) + ("" if hub_id(source) and not Path(source).exists() else ", a file or folder of its maker's")
+    return code(public(source)) + ("" if hub_id(source) and not Path(source).exists() else ", a local file or folder")
 
 
 def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:
@@ -243,7 +290,9 @@ def _preset(config: TrainConfig, run: Mapping[str, Any]) -> str:
     return code(preset) + (f"; changed: {changed}" if changed else "")
 
 
-def _scores(run: Mapping[str, Any], comparison: Mapping[str, Any] | None, rows: Sequence[Mapping[str, str]]) -> list[str]:
+def _scores(
+    run: Mapping[str, Any], comparison: Mapping[str, Any] | None, rows: Sequence[Mapping[str, str]]
+) -> list[str]:
     """Tables of what was measured."""
     lines = [*(_compared(run, comparison) if comparison else []), *(line for row in rows for line in _row(row))]
     return ["## Scores", "", *lines] if lines else []
@@ -272,7 +321,7 @@ def _row(row: Mapping[str, str]) -> list[str]:
         low, high = (row.get(f"{metric} {name}", "") for name in ("low", "high"))
         spread = f"[{low}, {high}]" if low else f"se {row.get(f'{metric} se', '-')}"
         cells.append([plain(text) for text in (metric, row[metric], spread, row[f"{metric} n"])])
-    said = f"On {plain(row['suite'])}, {plain(row['n'])} pictures:"
+    said = f"On {plain(row['suite'])}, {plain(row['n'])} images:"
     return [said, "", *table(["metric", "mean", "interval or error", "n"], cells), ""]
 
 

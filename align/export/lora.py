@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 from align.generators.one_step import SCHEDULERS
 
 
-def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, network: str, folder: Path) -> Recipe:
-    """The recipe of a LoRA in `folder` over what training started from. how: the checkpoint's own recipe.
+def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, network: str, folder: Path) -> Recipe:
+    """The recipe of a LoRA in `folder` over what training started from. recipe: the checkpoint's own recipe.
 
     Raises UserError where no recipe can say it.
     """
@@ -24,9 +24,14 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, networ
     whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
     if start in (None, whole, config.reference):
         start = sources["reference"] if sources["pipeline"] else None
-    name, options, _ = SCHEDULERS[config.generator.noise_scale]
+    name, options, _ = SCHEDULERS[config.generator.input_scale]
     fields: dict[str, Any] = {}
-    if start and is_pipeline(start) and (leaning := pipelines.recipe(start)) and (leaning.pipeline or leaning.unet):
+    if (
+        start
+        and is_pipeline(start)
+        and (leaning := pipelines.read_recipe(start))
+        and (leaning.pipeline or leaning.unet)
+    ):
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)
@@ -34,10 +39,14 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], how: Recipe, networ
     if where:
         base = {"pipeline": where.repository, "revision": where.revision}
     else:
-        base = {"pipeline": whole if hub_id(whole) and not Path(whole).exists() else os.path.relpath(whole, folder.resolve())}
+        base = {
+            "pipeline": whole
+            if hub_id(whole) and not Path(whole).exists()
+            else os.path.relpath(whole, folder.resolve())
+        }
     return Recipe.model_validate(
         base
         | fields
         | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
-        | how.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
+        | recipe.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
     )

@@ -1,4 +1,6 @@
-"""A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA alone, with a recipe and a card."""
+"""A training run's result: a diffusers pipeline folder that stock diffusers loads, or its LoRA
+alone, with a recipe and a card.
+"""
 
 import json
 import shutil
@@ -18,8 +20,7 @@ from align.export.lora import lora_recipe
 from align.networks.initial import LORA
 from align.run_folder import read_run
 from evaluate import families, pipelines, weights
-from evaluate.pipelines import Recipe
-from evaluate.pipelines import overlays as layers
+from evaluate.pipelines import Recipe, overlays
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import replace as put
@@ -29,13 +30,21 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export(
-    config: TrainConfig, pipeline: Any, scheduler: Any, recipe: Mapping[str, Any], weights: Mapping[str, Tensor], output: Path, *,
-    adapter: Mapping[str, Tensor], facts: Mapping[str, Any],
-) -> Path:  # fmt: skip
-    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and README.md; and run.json.
+    config: TrainConfig,
+    pipeline: Any,
+    scheduler: Any,
+    recipe: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    output: Path,
+    *,
+    adapter: Mapping[str, Tensor],
+    run_metadata: Mapping[str, Any],
+) -> Path:
+    """Write `output/checkpoint`, whole or not at all: the pipeline with `weights` as its network, recipe.yaml and
+    README.md; and run.json.
 
-    scheduler, recipe: of the generator. adapter: the LoRA whose sum with the network that training started from `weights` are; empty
-    where there is none. facts: `align.export.card.facts`.
+    scheduler, recipe: of the generator. adapter: the LoRA whose sum with the network that training started from
+    `weights` are; empty where there is none. run_metadata: `align.export.card`'s.
     """
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     name = families.load(config.family).network
@@ -43,8 +52,10 @@ def export(
     fresh = type(network).from_config(network.config)
     fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
     components = {**pipeline.components, name: fresh, "scheduler": scheduler}
-    whole = type(pipeline)(**components, **({"requires_safety_checker": False} if "safety_checker" in components else {}))
-    run = read_run(output) | dict(facts)
+    whole = type(pipeline)(
+        **components, **({"requires_safety_checker": False} if "safety_checker" in components else {})
+    )
+    run = read_run(output) | dict(run_metadata)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         whole.save_pretrained(draft)
@@ -58,22 +69,26 @@ def export(
         put(output / "run.json", lambda path: path.write_text(json.dumps(run, indent=1), encoding="utf-8"))
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume") from None
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume"
+        ) from None
     return target
 
 
 def describe(config: TrainConfig, output: Path) -> None:
     """Write the card of `output/checkpoint` again, with the scores that were measured since."""
     folder, run = output / "checkpoint", read_run(output)
-    how, name = pipelines.recipe(str(folder)), output.resolve().name
-    card.write(folder, card.card(config, run, how, name=name, place=folder.name, comparison=_comparison(output, run)))
+    recipe, name = pipelines.read_recipe(str(folder)), output.resolve().name
+    card.write(
+        folder, card.card(config, run, recipe, name=name, place=folder.name, comparison=_comparison(output, run))
+    )
 
 
 def _comparison(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """What `align.training.compare` found of this very checkpoint; None where it has not looked."""
     path = output / "comparison.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if found.get("step") == run["step"] else None
+    comparison: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return comparison if comparison.get("step") == run["step"] else None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -81,9 +96,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def write_recipe(folder: Path, how: Recipe) -> None:
+def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put a recipe into a model's folder."""
-    text = yaml.safe_dump(how.model_dump(mode="json", exclude_unset=True, exclude_none=True), sort_keys=False)
+    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True), sort_keys=False)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
@@ -106,15 +121,23 @@ def replace(draft: Path, target: Path) -> None:
 
 
 def copy(
-    source: Path, folder: Path, *, dtype: str, pipeline: str | None, lora: bool, scores: Path | None, push_to: str | None
+    source: Path,
+    folder: Path,
+    *,
+    dtype: str,
+    pipeline: str | None,
+    lora: bool,
+    scores: Path | None,
+    push_to: str | None,
 ) -> None:
-    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has all else), or its `lora` alone.
+    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has
+    all else), or its `lora` alone.
 
     scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
     """
     precision, run = DTYPES[dtype], read_run(source.parent)
     kind: card.Kind = "pipeline"
-    how = pipelines.recipe(str(source))
+    recipe = pipelines.read_recipe(str(source))
     config: TrainConfig | None = None
     if run.get("step") is not None:
         path = source.parent / "config.yaml"
@@ -123,8 +146,8 @@ def copy(
         if config is None or not (source / LORA).is_file():
             raise UserError(f"{source}: no LoRA of a run there; train with 'lora' in its config, or leave out --lora")
         tensors = {key: value.to(precision) for key, value in weights.read(source / LORA).items()}
-        kind, how = "lora", lora_recipe(config, run, how, families.load(config.family).network, folder)
-        _check_push(how, push_to)
+        kind, recipe = "lora", lora_recipe(config, run, recipe, families.load(config.family).network, folder)
+        _check_push(recipe, push_to)
         folder.mkdir(parents=True)
         save_tensors(tensors, folder / LORA)
     else:
@@ -132,13 +155,13 @@ def copy(
         if pipeline is None:
             loaded.save_pretrained(folder)
         else:
-            name = layers.network_name(loaded)
-            kind, how = "network", how.model_copy(update={"pipeline": pipeline, "unet": name})
-            _check_push(how, push_to)
+            name = overlays.network_name(loaded)
+            kind, recipe = "network", recipe.model_copy(update={"pipeline": pipeline, "unet": name})
+            _check_push(recipe, push_to)
             getattr(loaded, name).save_pretrained(folder / name)
             loaded.scheduler.save_pretrained(folder / "scheduler")
     forget_paths(folder)
-    write_recipe(folder, how)
+    write_recipe(folder, recipe)
     if config is None:  # not a run of `align train`, or one of an older version
         if (source / card.README).is_file():
             shutil.copy(source / card.README, folder)
@@ -146,13 +169,15 @@ def copy(
     rows = _rows(scores, source, folder) if scores else []
     place, comparison = push_to or folder.name, _comparison(source.parent, run)
     name = push_to.partition("/")[2] if push_to else folder.resolve().name
-    text = card.card(config, run, how, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows)
+    text = card.card(
+        config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows
+    )
     card.write(folder, text)
 
 
-def _check_push(how: Recipe, push_to: str | None) -> None:
+def _check_push(recipe: Recipe, push_to: str | None) -> None:
     if push_to:
-        push.check_recipe(how, push_to)
+        push.check_recipe(recipe, push_to)
 
 
 def _rows(scores: Path, *models: Path) -> list[dict[str, str]]:

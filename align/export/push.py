@@ -1,4 +1,7 @@
-"""Putting a model's folder on the hub, in one commit. The token is the hub client's own and is part of nothing that is said."""
+"""Putting a model's folder on the hub, in one commit.
+
+The token is the hub client's own and is part of nothing that is said.
+"""
 
 import re
 from pathlib import Path
@@ -17,17 +20,26 @@ def check(repository: str) -> None:
     if not NAME.fullmatch(repository) or "--" in repository or ".." in repository:
         raise UserError(f"--push-to-hub {repository}: not of the form OWNER/NAME; name a model's repository on the hub")
     if get_token() is None:
-        raise UserError(f"--push-to-hub {repository}: no token to write with; sign in with 'hf auth login', or set HF_TOKEN")
-
-
-def check_recipe(how: Recipe, repository: str) -> None:
-    """Raise UserError where a recipe leans on a folder of this machine, which nobody else has."""
-    own = [str(source.file) for source in (how.unet, how.delta) if isinstance(source, Weights) and source.repo is None]
-    if how.pipeline and (how.pipeline.startswith(("/", ".")) or locate(how.pipeline.partition("@")[0]) == Path(how.pipeline)):
-        own.append(how.pipeline)
-    if own:
         raise UserError(
-            f"--push-to-hub {repository}: the recipe would lean on {own[0]}, which lies on this machine alone; push the whole checkpoint"
+            f"--push-to-hub {repository}: no token to write with; sign in with 'hf auth login', or set HF_TOKEN"
+        )
+
+
+def check_recipe(recipe: Recipe, repository: str) -> None:
+    """Raise UserError where a recipe leans on a folder of this machine, which nobody else has."""
+    local = [
+        str(source.file)
+        for source in (recipe.unet, recipe.delta)
+        if isinstance(source, Weights) and source.repo is None
+    ]
+    if recipe.pipeline and (
+        recipe.pipeline.startswith(("/", ".")) or locate(recipe.pipeline.partition("@")[0]) == Path(recipe.pipeline)
+    ):
+        local.append(recipe.pipeline)
+    if local:
+        raise UserError(
+            f"--push-to-hub {repository}: the recipe would lean on {local[0]}, which lies on this machine alone; push"
+            " the whole checkpoint"
         )
 
 
@@ -54,19 +66,22 @@ def _refusal(error: BaseException, repository: str) -> UserError:
     from huggingface_hub import errors
 
     # The client wraps what an upload of one file raises.
-    found = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    response = getattr(found, "response", None)
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    response = getattr(cause, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
-        why, remedy = "the hub does not know the token", "sign in again with 'hf auth login', or set HF_TOKEN to a valid one"
+        why, remedy = (
+            "the hub does not know the token",
+            "sign in again with 'hf auth login', or set HF_TOKEN to a valid one",
+        )
     elif status == 403:
         why, remedy = "the token may not write there", "use one with the right to write, or a repository of your own"
-    elif isinstance(found, errors.RepositoryNotFoundError):
+    elif isinstance(cause, errors.RepositoryNotFoundError):
         why = "the hub has no such repository of models, or the token may not see it"
         remedy = "choose another name, or a token that may"
     elif status == 400:
-        why, remedy = f"the hub does not take it: {hub.reason(Exception(str(found)))}", "mend what it names"
+        why, remedy = f"the hub does not take it: {hub.reason(Exception(str(cause)))}", "fix what it names"
     else:
-        why = f"{type(found).__name__}: {hub.reason(Exception(str(found)))}"
+        why = f"{type(cause).__name__}: {hub.reason(Exception(str(cause)))}"
         remedy = "try again, or keep it with --output and push that later"
     return UserError(f"--push-to-hub {repository}: not pushed ({why}); {remedy}")

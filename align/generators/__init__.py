@@ -1,8 +1,9 @@
 """Generators: how the student's network makes an image of a batch's noise.
 
-A file here, or in an extension's `generators/`, is one where it has `Options`, a `GeneratorOptions` with what else it
-wants to be told, and `build(options, preconditioning, source=...) -> Generator`; source is what to call the reference in
-an error."""
+A file here, or in an extension's `generators/`, is one where it has `Options`, a `GeneratorOptions` with what
+else it wants to be told, and `build(options, preconditioning, source=...) -> Generator`; source is what to
+call the reference in an error.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 
 class GeneratorOptions(Config):
-    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init (`sigma`) or sqrt(1 + sigma_init^2) (`unit`, DMD2's)."""
+    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init, or sqrt(1 + sigma_init^2) for `unit_variance`, where the
+    network sees z itself (DMD2's).
+    """
 
     name: str = "one_step"
     sigma_init: PositiveFloat = 2.5
-    noise_scale: Literal["sigma", "unit"] = "sigma"
+    input_scale: Literal["sigma_init", "unit_variance"] = "sigma_init"
 
 
 def _as_its_own(value: Any) -> Any:
@@ -46,6 +49,8 @@ class Generator(Protocol):
         """x0 `[B, ...]` of a batch, with a graph to the network's parameters where gradients are on."""
 
     def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
-        """The stock scheduler with which diffusers draws what `sample` makes of the same noise, and the recipe that calls it.
+        """The stock scheduler with which diffusers draws what `sample` makes of the same
+        noise, and the recipe that calls it.
 
-        scheduler: the reference's."""
+        scheduler: the reference's.
+        """

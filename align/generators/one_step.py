@@ -11,11 +11,11 @@ from align.generators import GeneratorOptions
 from align.networks.preconditioning import Preconditioning
 from prompts.io.errors import UserError
 
-#: noise_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance that is none.
-#: Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
+#: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance
+#: that is none. Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "sigma": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
-    "unit": ("LCMScheduler", {}, 0.0),
+    "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
+    "unit_variance": ("LCMScheduler", {}, 0.0),
 }
 
 
@@ -32,7 +32,7 @@ class OneStep:
                 f"are {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}; choose one between them"
             )
         self.sigma_init = schedule.snap(options.sigma_init)
-        self.k = self.sigma_init if options.noise_scale == "sigma" else math.sqrt(1 + self.sigma_init**2)
+        self.k = self.sigma_init if options.input_scale == "sigma_init" else math.sqrt(1 + self.sigma_init**2)
 
     def sample(self, network: nn.Module, batch: Batch) -> Tensor:
         """x0 of the batch's noise `z`, standard normal `[B, C, H, W]`."""
@@ -45,7 +45,7 @@ class OneStep:
         import diffusers
 
         timestep = int(self.preconditioning.schedule.timestep(torch.tensor([self.sigma_init])))
-        name, options, guidance = SCHEDULERS[self.options.noise_scale]
+        name, options, guidance = SCHEDULERS[self.options.input_scale]
         recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
         arguments = dict(self.preconditioning.family.arguments)
         extra = {"arguments": arguments} if arguments else {}

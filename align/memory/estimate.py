@@ -1,9 +1,9 @@
-"""What a run will need of a GPU's memory: one step carried out by the loop's own functions, on tensors that have a shape and no numbers.
+"""What a run will need of a GPU's memory: one step carried out by the loop's own functions, on fake tensors.
 
-Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are needed. Fake
-tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in what it keeps, autocast's
-list of operations in float32 and the allocator's blocks of 512 bytes, that is carried out here; attention keeps the same by CPU's
-kernel as by flash's: queries, keys, values, output and a log-sum-exp.
+Networks are made from their configs alone, as fake tensors (torch's FakeTensorMode), so neither weights nor a GPU are
+needed. Fake tensors pose as a CPU's: autograd's engine refuses those of a GPU that is not there. Where CUDA differs in
+what it keeps, autocast's list of operations in float32 and the allocator's blocks of 512 bytes, that is carried out
+here; attention keeps the same by CPU's kernel as by flash's: queries, keys, values, output and a log-sum-exp.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from align.config.train import TrainConfig
 from align.data.batches import Batch
 from align.data.prompts import read_prompts
-from align.data.text_embeddings import Live, encoders
+from align.data.text_embeddings import OnlineTextEncoder, encoders
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
@@ -54,8 +54,9 @@ class Role(NamedTuple):
 class Estimate:
     """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
 
-    flops: what a step's matrix products, convolutions and attention cost one process, those that are carried out twice included.
-    state: what is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded.
+    flops: what a step's matrix products, convolutions and attention cost one process, those that are
+    carried out twice included. state: what is gathered in the first process's CPU memory while a state is
+    saved, 0 where nothing is sharded.
     """
 
     roles: dict[str, Role]
@@ -73,10 +74,14 @@ class Estimate:
 
 
 def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> Estimate:
-    """Carry out a step, and the drawing of samples, on fake tensors. cuda: as on a GPU; else as on a CPU, where all parts stay."""
-    if config.batch_size % (processes * config.accumulate):
+    """Carry out a step, and the drawing of samples, on fake tensors.
+
+    cuda: as on a GPU; else as on a CPU, where all parts stay.
+    """
+    if config.batch_size % (processes * config.gradient_accumulation_steps):
         raise UserError(
-            f"batch_size = {config.batch_size} is not a multiple of {processes} processes x accumulate {config.accumulate}; change one"
+            f"batch_size = {config.batch_size} is not a multiple of {processes} processes x "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps}; change one"
         )
     sharded = config.parallel == "fsdp2" and processes > 1
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
@@ -86,8 +91,8 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         _prepare(built, tracker)
         for part, tensor in _extra(config, built, processes).items():
             tracker.hold(part, [tensor])
-        passes = built.config.accumulate
-        _hold_batches(built, tracker, more=config.accumulate - passes)
+        passes = built.config.gradient_accumulation_steps
+        _hold_batches(built, tracker, more=config.gradient_accumulation_steps - passes)
         update_critics(built, 0, Metrics())
         update_student(built, 0, Metrics())
         with built.average.applied():
@@ -100,27 +105,38 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
                 largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
     flops = sum(
-        count * config.accumulate // passes * (config.assistant.updates if phase.startswith("critics'") else 1)
+        count
+        * config.gradient_accumulation_steps
+        // passes
+        * (config.assistant.updates if phase.startswith("critics'") else 1)
         for phase, count in tracker.flops.items()
         if phase.startswith(("critics'", "student's"))
     )
     return Estimate(
-        roles=_roles(config, built, same=parts.same), parts=dict(tracker.peak), phases=dict(tracker.peaks),
-        phase=tracker.phase, reserve=RESERVE if cuda else 0.0, flops=float(flops), state=_bytes(saved),
-    )  # fmt: skip
+        roles=_roles(config, built, same=parts.same),
+        parts=dict(tracker.peak),
+        phases=dict(tracker.peaks),
+        phase=tracker.phase,
+        reserve=RESERVE if cuda else 0.0,
+        flops=float(flops),
+        state=_bytes(saved),
+    )
 
 
 def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
-    """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's gradients, and
-    all others are like it. Prompts are padded, so any do."""
-    passes = min(config.accumulate, 2)
+    """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's
+    gradients, and all others are like it. Prompts are padded, so any do.
+    """
+    passes = min(config.gradient_accumulation_steps, 2)
     return config.model_copy(
         update={
-            "prompts": "shapes:train", "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
-            "accumulate": passes, "batch_size": config.batch_size // (processes * config.accumulate) * passes,
+            "prompts": "shapes:train",
+            "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
+            "gradient_accumulation_steps": passes,
+            "batch_size": config.batch_size // (processes * config.gradient_accumulation_steps) * passes,
             "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}),
         }
-    )  # fmt: skip
+    )
 
 
 class Parts(NamedTuple):
@@ -159,12 +175,23 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     # Where they are drawn one at a time a few are as good as all.
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning.family, pipeline, device="cpu", dtype=dtype, limit=few)
-    texts = Live(preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype)
+    texts = OnlineTextEncoder(
+        preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
+    )
     generator = setup.make_generator(config, preconditioning)
     make = partial(
-        setup.assemble, config, Path(), process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched,
-    )  # fmt: skip
+        setup.assemble,
+        config,
+        Path(),
+        process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        generator=generator,
+        roles=roles,
+        texts=texts,
+        scoring=scoring,
+        watched=watched,
+    )
     return make, Parts(scoring, same)
 
 
@@ -172,7 +199,7 @@ def _prepare(run: setup.Run, tracker: Tracker) -> None:
     """Give optimisers their states, and count what is there from the first step on."""
     tracker.hold("average", run.average.values.values())
     if watched := run.samples.sampler.batch:
-        tracker.hold("watched pictures", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
+        tracker.hold("watched images", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
     for learner in run.learners.values():
         for parameter in learner.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -185,7 +212,10 @@ def _prepare(run: setup.Run, tracker: Tracker) -> None:
 
 
 def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
-    """Count batches as such: the loop holds all of an update's. more: micro-batches that are there and are not carried out."""
+    """Count batches as such: the loop holds all of an update's.
+
+    more: micro-batches that are there and are not carried out.
+    """
     draw = run.batches.draw
 
     def counted(k: int, m: int) -> Batch:
@@ -202,8 +232,11 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
 
 
 def _fake(modules: Iterable[nn.Module]) -> None:
-    """Put a fake tensor in the place of every parameter and buffer. Modules have to be finished: fake parameters cannot be cast."""
-    made: dict[int, nn.Parameter] = {}
+    """Put a fake tensor in the place of every parameter and buffer.
+
+    Modules have to be finished: fake parameters cannot be cast.
+    """
+    parameters: dict[int, nn.Parameter] = {}
     with FAKE:
         for module in {id(each): each for root in modules for each in root.modules()}.values():
             for name, old in [*module._parameters.items(), *module._buffers.items()]:
@@ -211,7 +244,9 @@ def _fake(modules: Iterable[nn.Module]) -> None:
                     continue
                 new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
                 if isinstance(old, nn.Parameter):
-                    module._parameters[name] = made.setdefault(id(old), nn.Parameter(new, requires_grad=old.requires_grad))
+                    module._parameters[name] = parameters.setdefault(
+                        id(old), nn.Parameter(new, requires_grad=old.requires_grad)
+                    )
                 else:
                     module._buffers[name] = new
 
@@ -222,26 +257,26 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _weights(roles: Roles) -> dict[str, list[Tensor]]:
     """Every role's own tensors, each once; a base goes by the first role that needs it."""
-    found: dict[str, list[Tensor]] = {}
+    weights: dict[str, list[Tensor]] = {}
     for name in ("student", "assistant"):
         role = getattr(roles, name)
         if isinstance(role, Adapted):
-            found[f"{name}'s adapter"] = list(role.trainable().values())
-    seen = {id(tensor) for tensors in found.values() for tensor in tensors}
+            weights[f"{name}'s adapter"] = list(role.trainable().values())
+    seen = {id(tensor) for tensors in weights.values() for tensor in tensors}
     for name in ("reference", "assistant", "student"):
         role = getattr(roles, name)
-        own = [tensor for tensor in _tensors(role) if id(tensor) not in seen]
-        seen |= {id(tensor) for tensor in own}
-        if own:
-            found[f"{name}'s base" if isinstance(role, Adapted) else name] = own
-    return found
+        tensors_of_role = [tensor for tensor in _tensors(role) if id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in tensors_of_role}
+        if tensors_of_role:
+            weights[f"{name}'s base" if isinstance(role, Adapted) else name] = tensors_of_role
+    return weights
 
 
 def _shares(config: TrainConfig, processes: int) -> dict[str, float]:
     """What FSDP2 leaves one process of each part. Between micro-batches gradients are kept whole (`sharding.sync`)."""
     names = ("student", "assistant", "reference")
     parts = [f"{WEIGHTS}: {name}{end}" for name in names for end in ("", "'s base", "'s adapter")]
-    whole = [] if config.accumulate > 1 else [GRADIENTS]
+    whole = [] if config.gradient_accumulation_steps > 1 else [GRADIENTS]
     return dict.fromkeys([*parts, *whole, "optimiser states", "average"], 1 / processes)
 
 
@@ -250,13 +285,17 @@ def _extra(config: TrainConfig, run: setup.Run, processes: int) -> dict[str, Ten
     if processes == 1:
         return {}
     if config.parallel == "ddp":
-        return {"gradient buckets (DDP)": _room(sum(_bytes(learner.parameters.values()) for learner in run.learners.values()))}
+        return {
+            "gradient buckets (DDP)": _room(
+                sum(_bytes(learner.parameters.values()) for learner in run.learners.values())
+            )
+        }
     blocks, rest = [0], 0
     for network in run.roles.networks():
         lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-        own = [_bytes(block.parameters()) for each in lists for block in each]
-        blocks += own
-        rest += _bytes(network.parameters()) - sum(own)
+        block_bytes = [_bytes(block.parameters()) for each in lists for block in each]
+        blocks += block_bytes
+        rest += _bytes(network.parameters()) - sum(block_bytes)
     # A block in use, the next one on its way, and the gradients of one on their way back.
     return {"gathered blocks (FSDP2)": _room(rest + 3 * max(blocks))}
 
@@ -271,15 +310,15 @@ def _room(size: int) -> Tensor:
 
 
 def _roles(config: TrainConfig, run: setup.Run, *, same: bool) -> dict[str, Role]:
-    found = {}
+    roles = {}
     for name in ("student", "assistant", "reference"):
         role = getattr(run.roles, name)
-        mine = sum(p.numel() for p in run.learners[name].parameters.values()) if name in run.learners else 0
+        trainable = sum(p.numel() for p in run.learners[name].parameters.values()) if name in run.learners else 0
         if isinstance(role, Adapted):
             base = sum(p.numel() for key, p in role.base.named_parameters() if ".lora_" not in key)
             over = "a base of its own" if name == "student" and not same else "the reference"
             kept = "base of the adapters" if name == "reference" else f"adapter of rank {config.lora.rank} over {over}"  # type: ignore[union-attr]
-            found[name] = Role(base + mine, mine, kept)
+            roles[name] = Role(base + trainable, trainable, kept)
         else:
-            found[name] = Role(sum(p.numel() for p in role.parameters()), mine, "full copy")
-    return found
+            roles[name] = Role(sum(p.numel() for p in role.parameters()), trainable, "full copy")
+    return roles

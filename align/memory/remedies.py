@@ -1,4 +1,4 @@
-"""What fits: a run's estimate held against a GPU, and changes that save memory."""
+"""What fits: a run's estimate compared with a GPU, and changes that save memory."""
 
 import json
 from collections.abc import Sequence
@@ -13,25 +13,27 @@ from prompts.io.errors import UserError
 
 
 def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
-    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what alters the result least comes first."""
-    found: list[tuple[str, Any]] = []
+    """Changes that save memory, as `--set` takes them, in the order in which they are tried: what
+    alters the result least comes first.
+    """
+    changes: list[tuple[str, Any]] = []
     if not config.gradient_checkpointing:
-        found.append(("gradient_checkpointing", True))
+        changes.append(("gradient_checkpointing", True))
     micro = config.batch_size // processes
-    if config.accumulate < micro:
-        found.append(("accumulate", micro))
+    if config.gradient_accumulation_steps < micro:
+        changes.append(("gradient_accumulation_steps", micro))
     if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
-        found.append(("divergence.gradient", "exact_sequential"))
+        changes.append(("divergence.gradient", "exact_sequential"))
     if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
-        found.append(("parallel", "fsdp2"))
+        changes.append(("parallel", "fsdp2"))
     tiny = families.load(config.family).tiny_vae
     if config.rewards and config.reward_vae is None and tiny:
-        found.append(("reward_vae", tiny))
+        changes.append(("reward_vae", tiny))
     if config.lora is None:
-        found.append(("lora", {"rank": 64, "alpha": 64.0}))
+        changes.append(("lora", {"rank": 64, "alpha": 64.0}))
     elif config.lora.rank > 16:
-        found.append(("lora.rank", 16))
-    return found
+        changes.append(("lora.rank", 16))
+    return changes
 
 
 def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainConfig:
@@ -47,16 +49,16 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
 
     Remedies are added one after the other until it fits; if the last of them is enough by itself, it is named alone.
     """
-    found = estimate(config, processes=processes)
-    if found.total <= available:
-        return found
-    largest = sorted(found.parts, key=lambda part: -found.parts[part])[:3]
+    needed = estimate(config, processes=processes)
+    if needed.total <= available:
+        return needed
+    largest = sorted(needed.parts, key=lambda part: -needed.parts[part])[:3]
     why = (
-        f"memory: about {found.total / GIB:.1f} GiB are needed and {available / GIB:.1f} GiB are there "
-        f"({found.phase}: {', '.join(f'{part} {found.parts[part] / GIB:.1f}' for part in largest)} GiB)"
+        f"memory: about {needed.total / GIB:.1f} GiB are needed and {available / GIB:.1f} GiB are there "
+        f"({needed.phase}: {', '.join(f'{part} {needed.parts[part] / GIB:.1f}' for part in largest)} GiB)"
     )
     changes: list[tuple[str, Any]] = []
-    least = found.total
+    least = needed.total
     for change in remedies(config, processes):
         total = estimate(changed(config, [*changes, change]), processes=processes).total
         if total < least:  # what does not help here is left out
@@ -68,31 +70,31 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
             )
             raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
     raise UserError(
-        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f} GiB: "
-        "take a larger GPU, or more of them with parallel = fsdp2"
+        f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f}"
+        " GiB: take a larger GPU, or more of them with parallel = fsdp2"
     )
 
 
-def show(found: Estimate, *, processes: int) -> None:
+def show(needed: Estimate, *, processes: int) -> None:
     """Print the roles, and the memory by part and by phase, on stderr."""
     from rich.table import Table
 
     table = Table("role", "parameters", "trained", "kept as", title="roles")
-    for name, role in found.roles.items():
+    for name, role in needed.roles.items():
         table.add_row(name, f"{role.parameters / 1e6:,.1f} M", f"{role.trainable / 1e6:,.1f} M", role.kept)
     console.print(table)
     each = "a GPU" if processes == 1 else f"each of {processes} GPUs"
-    table = Table("part", "GiB", title=f"estimated memory of {each} at its peak: {found.phase}")
-    parts = {part: size for part, size in found.parts.items() if size} | {
-        "reserve: CUDA's context, kernels' workspaces": found.reserve
+    table = Table("part", "GiB", title=f"estimated memory of {each} at its peak: {needed.phase}")
+    parts = {part: size for part, size in needed.parts.items() if size} | {
+        "reserve: CUDA's context, kernels' workspaces": needed.reserve
     }
     for part, size in sorted(parts.items(), key=lambda item: -item[1]):
         table.add_row(part, f"{size / GIB:.2f}")
     table.add_section()
-    table.add_row("in all", f"{found.total / GIB:.2f}")
-    if found.state:
+    table.add_row("in all", f"{needed.total / GIB:.2f}")
+    if needed.state:
         table.add_section()
-        table.add_row("beside it, to save: the first process's CPU memory", f"{found.state / GIB:.2f}")
+        table.add_row("beside it, to save: the first process's CPU memory", f"{needed.state / GIB:.2f}")
     console.print(table)
-    peaks = ", ".join(f"{phase} {(size + found.reserve) / GIB:.2f}" for phase, size in found.phases.items() if phase)
+    peaks = ", ".join(f"{phase} {(size + needed.reserve) / GIB:.2f}" for phase, size in needed.phases.items() if phase)
     console.print(f"most in each phase, in GiB: {peaks}")

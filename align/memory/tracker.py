@@ -27,9 +27,9 @@ FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 class Tracker(TorchDispatchMode):
     """Within: counts the bytes of every storage that an operation makes, until it is freed.
 
-    block: what sizes are rounded up to. shares: of a part's bytes, the share that one process holds. live: bytes now, by part;
-    peak: bytes by part when there were most; phase: the innermost `record_function` then. flops: of matrix products, convolutions
-    and attention, by phase.
+    block: what sizes are rounded up to. shares: of a part's bytes, the share that one process holds. live: bytes now,
+    by part; peak: bytes by part when there were most; phase: the innermost `record_function` then. flops: of matrix
+    products, convolutions and attention, by phase.
     """
 
     def __init__(self, *, block: int = 1, shares: dict[str, float] | None = None):
@@ -99,31 +99,37 @@ class Tracker(TorchDispatchMode):
         self.total -= size
 
 
-#: What autocast computes in float32 on CUDA and leaves as it comes on a CPU, of all that networks do (torch's reference of autocast).
+#: What autocast computes in float32 on CUDA and leaves as it comes on a CPU, of all that networks do
+#: (torch's reference of autocast).
 WIDE = (
-    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "norm.ScalarOpt_dim", "sum.dim_IntList", "cumsum", "pow.Tensor_Scalar",
+    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "norm.ScalarOpt_dim", "sum.dim_IntList", "cumsum",
+    "pow.Tensor_Scalar",
     "exp", "log", "rsqrt", "reciprocal", "mse_loss", "cosine_similarity",
 )  # fmt: skip
 
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Within: autocast on a CPU keeps in float32 what it would on CUDA. Not a mode of torch functions: backward passes leave those."""
+    """Within: autocast on a CPU keeps in float32 what it would on CUDA.
+
+    Not a mode of torch functions: backward passes leave those.
+    """
 
     def register(library: Any, name: str) -> None:
         operation: Any = functools.reduce(getattr, name.split("."), torch.ops.aten)
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            wide = [a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args]
+            wide = [
+                a.float() if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a for a in args
+            ]
             with torch.autocast("cpu", enabled=False):
                 return operation(*wide, **kwargs)
 
         library.impl(name, kernel, "AutocastCPU")
 
     with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Warning only once for all operators"
-        )  # some have a kernel, which this replaces
+        # Some have a kernel, which this replaces.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name in WIDE:
             register(library, name)
         yield

@@ -1,8 +1,8 @@
 """What a network starts from: a diffusers folder or hub id, a bare file of weights, or a LoRA.
 
 A source is a local path, the name of an embedded model, `OWNER/NAME` or `OWNER/NAME/FILE` of the hub, the last two with
-`@REVISION` where one is to be pinned. Whatever it is, its tensors go into a network of known architecture, and every key and
-every shape has to match.
+`@REVISION` where one is to be pinned. Whatever it is, its tensors go into a network of known architecture, and every
+key and every shape has to match.
 """
 
 import os
@@ -36,21 +36,23 @@ def hub_id(source: str) -> HubId | None:
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether `source` is a pipeline on this machine, with a recipe of its own, rather than a network or something of the hub."""
+    """Whether `source` is a pipeline on this machine, with a recipe of its own, rather than a
+    network or something of the hub.
+    """
     where = hub_id(source)
     if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
         return False
-    found = pipelines.locate(source)
-    return found is not None and (
-        found.is_file() or (found / "model_index.json").is_file() or (found / "recipe.yaml").is_file()
+    path = pipelines.locate(source)
+    return path is not None and (
+        path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file()
     )
 
 
 def load_into(network: nn.Module, source: str, name: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 
-    name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found or does
-    not match; the network is then untouched, and also where weights are left out.
+    name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found
+    or does not match; the network is then untouched, and also where weights are left out.
     """
     if hub.without_weights():
         return
@@ -71,14 +73,14 @@ def read(source: str, name: str) -> dict[str, Tensor]:
         return weights.read(hub.fetch(where.repository, where.file, where.revision))
     if where and pipelines.locate(where.repository) is None:
         return _read_files(_fetch(where, source, name))
-    found = pipelines.locate(source)
-    if found is None:
+    folder = pipelines.locate(source)
+    if folder is None:
         raise UserError(f"{source}: no such file or folder, and no hub id; check it")
-    how = pipelines.recipe(source)
-    if how.pipeline or how.unet:
+    recipe = pipelines.read_recipe(source)
+    if recipe.pipeline or recipe.unet:
         whole: nn.Module = getattr(pipelines.load(source), name)
         return dict(whole.state_dict())
-    return _read_files(_pick(sorted(str(p.relative_to(found)) for p in found.rglob("*")), source, name), found)
+    return _read_files(_pick(sorted(str(p.relative_to(folder)) for p in folder.rglob("*")), source, name), folder)
 
 
 def _pick(files: list[str], source: str, name: str) -> list[str]:
@@ -87,8 +89,8 @@ def _pick(files: list[str], source: str, name: str) -> list[str]:
         if f"{prefix}config.json" in files:
             whole = re.compile(re.escape(prefix) + r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors")
             pickle = [file for file in files if file == f"{prefix}diffusion_pytorch_model.bin"]
-            if found := [file for file in files if whole.fullmatch(file)] or pickle:
-                return found
+            if matching := [file for file in files if whole.fullmatch(file)] or pickle:
+                return matching
     if LORA in files:
         return [LORA]
     raise UserError(f"{source}: holds neither a {name} nor {LORA}; name a file of it, as in OWNER/NAME/FILE")
@@ -127,13 +129,13 @@ def weights_file(source: str, name: str, folder: Path) -> dict[str, str]:
         return {"repo": where.repository, "revision": where.revision, "file": where.file}
     if path.is_dir():
         files = _pick(sorted(str(p.relative_to(path)) for p in path.rglob("*")), source, name)
-        found = {"file": os.path.relpath(path / files[0], folder.resolve())}
+        location = {"file": os.path.relpath(path / files[0], folder.resolve())}
     else:
         assert where is not None  # what is neither has not been read
         files = _pick(_list(where), source, name)
-        found = {"repo": where.repository, "revision": where.revision, "file": files[0]}
+        location = {"repo": where.repository, "revision": where.revision, "file": files[0]}
     if len(files) > 1:
         raise UserError(
             f"{source}: a network in {len(files)} files, and a recipe has room for one; export the whole checkpoint"
         )
-    return found
+    return location

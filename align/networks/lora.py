@@ -18,7 +18,7 @@ class LoraConfig(Config):
 
     rank: PositiveInt = 64
     alpha: PositiveFloat = 64.0
-    targets: tuple[str, ...] | None = Field(
+    target_modules: tuple[str, ...] | None = Field(
         None, description="ends of the names of the layers that have one; by default the family's"
     )
 
@@ -62,9 +62,12 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or ()), init_lora_weights=True)
+    config = PeftConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters on one base is the point
+        # Two adapters on one base is the point.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, network, adapter_name=name)
     for part, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and part.endswith((f".lora_A.{name}", f".lora_B.{name}")):
@@ -79,8 +82,8 @@ def merged(role: nn.Module) -> dict[str, Tensor]:
     """
     if not isinstance(role, Adapted):
         return cast(dict[str, Tensor], gathered(role.state_dict()))
-    own = {name: value for name, value in role.base.state_dict().items() if ".lora_" not in name}
-    state = {name.replace(".base_layer.", "."): value for name, value in gathered(own).items()}
+    base = {name: value for name, value in role.base.state_dict().items() if ".lora_" not in name}
+    state = {name.replace(".base_layer.", "."): value for name, value in gathered(base).items()}
     for name, down, up in _factors(role):
         weight = state[f"{name}.weight"].cpu()  # a sum on the device would be a second network there
         state[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).cpu().view_as(weight)
@@ -88,10 +91,11 @@ def merged(role: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter(role: nn.Module) -> dict[str, Tensor]:
-    """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, float32; none where it has no LoRA.
+    """The role's LoRA alone: whole tensors `LAYER.lora_A.weight` and `LAYER.lora_B.weight`,
+    float32; none where it has no LoRA.
 
-    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network is sharded;
-    it is the first's alone, and empty for the others.
+    Their product is what is added: `alpha / rank` is part of the second. Every process must call it where the network
+    is sharded; it is the first's alone, and empty for the others.
     """
     tensors: dict[str, Tensor] = {}
     for name, down, up in _factors(role) if isinstance(role, Adapted) else ():
@@ -105,6 +109,7 @@ def _factors(role: Adapted) -> Iterator[tuple[str, Tensor, Tensor]]:
 
     for name, layer in role.base.named_modules():
         if isinstance(layer, LoraLayer) and role.adapter in layer.lora_A:
-            # peft multiplies what lies in the layer, and where that is sharded all of the network would have to be gathered for it.
+            # peft multiplies what lies in the layer, and where that is sharded all of the network
+            # would have to be gathered for it.
             for down, up in gathered([[part[role.adapter].weight.detach() for part in (layer.lora_A, layer.lora_B)]]):
                 yield name, down, layer.scaling[role.adapter] * up

@@ -15,12 +15,12 @@ class Optimizer(Config):
     """How a role's parameters are updated."""
 
     name: Literal["adam", "adamw", "adam8bit", "adamw8bit", "sgd"] = Field(
-        "adam", description="8bit: bitsandbytes', whose two states take a byte a parameter each in place of four"
+        "adam", description="8bit: bitsandbytes', whose two states take a byte per parameter each in place of four"
     )
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: NonNegative = 0.0
-    clip: PositiveFloat | None = Field(10.0, description="largest norm of the gradient")
+    max_grad_norm: PositiveFloat | None = Field(10.0, description="gradients of a larger norm are scaled down to it")
 
 
 def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -34,13 +34,16 @@ def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.
         except ImportError:
             plain = options.name.removesuffix("8bit")
             raise UserError(
-                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name to {plain}"
+                f"optimiser {options.name!r}: bitsandbytes is not installed; install 'onestep-align[8bit]', or set name"
+                f" to {plain}"
             ) from None
     kinds = {"adam": "Adam", "adamw": "AdamW", "adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
     rest: dict[str, Any] = {"betas": options.betas, "weight_decay": options.weight_decay}
     if library is torch:
-        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes none, and is faster on
-        # a CPU too.
+        # On a GPU torch's default makes a copy of all parameters in every step; the fused kernel makes
+        # none, and is faster on a CPU too.
         rest["fused"] = True
-    made: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(parameters, lr=options.learning_rate, **rest)
-    return made
+    optimizer: torch.optim.Optimizer = getattr(library.optim, kinds[options.name])(
+        parameters, lr=options.learning_rate, **rest
+    )
+    return optimizer

@@ -22,7 +22,8 @@ class Preconditioning:
         self.prediction = pipeline.scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise UserError(
-                f"reference = {source}: prediction type {self.prediction!r} is not known; known: {', '.join(PREDICTIONS)}"
+                f"reference = {source}: prediction type {self.prediction!r} is not known; known:"
+                f" {', '.join(PREDICTIONS)}"
             )
 
     def denoiser(self, network: nn.Module, conditioning: dict[str, Tensor]) -> Denoiser:

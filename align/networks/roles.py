@@ -1,8 +1,8 @@
 """The three networks of every method, apart from how they are stored.
 
-`student` is the generator, `assistant` follows the student's distribution, `reference` stays what it was. They are three
-full copies, or LoRA adapters: the assistant an adapter over the reference, the student one over the network it starts from,
-which is the reference's own where the two are the same.
+`student` is the generator, `assistant` follows the student's distribution, `reference` stays what it was. They are
+three full copies, or LoRA adapters: the assistant an adapter over the reference, the student one over the network it
+starts from, which is the reference's own where the two are the same.
 """
 
 import copy
@@ -34,8 +34,9 @@ class Roles:
     ):
         """Both networks are made into roles and belong to them.
 
-        initial: what the student starts from; `same` says that it is the reference's network. frozen: what autocast computes
-        in, for the weights that are not trained. device: where they end up; what is not trained arrives there in `frozen`.
+        initial: what the student starts from; `same` says that it is the reference's network. frozen: what
+        autocast computes in, for the weights that are not trained. device: where they end up; what is not
+        trained arrives there in `frozen`.
         """
         if lora is None:
             initial, reference = initial.to(device), reference.to(device)
@@ -44,11 +45,11 @@ class Roles:
             self.reference: nn.Module = _freeze(reference, frozen).eval()
         else:
             base = _freeze(reference, frozen)
-            own = base if same else _freeze(initial, frozen)
+            student_base = base if same else _freeze(initial, frozen)
             _add_adapter(base, "assistant", lora)
-            _add_adapter(own, "student", lora)
+            _add_adapter(student_base, "student", lora)
             self.reference = Adapted(base, None)
-            self.assistant, self.student = Adapted(base, "assistant"), Adapted(own, "student")
+            self.assistant, self.student = Adapted(base, "assistant"), Adapted(student_base, "student")
             for network in self.networks():
                 network.to(device)
             for module in (self.assistant, self.student):
@@ -65,7 +66,10 @@ class Roles:
 
     @contextmanager
     def constant(self, role: nn.Module) -> Iterator[None]:
-        """Within: nothing is kept for the gradient of what `role` trains. Sharded parameters stay as they are: FSDP2 copies this once."""
+        """Within: nothing is kept for the gradient of what `role` trains.
+
+        Sharded parameters stay as they are: FSDP2 copies this once.
+        """
         parameters = [p for p in self.trainable(role).values() if p.requires_grad and not is_sharded(p)]
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -97,7 +101,7 @@ def _enable_checkpointing(role: nn.Module) -> None:
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         # Backward runs the block again, and by then another adapter may be switched on.
-        mine: Any = base.running
-        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), mine.active()))
+        adapted: Any = base.running
+        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), adapted.active()))
 
     base.enable_gradient_checkpointing(gradient_checkpointing_func=run)  # type: ignore[operator]

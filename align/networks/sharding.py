@@ -1,4 +1,5 @@
-"""FSDP2: every network's weights, gradients and optimiser states spread over the processes, gathered block by block when they are needed.
+"""FSDP2: every network's weights, gradients and optimiser states spread over the processes, gathered block
+by block when they are needed.
 
 States on disk are whole tensors, so that they can be resumed by any number of processes.
 """
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
     """Shard `network` over all processes in place, its blocks one by one and then the rest.
 
-    A block is an entry of a list of modules right below the network: a UNet's `down_blocks` and `up_blocks`, a transformer's layers.
-    The network may lie on the CPU: each process moves to `device` what it keeps.
+    A block is an entry of a list of modules right below the network: a UNet's `down_blocks` and `up_blocks`, a
+    transformer's layers. The network may lie on the CPU: each process moves to `device` what it keeps.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -25,7 +26,8 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
     for child in network.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    # By default the rest stays gathered after a pass without gradients, as it was, whatever is done to the weights after.
+    # By default the rest stays gathered after a pass without gradients, as it was,
+    # whatever is done to the weights after.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
@@ -52,7 +54,9 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of a whole tensor where `parameter` is, and sharded as it is: this process's part alone goes to the device."""
+    """A copy of a whole tensor where `parameter` is, and sharded as it is: this process's
+    part alone goes to the device.
+    """
     if not is_sharded(parameter):
         return tensor.to(parameter.device, copy=True)
     from torch.distributed.tensor import DTensor
@@ -70,17 +74,20 @@ def first() -> bool:
 
 
 def gathered(tree: Any) -> Any:
-    """Nested dicts and lists with every tensor whole, for the first process; the others get empty ones, or None for a tensor.
+    """Nested dicts and lists with every tensor whole, for the first process; the others get
+    empty ones, or None for a tensor.
 
-    Every process must call it. Sharded tensors are gathered one by one, each on the device first and then on the first process's CPU.
+    Every process must call it. Sharded tensors are gathered one by one, each on the device first and
+    then on the first process's CPU.
     """
-    # torch.distributed.checkpoint.state_dict steps an optimiser that has no states yet: then saving would change what is trained.
+    # torch.distributed.checkpoint.state_dict steps an optimiser that has no states yet: then
+    # saving would change what is trained.
     if isinstance(tree, Tensor):
         whole = full(tree)
         return (whole.cpu() if is_sharded(tree) else whole) if first() else None
     if isinstance(tree, Mapping):
-        found = {key: gathered(value) for key, value in tree.items()}
-        return found if first() else {}
+        mapping = {key: gathered(value) for key, value in tree.items()}
+        return mapping if first() else {}
     if isinstance(tree, list):
         listed = [gathered(value) for value in tree]
         return listed if first() else []
@@ -91,8 +98,8 @@ def load_optimizer(optimizer: Any, saved: Mapping[str, Any], parameters: Iterabl
     """Give an optimiser of `parameters`, in their order, a copy of a state of whole tensors."""
 
     def copied(value: Any, parameter: Tensor) -> Any:
-        own = isinstance(value, Tensor) and value.shape == parameter.shape
-        return like(value, parameter) if own else copy.deepcopy(value)
+        per_element = isinstance(value, Tensor) and value.shape == parameter.shape
+        return like(value, parameter) if per_element else copy.deepcopy(value)
 
     states = {
         i: {key: copied(value, parameter) for key, value in saved["state"][i].items()}

@@ -1,13 +1,13 @@
 """The losses of Diff-Instruct, SIM, Diff-Instruct++ and Diff-Instruct*.
 
-Notation: `x = x0 + sigma * noise` is the student's picture `x0 = G(z)` with noise added. `assistant` and `reference` are
+Notation: `x = x0 + sigma * noise` is the student's image `x0 = G(z)` with noise added. `assistant` and `reference` are
 denoisers `(x: [B, ...], sigma: [B]) -> x0_hat: [B, ...]` bound to their prompts; the assistant follows the student's
-distribution, the reference is what the student must stay close to. `u = assistant(x) - reference(x)` is the difference of
-their scores times sigma^2.
+distribution, the reference is what the student must stay close to. `u = assistant(x) - reference(x)` is the difference
+of their scores times sigma^2.
 
 Every function takes tensors and returns an unreduced `[B]` tensor, summed over all other dimensions; take its mean over
-the batch and call `backward()`. In the divergences no gradient reaches the parameters of assistant or reference: only x0,
-and whatever produced it, receives one.
+the batch and call `backward()`. In the divergences no gradient reaches the parameters of assistant or reference: only
+x0, and whatever produced it, receives one.
 
 Papers: DI++ = Diff-Instruct++ (Luo 2024); DI* = Diff-Instruct* (Luo et al. 2025); SIM = Score Implicit Matching (Luo et
 al. 2024); SiD = Score identity Distillation (Zhou et al. 2024).

@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from align.objectives.weightings import Weight, weight_of
-from evaluate.diffusion import Denoiser, expand
+from evaluate.diffusion import Denoiser, append_dims
 
 
 def assistant_loss(x0: Tensor, noise: Tensor, sigma: Tensor, *, assistant: Denoiser, weight: Weight = None) -> Tensor:
-    """Denoising score matching, `lambda(sigma) ||D_psi(x) - sg[x0]||^2` (DI++ eq. 2.2 and C.2; DI* Algorithm 1, step 3).
+    """Denoising score matching, `lambda(sigma) ||D_psi(x) - sg[x0]||^2` (DI++ eq. 2.2 and
+    C.2; DI* Algorithm 1, step 3).
 
     The only loss whose gradient flows to the assistant's parameters, and to nothing else. A callable weight is given
     `(sigma, x0, D_psi(x) - x0, x0)`. Shapes: x0 and noise `[B, ...]`, sigma `[B]`; returns `[B]`, non-negative for a
@@ -25,4 +26,4 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """`x = x0 + sigma * noise`."""
-    return x0 + expand(sigma, x0) * noise
+    return x0 + append_dims(sigma, x0) * noise

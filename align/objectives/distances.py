@@ -1,4 +1,6 @@
-"""Distances d(u) between two score functions, by name. A new one is a new entry here: its derivatives are taken for it."""
+"""Distances d(u) between two score functions, by name. A new one is a new entry here:
+its derivatives are taken for it.
+"""
 
 from collections.abc import Callable
 
@@ -13,8 +15,9 @@ DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def default_huber_c(u: Tensor) -> float:
-    """0.00054 * sqrt(C*H*W): improved consistency training's choice (Song & Dhariwal 2023), taken over here; no source on
-    DI* or SIM publishes one."""
+    """0.00054 * sqrt(C*H*W): improved consistency training's choice (Song & Dhariwal 2023), taken over here; no source
+    on DI* or SIM publishes one.
+    """
     return 0.00054 * u[0].numel() ** 0.5
 
 

@@ -18,9 +18,9 @@ from evaluate.diffusion import Denoiser
 
 
 class Guidance(Config):
-    """Classifier-free guidance: inside the reference (`in`), as a reward (`out`, alpha_cfg = scale - 1), or off."""
+    """Classifier-free guidance: inside the `reference`, as a `reward` (alpha_cfg = scale - 1), or off."""
 
-    mode: Literal["off", "in", "out"] = "off"
+    where: Literal["off", "reference", "reward"] = "off"
     scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
 
 
@@ -34,7 +34,8 @@ class GuidanceReward(NamedTuple):
 def cfg_reward_loss(
     x0: Tensor, noise: Tensor, sigma: Tensor, *, conditional: Denoiser, unconditional: Denoiser, weight: Weight = None
 ) -> Tensor:
-    """Classifier-free guidance as a reward, `-w(sigma) sg[D_ref(x|c) - D_ref(x|null)]^T x` (DI++ eq. 3.5, DI* Theorem 3.2).
+    """Classifier-free guidance as a reward, `-w(sigma) sg[D_ref(x|c) - D_ref(x|null)]^T x` (DI++ eq. 3.5, DI* Theorem
+    3.2).
 
     Descending it raises log p(c|x). DI*'s eq. 3.5 and listing print the opposite sign, which lowers it. Multiply by
     alpha_cfg = g - 1: for a weight that does not depend on the reference, `ikl_loss` against an unguided reference plus
@@ -54,6 +55,8 @@ def build(options: GuidanceReward, context: Context) -> Term:
 
     def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
         networks = {"conditional": denoisers.conditional(batch), "unconditional": denoisers.unconditional(batch)}
-        return (options.scale - 1) * cfg_reward_loss(x0, batch.noise("diffusion"), batch.sigma, weight=weight, **networks)
+        return (options.scale - 1) * cfg_reward_loss(
+            x0, batch.noise("diffusion"), batch.sigma, weight=weight, **networks
+        )
 
-    return ByAutograd("cfg", loss)
+    return ByAutograd("guidance", loss)

@@ -14,7 +14,7 @@ from align.objectives.weightings import WEIGHTS, Weight, weight_of
 if TYPE_CHECKING:
     from align.data.batches import Batch
     from align.objectives.metrics import Metrics
-from evaluate.diffusion import Denoiser, expand
+from evaluate.diffusion import Denoiser, append_dims
 
 Gradient = Literal["exact", "exact_sequential", "detached"]
 
@@ -37,8 +37,8 @@ def score_divergence_loss(
         `exact`             Theorem 3.1's: through x0, and through x into both networks, inside d'(u) too.
         `exact_sequential`  the same numbers with one network's activations alive at a time, for one more forward pass.
         `detached`          through x0 alone. A normalised `ikl_loss` step, cheaper, and *not* Theorem 3.1's gradient.
-    distance: a name in `DISTANCES`; `l2` with w = 1 is twice SiD's loss at its alpha = 1. huber_c: in denoiser units; see
-        `default_huber_c`.
+    distance: a name in `DISTANCES`; `l2` with w = 1 is twice SiD's loss at its alpha = 1.
+    huber_c: in denoiser units; see `default_huber_c`.
 
     Shapes: x0 and noise `[B, ...]`, sigma `[B]`; returns `[B]`. The gradient for x0 is computed in the forward pass, so
     it can be taken once, by `backward()`, and not differentiated again. Raises ValueError for an unknown name.
@@ -55,20 +55,20 @@ def score_divergence_loss(
             u = prediction - target
             w = weight_of(weight, sigma, x0, u, target)
             loss = -w * dot(distance_gradient(distance, u, huber_c), prediction - leaf)
-            (slope,) = torch.autograd.grad(loss.sum(), leaf)
-        return with_gradient(loss, slope, x0)
+            (grad_x0,) = torch.autograd.grad(loss.sum(), leaf)
+        return with_gradient(loss, grad_x0, x0)
 
     x = add_noise(x0.detach(), noise, sigma)
     with torch.no_grad():
         target = reference(x, sigma)
-    # In the sequential form the assistant's graph is kept from this one pass, and freed before the reference is run again.
+    # The sequential form keeps the assistant's graph from this one pass, and frees it before the reference runs again.
     with torch.set_grad_enabled(gradient == "exact_sequential"):
         x.requires_grad_(gradient == "exact_sequential")
         prediction = assistant(x, sigma)
     u, v = (prediction - target).detach(), (prediction - x0).detach()
     w = weight_of(weight, sigma, x0, u, target)
     d_prime = distance_gradient(distance, u, huber_c)
-    slope = expand(w, x0) * d_prime
+    grad_x0 = append_dims(w, x0) * d_prime
     if gradient == "exact_sequential":
         # With H = d''(u): dL/dx = -w [J_psi^T (H v + d') - J_ref^T H v], and dL/dx0 = dL/dx + w d'.
         hv = hessian_vector_product(distance, u, v, huber_c)
@@ -76,8 +76,8 @@ def score_divergence_loss(
         del prediction
         with torch.enable_grad():
             (from_reference,) = torch.autograd.grad(reference(x, sigma), x, hv)
-        slope = slope - expand(w, x0) * (from_assistant - from_reference)
-    return with_gradient(-w * dot(d_prime, v), slope, x0)
+        grad_x0 = grad_x0 - append_dims(w, x0) * (from_assistant - from_reference)
+    return with_gradient(-w * dot(d_prime, v), grad_x0, x0)
 
 
 def _check(distance: str, gradient: str) -> None:
@@ -87,9 +87,9 @@ def _check(distance: str, gradient: str) -> None:
         raise ValueError(f"unknown gradient {gradient!r}; choose exact, exact_sequential or detached")
 
 
-def with_gradient(value: Tensor, slope: Tensor, x0: Tensor) -> Tensor:
-    """`[B]` with the given value, whose gradient with respect to x0 is `slope` and which leads nowhere else."""
-    through = dot(slope.detach(), x0)
+def with_gradient(value: Tensor, grad_x0: Tensor, x0: Tensor) -> Tensor:
+    """`[B]` with the given value, whose gradient with respect to x0 is `grad_x0` and which leads nowhere else."""
+    through = dot(grad_x0.detach(), x0)
     return value.detach() + (through - through.detach())
 
 
@@ -99,8 +99,15 @@ def build(options: Divergence, context: Context) -> Term:
 
     def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
         return score_divergence_loss(
-            x0, batch.noise("diffusion"), batch.sigma, assistant=denoisers.assistant(batch), reference=denoisers.reference(batch),
-            distance=options.distance, huber_c=options.huber_c, gradient=options.gradient, weight=weight,
-        )  # fmt: skip
+            x0,
+            batch.noise("diffusion"),
+            batch.sigma,
+            assistant=denoisers.assistant(batch),
+            reference=denoisers.reference(batch),
+            distance=options.distance,
+            huber_c=options.huber_c,
+            gradient=options.gradient,
+            weight=weight,
+        )
 
     return ByAutograd("divergence", loss)

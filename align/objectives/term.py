@@ -29,7 +29,10 @@ class Term(Protocol):
     name: str
 
     def gradient(self, x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
-        """Of the batch's mean loss with respect to x0 `[B, ...]`, which has no graph. What is worth knowing goes into `metrics`."""
+        """Of the batch's mean loss with respect to x0 `[B, ...]`, which has no graph.
+
+        What is worth knowing goes into `metrics`.
+        """
 
 
 class ByAutograd:

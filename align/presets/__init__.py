@@ -1,1 +1,1 @@
-"""One YAML a run; the comment it opens with says what it is."""
+"""One YAML file per run; the comment it opens with says what it is."""

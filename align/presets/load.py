@@ -35,17 +35,20 @@ def stages() -> dict[str, str]:
 
 
 def presets(model_of: Mapping[str, type[Config]]) -> dict[str, dict[str, Any]]:
-    """The presets of the stages in `model_of`, by name, unvalidated. One with the key `base` is laid over what it names."""
-    written, found = _written(), {}
+    """The presets of the stages in `model_of`, by name, unvalidated.
+
+    One with the key `base` is laid over what it names.
+    """
+    written, contents = _written(), {}
     for name in written:
         content, *changes = _lineage(name, written)
         if content["stage"] not in model_of:
             continue
         for change in changes:
-            own = {key: value for key, value in change.items() if key != "base"}
-            content = merge(model_of[content["stage"]], content, own)
-        found[name] = content
-    return found
+            settings = {key: value for key, value in change.items() if key != "base"}
+            content = merge(model_of[content["stage"]], content, settings)
+        contents[name] = content
+    return contents
 
 
 def _written() -> dict[str, dict[str, Any]]:

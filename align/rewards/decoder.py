@@ -36,7 +36,7 @@ def load_tiny(source: str) -> Any:
 
 
 class Decoder:
-    """Latents to pictures, through the pipeline's own autoencoder or a tiny one in its place."""
+    """Latents to images, through the pipeline's own autoencoder or a tiny one in its place."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Decoder:
         self.to_vae = (family or Family()).to_vae
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Latents `[B, C, H, W]` to pictures `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
+        """Latents `[B, C, H, W]` to images `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
         scaled = self.to_vae(latents.to(self.vae.dtype), self.vae.config)
-        # One picture at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
+        # One image at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
         parts = [self._recomputed(one) for one in scaled.split(1)] if self.checkpointing else [self._decode(scaled)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 

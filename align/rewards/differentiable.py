@@ -20,7 +20,7 @@ class Reward(Config):
     """A scorer that training maximises."""
 
     scorer: str
-    scale: float = Field(description="alpha_rew, per picture, where the divergence is summed over C, H, W")
+    scale: float = Field(description="alpha_rew, per image, where the divergence is summed over C, H, W")
     weights: str | None = Field(None, description="a local path in place of the scorer's own")
 
 
@@ -34,7 +34,8 @@ class Rewards:
             scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
             if not scorer.differentiable:
                 raise UserError(
-                    f"rewards: {reward.scorer!r} passes no gradient to pictures, so nothing can be trained on it; choose another"
+                    f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose"
+                    " another"
                 )
             self.scorers[reward.scorer], self.scales[reward.scorer] = scorer, reward.scale
 
@@ -46,26 +47,27 @@ class Rewards:
         return self.of(self.decoder(x0), prompts)
 
     def some_at_a_time(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same, with the gradient at x0 already taken for a few latents after the other, so that only their activations are kept.
+        """The same, with the gradient at x0 already taken for a few latents after the other, so that
+        only their activations are kept.
 
         The weighted sum can be differentiated once.
         """
         size = 1 if self.decoder.checkpointing else AT_A_TIME
         values: list[Tensor] = []
-        slopes: list[Tensor] = []
+        gradients: list[Tensor] = []
         scores: list[dict[str, Tensor]] = []
         for first in range(0, len(x0), size):
             part = x0[first : first + size].detach().requires_grad_()
             value, each = self(part, prompts[first : first + size])
-            slopes += torch.autograd.grad(value.sum(), part)
+            gradients += torch.autograd.grad(value.sum(), part)
             values.append(value.detach())
             scores.append(each)
-        linear = (x0 - x0.detach()) * torch.cat(slopes)  # zero, and its gradient is the slopes
+        linear = (x0 - x0.detach()) * torch.cat(gradients)  # zero, and its gradient is `gradients`
         total = torch.cat(values) + linear.flatten(1).sum(1)
         return total, {name: torch.cat([each[name] for each in scores]) for name in self.scorers}
 
-    def of(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same for pictures `[B, 3, H, W]` in [0, 1]."""
-        scores = scorers.score_all(self.scorers, pictures, prompts)
+    def of(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images `[B, 3, H, W]` in [0, 1]."""
+        scores = scorers.score_all(self.scorers, images, prompts)
         total = torch.stack([self.scales[name] * score for name, score in scores.items()]).sum(0)
         return total, {name: score.detach() for name, score in scores.items()}

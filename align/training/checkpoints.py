@@ -94,7 +94,8 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path, step: int, *, mapped: bool = False) -> dict[str, Any]:
-    """Read `folder/step-N` back, onto the CPU, after checking every file against its hash. Raises StateError when it is torn.
+    """Read `folder/step-N` back, onto the CPU, after checking every file against its hash.
+    Raises StateError when it is torn.
 
     mapped: tensors stay in their files until they are used. Copy them, and keep none: the files are deleted in time.
     """
@@ -106,11 +107,15 @@ def load(folder: Path, step: int, *, mapped: bool = False) -> dict[str, Any]:
         raise StateError(f"{target} is not a whole state ({error}); delete it or resume from an older one") from error
     if torn:
         raise StateError(f"{target / torn[0]} does not match its hash; delete {target} or resume from an older one")
-    return {name[:-3]: torch.load(target / name, map_location="cpu", weights_only=True, mmap=mapped) for name in digests}
+    return {
+        name[:-3]: torch.load(target / name, map_location="cpu", weights_only=True, mmap=mapped) for name in digests
+    }
 
 
 def load_newest(folder: Path, *, mapped: bool = False) -> tuple[int, dict[str, Any]] | None:
-    """The newest whole state of `folder` and its step, as `load` reads it, with a warning for every torn one skipped; None without any."""
+    """The newest whole state of `folder` and its step, as `load` reads it, with a warning for every torn
+    one skipped; None without any.
+    """
     for step in steps(folder):
         try:
             return step, load(folder, step, mapped=mapped)
@@ -120,18 +125,22 @@ def load_newest(folder: Path, *, mapped: bool = False) -> tuple[int, dict[str, A
 
 
 class Checkpoints:
-    """A run's states: what is trained, its average and optimisers, the random state of every process, and the validation's baseline."""
+    """A run's states: what is trained, its average and optimisers, the random state of every process,
+    and the validation's baseline.
+    """
 
-    def __init__(self, folder: Path, *, every: int, learners: Mapping[str, Any], average: Any, validation: Any, process: Any):
+    def __init__(
+        self, folder: Path, *, every: int, learners: Mapping[str, Any], average: Any, validation: Any, process: Any
+    ):
         self.folder, self.every, self.learners = folder / "state", every, learners
         self.average, self.validation, self.process = average, validation, process
 
     def restore(self) -> int:
         """Take the newest whole state up again and return its step; 0 where there is none."""
-        found = load_newest(self.folder, mapped=True)
-        if found is None:
+        newest = load_newest(self.folder, mapped=True)
+        if newest is None:
             return 0
-        step, saved = found
+        step, saved = newest
         with torch.no_grad():
             for name, learner in self.learners.items():
                 for key, parameter in learner.parameters.items():

@@ -15,7 +15,7 @@ from align.networks.initial import is_pipeline, load_into
 from align.run_folder import read_run
 from align.training import compare_image as comparison
 from evaluate import families, pipelines, samplers, scorers
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.pipelines import Recipe
 from evaluate.results.stats import paired_difference, percent
@@ -25,60 +25,72 @@ CHUNK = 64
 
 
 def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
-    """What training started from, and how it draws: as its own recipe says, or where it is a network alone, as the result does."""
+    """What training started from, and how it draws: as its own recipe says, or where it is a
+    network alone, as the result does.
+    """
     name = families.load(config.family).network
     if config.initial is None and config.pipeline is None:
-        return pipelines.load(config.reference), pipelines.recipe(config.reference)
+        return pipelines.load(config.reference), pipelines.read_recipe(config.reference)
     if config.initial is not None and is_pipeline(config.initial):
-        return pipelines.load(config.initial), pipelines.recipe(config.initial)
+        return pipelines.load(config.initial), pipelines.read_recipe(config.initial)
     network = getattr(pipelines.load(config.pipeline or config.reference), name)
     for source in (config.reference if config.pipeline else None, config.initial):
         if source is not None:
             load_into(network, source, name)
     pipeline = pipelines.load(result)
     pipeline.register_modules(**{name: network})
-    return pipeline, pipelines.recipe(result)
+    return pipeline, pipelines.read_recipe(result)
 
 
-def pictures_of(
-    model: str, prompts: list[str], *, title: str, seed: int = SEED, sampler: dict[str, Any] | None = None, **overrides: Any
+def images_of(
+    model: str,
+    prompts: list[str],
+    *,
+    title: str,
+    seed: int = SEED,
+    sampler: dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> Tensor:
-    """One picture per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
-    how = pipelines.recipe(model)
-    how = how.model_copy(update={"sampler": sampler}) if sampler else how
-    return _draw(pipelines.load(model), how, prompts, title=title, seed=seed, **overrides)
+    """One image per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
+    recipe = pipelines.read_recipe(model)
+    recipe = recipe.model_copy(update={"sampler": sampler}) if sampler else recipe
+    return _draw(pipelines.load(model), recipe, prompts, title=title, seed=seed, **overrides)
 
 
-def _draw(pipeline: Any, how: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any) -> Tensor:
+def _draw(
+    pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any
+) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = samplers.make(how)
+    sampler = samplers.make(recipe)
     drawn = []
-    with Watch(title, len(prompts)) as watch:
+    with ProgressLog(title, len(prompts)) as progress:
         for first in range(0, len(prompts), CHUNK):
             chunk = prompts[first : first + CHUNK]
             drawn.append(
                 sampler.draw(
                     pipeline,
-                    how,
+                    recipe,
                     chunk,
                     seeds=[seed] * len(chunk),
                     keys=[f"{first + i}" for i in range(len(chunk))],
                     **overrides,
                 ).cpu()
             )
-            watch(min(first + CHUNK, len(prompts)))
+            progress(min(first + CHUNK, len(prompts)))
     return torch.cat(drawn)
 
 
 @torch.no_grad()
-def score(before: Tensor, after: Tensor, prompts: list[str], names: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def score(
+    before: Tensor, after: Tensor, prompts: list[str], names: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What every scorer says of start and result, by its protocol: `[N]` each."""
-    found = {}
+    scores = {}
     for name in names:
         scorer = scorers.load(name)
         a, b = (scorer.score(x, prompts).double().numpy() for x in (before, after))
-        found[scorer.protocol] = (a, b)
-    return found
+        scores[scorer.protocol] = (a, b)
+    return scores
 
 
 def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
@@ -89,18 +101,19 @@ def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, 
     ]
 
 
-def report(config: TrainConfig, output: Path) -> None:
+def final_comparison(config: TrainConfig, output: Path) -> None:
     """Print the comparison, and write `comparison.json` and `comparison.png`."""
     source: dict[str, None] = {}
-    for prompt in read_prompts(config.report_prompts or config.held_out.prompts or config.prompts):
+    wanted = config.final_comparison
+    for prompt in read_prompts(wanted.source or config.held_out.prompts or config.prompts):
         source[prompt] = None
-        if len(source) == config.report:
+        if len(source) == wanted.prompts:
             break
     available = list(source)
-    prompts = [available[i % len(available)] for i in range(config.report)]
+    prompts = [available[i % len(available)] for i in range(wanted.prompts)]
     start, result = config.initial or config.reference, str(output / "checkpoint")
     before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
-    after = pictures_of(result, prompts, title="drawing the result")
+    after = images_of(result, prompts, title="drawing the result")
     rewards = [reward.scorer for reward in config.rewards]
     scored = score(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
     rows = compare(scored)
@@ -121,13 +134,19 @@ def report(config: TrainConfig, output: Path) -> None:
             interval,
             percent(row["win_rate"], row["win_low"], row["win_high"]),
         )
-    figures: dict[str, Any] = {"step": read_run(output)["step"], "n": len(prompts), "seed": SEED, "start": start, "rows": rows}
+    content: dict[str, Any] = {
+        "step": read_run(output)["step"],
+        "n": len(prompts),
+        "seed": SEED,
+        "start": start,
+        "rows": rows,
+    }
     if config.prompts.startswith("shapes:"):
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
         table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")
-        figures["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}
+        content["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}
     console.print(table)
-    (output / "comparison.json").write_text(json.dumps(figures, indent=1))
+    (output / "comparison.json").write_text(json.dumps(content, indent=1))
     role = "the reward" if rewards else "a held-out scorer"
     first = next((comparison.Scores(name, role, *both) for name, both in scored.items()), None)
     shown = comparison.sections(len(prompts), first, seed=SEED)

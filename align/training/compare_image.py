@@ -1,4 +1,6 @@
-"""The image of a comparison: start and result side by side, with what a scorer says of both, where it changes most and at random."""
+"""The image of a comparison: start and result side by side, with what a scorer says of both, where
+it changes most and at random.
+"""
 
 import io
 import math
@@ -14,7 +16,8 @@ from matplotlib.textpath import text_to_path
 from torch import Tensor
 
 COLUMNS = 4  # pairs side by side; as many rises, as many falls, and twice as many captions drawn at random
-SIDE, GAP, APART, MARGIN = 1.25, 0.05, 0.32, 0.35  # inches: an image's longer side, within a pair, between pairs, around all
+# Inches: an image's longer side, within a pair, between pairs, around all.
+SIDE, GAP, APART, MARGIN = 1.25, 0.05, 0.32, 0.35
 NARROWEST = 5.4  # inches between the margins: for the legend and the headings
 CAPTION, FIGURE, HEADING, TITLE = 9.5, 10.5, 13.0, 16.0  # points
 LINES = 4  # of a caption
@@ -41,7 +44,8 @@ class Section(NamedTuple):
 
 
 def sections(n: int, scores: Scores | None, *, seed: int) -> list[Section]:
-    """What is shown of n captions: the largest rises and falls of a score, as many of each, and captions drawn at random.
+    """What is shown of n captions: the largest rises and falls of a score, as many of
+    each, and captions drawn at random.
 
     Captions that all have a place in one half are shown once, in the order of their changes.
     """
@@ -68,7 +72,7 @@ def said(shown: list[Section]) -> str:
     return "; ".join(f"{section.heading[0].lower()}{section.heading[1:]} ({section.note})" for section in shown)
 
 
-# ---- drawing ---------------------------------------------------------------------------------------------------------------
+# ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
 class Sheet:
@@ -108,7 +112,8 @@ class Sheet:
         while True:
             target = io.BytesIO()
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing")  # of what the font does not know, a box is drawn
+                # Of what the font does not know, a box is drawn.
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
                 self.figure.savefig(target, format="png", dpi=dots, metadata={"Software": None})
             size = target.tell()
             if size <= LARGEST or dots <= FEWEST:
@@ -123,7 +128,9 @@ def _wrapped(text: str, width: float, size: float) -> list[str]:
         lines = textwrap.wrap(text, letters, max_lines=LINES, placeholder=" …")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            widest = max((text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0)
+            widest = max(
+                (text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0
+            )
         if widest <= 72 * width:
             break
     return lines
@@ -135,10 +142,19 @@ def _lines(n: int, size: float) -> float:
 
 
 def draw(
-    path: Path, before: Tensor, after: Tensor, prompts: list[str], shown: list[Section], scores: Scores | None, *,
-    start: str, result: str,
-) -> None:  # fmt: skip
-    """Write `path`, a PNG: every caption of the sections with its images of `before` and `after`, `[N, 3, H, W]` in [0, 1]."""
+    path: Path,
+    before: Tensor,
+    after: Tensor,
+    prompts: list[str],
+    shown: list[Section],
+    scores: Scores | None,
+    *,
+    start: str,
+    result: str,
+) -> None:
+    """Write `path`, a PNG: every caption of the sections with its images of `before` and
+    `after`, `[N, 3, H, W]` in [0, 1].
+    """
     height, width = (SIDE * side / max(before.shape[-2:]) for side in before.shape[-2:])
     pair = 2 * width + GAP
     columns = max(len(row) for section in shown for row in section.rows)
@@ -150,8 +166,8 @@ def draw(
     notes = [_wrapped(section.note, room, FIGURE) for section in shown]
 
     def row_height(row: list[int]) -> float:
-        told = _lines(1, FIGURE) if scores else 0
-        return height + 0.07 + told + _lines(max(len(captions[i]) for i in row), CAPTION) + 0.2
+        scores_height = _lines(1, FIGURE) if scores else 0
+        return height + 0.07 + scores_height + _lines(max(len(captions[i]) for i in row), CAPTION) + 0.2
 
     top = MARGIN + _lines(1, TITLE) + _lines(len(legend), FIGURE)
     heads = [0.2 + _lines(1, HEADING) + _lines(len(note), FIGURE) + 0.1 for note in notes]
@@ -186,4 +202,6 @@ def _tell(sheet: Sheet, x: float, y: float, width: float, scores: Scores, i: int
     change = round(float(after - before), decimals) + 0.0  # never -0
     colour = RISE if change > 0 else FALL if change < 0 else FAINT
     sheet.text(x, y, f"{before:.{decimals}f} → {after:.{decimals}f}", FIGURE)
-    sheet.text(x + width, y, f"{change:+.{decimals}f}".replace("-", "−"), FIGURE, colour=colour, weight="bold", ha="right")
+    sheet.text(
+        x + width, y, f"{change:+.{decimals}f}".replace("-", "−"), FIGURE, colour=colour, weight="bold", ha="right"
+    )

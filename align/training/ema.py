@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from align.networks.sharding import like
 
 
-class Average:
+class EMA:
     """Exponential moving average of a module's trainable parameters."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):

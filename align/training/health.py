@@ -38,7 +38,9 @@ class Health:
         self.recent: dict[str, deque[float]] = {}
 
     def check(self, values: Mapping[str, float], step: int, prompts: Sequence[str]) -> None:
-        """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a number is not finite or has exploded."""
+        """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a number
+        is not finite or has exploded.
+        """
         for name, value in values.items():
             past = self.recent.setdefault(name, deque(maxlen=50))
             # A divergence's value may be anything, also near zero; gradients and squared errors may not jump.

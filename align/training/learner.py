@@ -16,7 +16,9 @@ from align.training.process import Alone
 class Learner:
     """A part that is trained: its module as training calls it, its parameters by name, and their optimiser."""
 
-    def __init__(self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone):
+    def __init__(
+        self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone
+    ):
         self.name, self.role, self.parameters, self.options, self.process = name, module, parameters, options, process
         self.module, self.optimizer = process.prepare(module, make_optimizer(options, list(parameters.values())))
 
@@ -28,9 +30,9 @@ class Learner:
 
     def step(self, metrics: Metrics) -> None:
         """Clip the gradients, descend, and let go of them; their norm is noted."""
-        limit = math.inf if self.options.clip is None else self.options.clip
+        limit = math.inf if self.options.max_grad_norm is None else self.options.max_grad_norm
         with record_function(f"{self.name}'s optimiser"):
-            norm = self.process.clip(list(self.parameters.values()), limit)
+            norm = self.process.clip_grad_norm(list(self.parameters.values()), limit)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         metrics.set(f"{self.name}_gradient", sharding.full(norm))

@@ -18,7 +18,8 @@ from evaluate.console import console
 
 
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool = True) -> bool:
-    """Train a generator and leave `folder/checkpoint` (DI* Algorithm 1). Returns whether it ran to its end (False: a signal stopped it).
+    """Train a generator and leave `folder/checkpoint` (DI* Algorithm 1). Returns whether it ran to its
+    end (False: a signal stopped it).
 
     Raises Guarded, the checkpoint being written, when the guard stops the run, and Diverged.
     """
@@ -29,7 +30,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
         while step < run.steps and not observer.stopped:
             metrics = Metrics()
             with observer.timed():
-                # Critics follow the student: the assistant learns to denoise what it makes now (Algorithm 1, upper half).
+                # Critics follow the student: the assistant learns to denoise what it makes
+                # now (Algorithm 1, upper half).
                 update_critics(run, step, metrics)
                 # The student descends the sum of its terms: divergence, guidance, minus reward (lower half; eq. 3.3).
                 if step >= config.assistant.warmup:
@@ -44,16 +46,18 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
             "start again with a lower reward scale",
         )
     if signal and run.process.main:
-        console.print(f"stopped after step {step}; go on with --resume")
+        console.print(f"stopped after step {step}; continue with --resume")
     return step == run.steps
 
 
 def update_critics(run: Run, step: int, metrics: Metrics) -> None:
-    """Each critic descends its loss on new images of the student, `assistant.updates` times; once a step while it warms up."""
+    """Each critic descends its loss on new images of the student, `assistant.updates` times;
+    once a step while it warms up.
+    """
     options = run.config.assistant
     updates = options.updates if step >= options.warmup else 1
     for update in range(updates):
-        metrics.share = 1 / (updates * run.config.accumulate)
+        metrics.share = 1 / (updates * run.config.gradient_accumulation_steps)
         batches = run.batches(step * (options.updates + 1) + update)
         for m, batch in enumerate(batches):
             with record_function("critics' update"):
@@ -70,9 +74,10 @@ def update_critics(run: Run, step: int, metrics: Metrics) -> None:
 
 
 def update_student(run: Run, step: int, metrics: Metrics) -> None:
-    """The student descends the sum of its terms. Each term's gradient at x0 is taken by itself, so that of all networks only the
-    student's activations are kept throughout."""
-    metrics.share = 1 / run.config.accumulate
+    """The student descends the sum of its terms. Each term's gradient at x0 is taken by itself, so that of all networks
+    only the student's activations are kept throughout.
+    """
+    metrics.share = 1 / run.config.gradient_accumulation_steps
     updates = run.config.assistant.updates
     batches = run.batches(step * (updates + 1) + updates)
     for m, batch in enumerate(batches):

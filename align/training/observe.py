@@ -1,4 +1,6 @@
-"""What happens between steps: numbers are checked and logged, the student is looked at, states are saved, a run is stopped."""
+"""What happens between steps: numbers are checked and logged, the student is looked at,
+states are saved, a run is stopped.
+"""
 
 import time
 from collections.abc import Iterator
@@ -13,36 +15,43 @@ from align.training.health import Health
 from align.training.interrupt import Stop
 from align.training.log import trim_log
 from align.training.setup import Run
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 
 SHOWN = ("reward", "reward_ratio", "divergence", "assistant")
 
 
 class Observer:
-    """Watches a run from its first step. stopped: whether it is to end now; guarded: why the guard stopped it, if it did."""
+    """Watches a run from its first step.
+
+    stopped: whether it is to end now; guarded: why the guard stopped it, if it did.
+    """
 
     def __init__(self, run: Run, start: int, *, show: bool):
-        """start: the step that a resumed run goes on from. show: progress."""
+        """start: the step that a resumed run starts from. show: progress."""
         self.run, self.start, self.seconds = run, start, 0.0
         self.health = Health(run.folder, writes=run.process.main)
         self.stopped, self.guarded = False, ""
         main, log = run.process.main, run.folder / "log.jsonl"
         if main:
             trim_log(log, start)
-        self.watch = Watch(run.config.method, run.steps, start=start, log=log if main else None, show=main and show)
+        self.progress = ProgressLog(
+            run.config.method, run.steps, start=start, log=log if main else None, show=main and show
+        )
 
     def __enter__(self) -> "Observer":
         self.run.process.start_trackers(self.run.config)
-        self.watch.__enter__()
+        self.progress.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.watch.__exit__(kind, error, trace)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
         if error is None:
             self.run.process.end_trackers()
 
     def look_first(self) -> None:
-        """The student as it begins: the guard's baseline, and samples. Nothing where a run is gone on with."""
+        """The student as it begins: the guard's baseline, and samples. Nothing where a run is resumed."""
         if self.start == 0:
             self.run.validation.evaluate(self.run.roles.student)
             self._draw(0)
@@ -63,10 +72,8 @@ class Observer:
         self.health.check(values, step, metrics.prompts)
         # Reading the numbers has waited for the device.
         seconds = self.seconds + time.perf_counter() - began
-        values |= {
-            "seconds": seconds,
-            "images_per_second": config.batch_size / seconds,
-        }  # of a whole step, as `align bench` has it
+        # Of a whole step, as `align bench` has it.
+        values |= {"seconds": seconds, "images_per_second": config.batch_size / seconds}
         if process.device.type == "cuda":
             values["peak_gib"] = torch.cuda.max_memory_allocated(process.device) / 2**30
         tripped, last = None, step == self.run.steps
@@ -77,7 +84,7 @@ class Observer:
         if config.sample_every and (step % config.sample_every == 0 or last):
             with self.run.average.applied():
                 self._draw(step)
-        self.watch(step, SHOWN, **values)
+        self.progress(step, SHOWN, **values)
         process.track(values, step)
         if tripped and process.main:
             console.print(f"step {step}: {tripped}")

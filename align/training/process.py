@@ -51,7 +51,7 @@ class Alone:
         return nullcontext()
 
     @property
-    def clip(self) -> Callable[..., Any]:
+    def clip_grad_norm(self) -> Callable[..., Any]:
         """Clips the gradients of parameters to a norm and returns the norm before."""
         return nn.utils.clip_grad_norm_
 
@@ -84,17 +84,23 @@ class Launched(Alone):
         _check_trackers(config)
         mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=mixed, log_with=list(config.trackers) or None, project_dir=str(folder)
-        )  # fmt: skip
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=mixed,
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder),
+        )
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if config.batch_size % (self.world * config.accumulate):
+        if config.batch_size % (self.world * config.gradient_accumulation_steps):
             raise UserError(
-                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x accumulate {config.accumulate}; change one"
+                f"batch_size = {config.batch_size} is not a multiple of {self.world} processes x"
+                f" gradient_accumulation_steps {config.gradient_accumulation_steps}; change one"
             )
         self.sharded = config.parallel == "fsdp2"
         if self.sharded and (self.world == 1 or config.precision == "fp16"):
-            raise UserError("parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one")
+            raise UserError(
+                "parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one"
+            )
 
     def autocast(self) -> Any:
         """As accelerate has it."""
@@ -116,7 +122,7 @@ class Launched(Alone):
         return nullcontext() if self.sharded else self.accelerator.no_sync(module)
 
     @property
-    def clip(self) -> Callable[..., Any]:
+    def clip_grad_norm(self) -> Callable[..., Any]:
         """Accelerate's, which undoes the scaling of the loss first."""
         clip: Callable[..., Any] = self.accelerator.clip_grad_norm_
         return clip
@@ -152,4 +158,6 @@ def _check_trackers(config: TrainConfig) -> None:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in config.trackers:
         if name not in available:
-            raise UserError(f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}")
+            raise UserError(
+                f"trackers: {name!r} is not installed; install it, or choose from {', '.join(available) or 'none'}"
+            )

@@ -1,4 +1,6 @@
-"""From a config to everything that a step touches: one `Run`, for training, for the memory estimate and for the benchmark alike."""
+"""From a config to everything that a step touches: one `Run`, for training, for the memory
+estimate and for the benchmark alike.
+"""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from align.config.train import TrainConfig
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
 from align.data.prompts import read_prompts
-from align.data.text_embeddings import Live, prepare, release
+from align.data.text_embeddings import TextEmbeddings, prepare, release
 from align.generators import Generator
 from align.networks import sharding
 from align.networks.initial import load_into
@@ -26,21 +28,24 @@ from align.objectives.term import Context, Term
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from align.training.checkpoints import Checkpoints
-from align.training.ema import Average
+from align.training.ema import EMA
 from align.training.learner import Learner
 from align.training.process import Alone, precisions
 from align.training.terms import terms
 from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
-from evaluate.diffusion import TIMES
+from evaluate.diffusion import NOISE_LEVELS
 from prompts.extensions import member
 from prompts.io import hub
 
 
 @dataclass(kw_only=True)
 class Run:
-    """All that a step touches, and what a run does between steps. `critics` are trained before the student, each by its learner."""
+    """All that a step touches, and what a run does between steps.
+
+    `critics` are trained before the student, each by its learner.
+    """
 
     config: TrainConfig
     folder: Path
@@ -52,7 +57,7 @@ class Run:
     terms: list[Term]
     critics: list[Critic]
     learners: dict[str, Learner]
-    average: Average
+    average: EMA
     batches: BatchSampler
     rewards: Rewards
     validation: Validation
@@ -76,9 +81,12 @@ class Scoring:
 
     def __init__(self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype):
         self.decoder = Decoder(
-            pipeline.vae, family=families.load(config.family), tiny=config.reward_vae,
-            checkpointing=config.gradient_checkpointing, device=device,
-        )  # fmt: skip
+            pipeline.vae,
+            family=families.load(config.family),
+            tiny=config.reward_vae,
+            checkpointing=config.gradient_checkpointing,
+            device=device,
+        )
         self.rewards = Rewards(config.rewards, self.decoder, device=device, dtype=dtype)
         self.held_out: dict[str, scorers.Scorer] = load_scorers(config, device=device, dtype=dtype)
 
@@ -86,7 +94,10 @@ class Scoring:
 def build(
     config: TrainConfig, folder: Path, process: Alone, *, show: bool = True, store: Callable[..., Roles] | None = None
 ) -> Run:
-    """Read every part, and put them together. show: progress. store: how roles are kept, in place of what the config says."""
+    """Read every part, and put them together. show: progress.
+
+    store: how roles are kept, in place of what the config says.
+    """
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
     pipeline = load_pipeline(config, dtype)
@@ -94,71 +105,111 @@ def build(
     generator = make_generator(config, preconditioning)
     initial, reference, same = load_networks(config, pipeline)
     texts = prepare(
-        config.family, preconditioning.family, pipeline, read_prompts(config.prompts), encoding=config.text_encoding,
-        folder=config.text_cache, device=process.device, dtype=narrow or dtype, show=process.main and show,
-    )  # fmt: skip
+        config.family,
+        preconditioning.family,
+        pipeline,
+        read_prompts(config.prompts),
+        encoding=config.text_encoding,
+        folder=config.text_cache,
+        device=process.device,
+        dtype=narrow or dtype,
+        show=process.main and show,
+    )
     scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
     watched = fixed_batch(config, preconditioning.family, pipeline, device=process.device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
     # Sharding moves each process's part alone.
-    roles = (store or make_roles)(config, initial, reference, same=same, device="cpu" if process.sharded else process.device)
+    roles = (store or make_roles)(
+        config, initial, reference, same=same, device="cpu" if process.sharded else process.device
+    )
     if process.sharded:
         for network in roles.networks():
             sharding.shard(network, process.device)
     if process.rank:
         torch.manual_seed(seeded(config.seed, 2, process.rank))
     return assemble(
-        config, folder, process, pipeline=pipeline, preconditioning=preconditioning, generator=generator,
-        roles=roles, texts=texts, scoring=scoring, watched=watched,
-    )  # fmt: skip
+        config,
+        folder,
+        process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        generator=generator,
+        roles=roles,
+        texts=texts,
+        scoring=scoring,
+        watched=watched,
+    )
 
 
 def assemble(
-    config: TrainConfig, folder: Path, process: Alone, *, pipeline: Any, preconditioning: Preconditioning, generator: Generator,
-    roles: Roles, texts: Live, scoring: Scoring, watched: Batch | None,
-) -> Run:  # fmt: skip
+    config: TrainConfig,
+    folder: Path,
+    process: Alone,
+    *,
+    pipeline: Any,
+    preconditioning: Preconditioning,
+    generator: Generator,
+    roles: Roles,
+    texts: TextEmbeddings,
+    scoring: Scoring,
+    watched: Batch | None,
+) -> Run:
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
-        preconditioning=preconditioning, roles=roles, guidance=config.cfg.scale if config.cfg.mode == "in" else 1.0
+        preconditioning=preconditioning,
+        roles=roles,
+        guidance=config.guidance.scale if config.guidance.where == "reference" else 1.0,
     )
     critics, options = make_critics(config, denoisers)
     learners = make_learners(config, process, roles, critics, options)
-    average = Average(learners["student"].parameters, config.ema)
+    average = EMA(learners["student"].parameters, config.ema)
     context = Context(denoisers=denoisers, rewards=scoring.rewards, critics=critics)
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
     return Run(
-        config=config, folder=folder, process=process, pipeline=pipeline, preconditioning=preconditioning, roles=roles,
-        generator=generator, terms=terms(config, context), critics=list(critics.values()), learners=learners,
-        average=average, batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
-        rewards=scoring.rewards, validation=validation, samples=SampleGrid(config, sampler, preconditioning),
+        config=config,
+        folder=folder,
+        process=process,
+        pipeline=pipeline,
+        preconditioning=preconditioning,
+        roles=roles,
+        generator=generator,
+        terms=terms(config, context),
+        critics=list(critics.values()),
+        learners=learners,
+        average=average,
+        batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
+        rewards=scoring.rewards,
+        validation=validation,
+        samples=SampleGrid(config, sampler, preconditioning),
         checkpoints=Checkpoints(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
         ),
         example=read_prompts(config.prompts)[0],
-    )  # fmt: skip
+    )
 
 
 def make_generator(config: TrainConfig, preconditioning: Preconditioning) -> Generator:
     """How the student makes an image."""
     source = config.pipeline or config.reference
-    made: Generator = member("align.generators", config.generator.name, "build", what="generator.name").build(
+    generator: Generator = member("align.generators", config.generator.name, "build", what="generator.name").build(
         config.generator, preconditioning, source=source
     )
-    return made
+    return generator
 
 
 def make_critics(config: TrainConfig, denoisers: Denoisers) -> tuple[dict[str, Critic], dict[str, Optimizer]]:
     """The assistant and whatever else is trained beside the student, and their options, by name."""
     options: dict[str, Any] = {"assistant": config.assistant}
     for name, content in config.critics.items():
-        own = member("align.critics", name, "Options", what="critics").Options
-        options[name] = validate(own, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
-    made = {
-        name: member("align.critics", name, "build", what="critics").build(each, denoisers) for name, each in options.items()
+        options_class = member("align.critics", name, "Options", what="critics").Options
+        options[name] = validate(options_class, content, lambda field, name=name: f"critics.{name}.{field}")  # type: ignore[misc]
+    critics = {
+        name: member("align.critics", name, "build", what="critics").build(each, denoisers)
+        for name, each in options.items()
     }
-    return made, options
+    return critics, options
 
 
 def make_learners(
@@ -166,7 +217,9 @@ def make_learners(
 ) -> dict[str, Learner]:
     """What is trained, the student last; critics call what training has made of their networks."""
     # The assistant is a role, and where it should be.
-    modules = {name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()}
+    modules = {
+        name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()
+    }
     modules["student"] = roles.student
     trainable = {name: roles.trainable(module) for name, module in modules.items()}
     learners = {}
@@ -212,22 +265,37 @@ def load_networks(config: TrainConfig, pipeline: Any) -> tuple[nn.Module, nn.Mod
 def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *, same: bool, device: Any) -> Roles:
     """The roles as a config wants them stored, on `device`."""
     lora = config.lora
-    if lora and lora.targets is None:
-        lora = lora.model_copy(update={"targets": families.load(config.family).lora_targets})
+    if lora and lora.target_modules is None:
+        lora = lora.model_copy(update={"target_modules": families.load(config.family).lora_targets})
     # What is sharded together has one precision.
     narrow = None if config.parallel == "fsdp2" and config.lora else precisions(config)[1]
     return Roles(
-        initial, reference, same=same, lora=lora, checkpointing=config.gradient_checkpointing,
-        frozen=narrow or torch.float32, device=device,
-    )  # fmt: skip
+        initial,
+        reference,
+        same=same,
+        lora=lora,
+        checkpointing=config.gradient_checkpointing,
+        frozen=narrow or torch.float32,
+        device=device,
+    )
 
 
 def make_batches(
     config: TrainConfig, process: Alone, preconditioning: Preconditioning, texts: Texts, prompts: int
 ) -> BatchSampler:
     """What draws this process's batches, of the size that the network was made for."""
-    sigmas = TIMES[config.sigmas.name](preconditioning.schedule, **config.sigmas.parameters)
+    options = config.noise_levels
+    noise_levels = NOISE_LEVELS[options.name](preconditioning.schedule, **options.parameters)
     return BatchSampler(
-        texts, prompts, preconditioning.latent_shape, config.batch_size, sigmas, seed=config.seed, rank=process.rank,
-        world=process.world, micro_batches=config.accumulate, device=process.device, dtype=precisions(config)[0],
-    )  # fmt: skip
+        texts,
+        prompts,
+        preconditioning.latent_shape,
+        config.batch_size,
+        noise_levels,
+        seed=config.seed,
+        rank=process.rank,
+        world=process.world,
+        micro_batches=config.gradient_accumulation_steps,
+        device=process.device,
+        dtype=precisions(config)[0],
+    )

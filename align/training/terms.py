@@ -1,4 +1,7 @@
-"""The terms that a config asks for. `method` is what people write; here it becomes terms, and nowhere else is a loss chosen by its name."""
+"""The terms that a config asks for.
+
+`method` is what people write; here it becomes terms, and nowhere else is a loss chosen by its name.
+"""
 
 from typing import Any
 
@@ -13,10 +16,13 @@ DIVERGENCES = {"di": "kl", "di++": "kl", "sim": "score_divergence", "di*": "scor
 
 
 def terms(config: TrainConfig, context: Context) -> list[Term]:
-    """The terms of the student's loss, in the order of their sum (DI* eq. 3.3, DI++ eq. 3.7-3.9), and those that `terms` adds."""
+    """The terms of the student's loss, in the order of their sum, and those that `terms` adds.
+
+    DI* eq. 3.3, DI++ eq. 3.7-3.9.
+    """
     wanted: list[tuple[str, Any]] = [(DIVERGENCES[config.method], config.divergence)]
-    if config.cfg.mode == "out":
-        wanted.append(("guidance", GuidanceReward(config.cfg.scale, config.divergence.weight)))
+    if config.guidance.where == "reward":
+        wanted.append(("guidance", GuidanceReward(config.guidance.scale, config.divergence.weight)))
     if context.rewards:
         wanted.append(("reward", None))
     for name, content in config.terms.items():

@@ -34,16 +34,21 @@ def fixed_batch(
     if not held.scorers and not config.sample_every:
         return None
     prompts = read_prompts(held.prompts or config.prompts)
-    n = held.pictures if held.scorers else GRID
+    n = held.images if held.scorers else GRID
     n = n if limit is None else min(n, limit)
     generator = torch.Generator().manual_seed(seeded(config.seed, 3))
     picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
     texts = [prompts[i] for i in picks]
     cond = {key: value.to(device, dtype) for key, value in family.encode(pipeline, texts).items()}
     return Batch(
-        prompts=texts, cond=cond, uncond={}, sigma=torch.zeros(n, device=device, dtype=dtype), seed=config.seed,
-        keys=tuple(f"validation/{row}" for row in range(n)), shape=family.latent_shape(pipeline, *family.size(pipeline)),
-    )  # fmt: skip
+        prompts=texts,
+        cond=cond,
+        uncond={},
+        sigma=torch.zeros(n, device=device, dtype=dtype),
+        seed=config.seed,
+        keys=tuple(f"validation/{row}" for row in range(n)),
+        shape=family.latent_shape(pipeline, *family.size(pipeline)),
+    )
 
 
 class Sampler:
@@ -71,8 +76,8 @@ class Validation:
     def evaluate(self, student: nn.Module) -> tuple[str | None, dict[str, float]]:
         """Scores of the student on the held-out captions, and a sentence if the guard trips.
 
-        The guard trips when the training reward has risen since the first look while a held-out scorer has fallen by more
-        than `held_out.scorers` allows it.
+        The guard trips when the training reward has risen since the first look while a held-out scorer has fallen by
+        more than `held_out.scorers` allows it.
         """
         if not self.scorers:
             return None, {}
@@ -84,7 +89,10 @@ class Validation:
         for name, fall in self.held.scorers.items():
             before, now = self.baseline[f"held_out/{name}"], seen[f"held_out/{name}"]
             if now < before - fall:
-                return f"the reward rose but held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}", seen
+                return (
+                    f"the reward rose but held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}",
+                    seen,
+                )
         return None, seen
 
     @torch.no_grad()
@@ -92,7 +100,7 @@ class Validation:
         """Every held-out score, and the reward, of the student's images, each `[images]`."""
         batch = self.sampler.batch
         assert batch is not None
-        with record_function("held-out pictures"):
+        with record_function("held-out images"):
             images = self.sampler.decoder(self.sampler.latents(student, len(batch.prompts)))
             seen = {f"held_out/{name}": scorer.score(images, batch.prompts) for name, scorer in self.scorers.items()}
             if self.rewards:
@@ -112,7 +120,8 @@ class SampleGrid:
         """Write `step-N.png`, samples of the student, and `step-N-predictions.png`: per image a row of noisy x, the
         assistant's and the reference's decoded predictions, at each of LEVELS. keep: whether this process writes them.
 
-        Nothing where `sample_every` is 0."""
+        Nothing where `sample_every` is 0.
+        """
         batch, decoder = self.sampler.batch, self.sampler.decoder
         if not self.every or batch is None:
             return

@@ -1,4 +1,6 @@
-"""Make the embedded world `shapes` again, from nothing but a seed: every stage, the weights that ship, and their card."""
+"""Make the embedded world `shapes` again, from nothing but a seed: every stage, the
+weights that ship, and their card.
+"""
 
 import json
 import platform
@@ -18,7 +20,7 @@ from align.config.train import TRAIN
 from align.export.pipeline import copy
 from align.presets.load import resolve
 from align.run_folder import opened
-from align.training.compare import pictures_of
+from align.training.compare import images_of
 from align.training.loop import train
 from align.training.validation import save_grid
 from align.world import pretrain, reward_model
@@ -34,17 +36,18 @@ from prompts.shapes.taste import TIE, preference
 
 #: Pairs that the weak preference model learns from: few, on purpose.
 FEW = 1500
-#: Pairs by the generator that drew both pictures, ties left out afterwards. `weak` is the base generator aligned with the weak model.
+#: Pairs by the generator that drew both images, ties left out afterwards. `weak` is the base
+#: generator aligned with the weak model.
 MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
-MEASURED = 128  # held-out captions a family and figure
+MEASURED = 128  # held-out captions per family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
-WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "report=0")
-ALIGNED = ("steps=1200", "report=0")
+WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
+ALIGNED = ("steps=1200", "final_comparison.prompts=0")
 
 
 def build(work: Path, target: Path) -> None:
-    """Run what `work` does not hold yet, and write `target/shapes`. An interrupted stage is gone on with."""
+    """Run what `work` does not hold yet, and write `target/shapes`. An interrupted stage is resumed."""
     home = target / "shapes"
     embedded.HERE = target  # so that presets find this world's parts, not those that shipped
     work.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,10 @@ def build(work: Path, target: Path) -> None:
 
 
 def _finished(output: Path, run: Callable[[bool], bool]) -> Path:
-    """A stage's checkpoint in `output`. What is not there yet is made by `run(resume)`, which says whether it ran to its end."""
+    """A stage's checkpoint in `output`.
+
+    What is not there yet is made by `run(resume)`, which says whether it ran to its end.
+    """
     if not (output / "checkpoint").is_dir() and not run((output / "config.yaml").is_file()):
         raise KeyboardInterrupt
     return output / "checkpoint"
@@ -122,14 +128,15 @@ def _place_network(run: Path, target: Path) -> None:
 
 
 def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "") -> Path:
-    """Pairs of pictures that `model` drew of `n` training captions, labelled by the rule in `prompts.shapes.taste` before they are
-    rounded to 8 bits; ties are left out. Returns the file that `align reward` reads."""
+    """Pairs of images that `model` drew of `n` training captions, labelled by the rule in `prompts.shapes.taste` before
+    they are rounded to 8 bits; ties are left out. Returns the file that `align reward` reads.
+    """
     path = folder / "pairs.jsonl"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     prompts = sample_captions(n, split="train", seed=seed)
-    drawn = pictures_of(
+    drawn = images_of(
         model,
         [prompt for prompt in prompts for _ in range(2)],
         title=f"drawing pairs of {source or model}",
@@ -142,9 +149,9 @@ def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "")
         if not preferred:
             continue
         row = {"prompt": prompt, "source": source}
-        for key, picture in zip(("preferred", "rejected"), pair[::-preferred], strict=True):
+        for key, image in zip(("preferred", "rejected"), pair[::-preferred], strict=True):
             row[key] = f"{i:05d}-{key}.png"
-            Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
+            Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
         rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -156,17 +163,21 @@ def _join(folders: Sequence[Path], path: Path) -> Path:
     for folder in folders:
         for line in (folder / "pairs.jsonl").read_text().splitlines():
             row = json.loads(line)
-            lines.append(json.dumps(row | {key: f"{folder.name}/{row[key]}" for key in ("preferred", "rejected")}) + "\n")
+            lines.append(
+                json.dumps(row | {key: f"{folder.name}/{row[key]}" for key in ("preferred", "rejected")}) + "\n"
+            )
     path.write_text("".join(lines))
     return path
 
 
 def draw_samples(path: Path, *, columns: int = 8) -> None:
-    """A grid of held-out captions: the renderer, the teacher, the base and the aligned generator, a row each."""
+    """A grid of held-out captions: the renderer, the teacher, the base and the aligned generator, one row each."""
     shown = (("one", "count", "pair", "pair")[i % 4] for i in range(columns))
     prompts = [sample_captions(columns, split="test", seed=11, family=family)[i] for i, family in enumerate(shown)]
     rows = [torch.from_numpy(render(prompts, seed=1))]
-    rows += [pictures_of(f"shapes/{model}", prompts, title=f"drawing {model}") for model in ("teacher", "base", "aligned")]
+    rows += [
+        images_of(f"shapes/{model}", prompts, title=f"drawing {model}") for model in ("teacher", "base", "aligned")
+    ]
     save_grid(torch.cat(rows), path, columns=columns)
 
 
@@ -176,25 +187,25 @@ def measure() -> dict[str, dict[str, Any]]:
     everything = [caption for each in prompts.values() for caption in each]
     sources: dict[str, Tensor] = {"renderer": torch.from_numpy(render(everything, seed=77))}
     for model in ("teacher", "base", "aligned"):
-        sources[model] = pictures_of(f"shapes/{model}", everything, title=f"measuring {model}")
-    sources["teacher, unguided"] = pictures_of(
+        sources[model] = images_of(f"shapes/{model}", everything, title=f"measuring {model}")
+    sources["teacher, unguided"] = images_of(
         "shapes/teacher", everything, title="measuring teacher, unguided", guidance_scale=1.0
     )
     result: dict[str, dict[str, Any]] = {}
-    for name, pictures in sources.items():
-        parts = dict(zip(FAMILIES, pictures.split(MEASURED), strict=True))
+    for name, images in sources.items():
+        parts = dict(zip(FAMILIES, images.split(MEASURED), strict=True))
         row: dict[str, Any] = {family: accuracy(part.numpy(), prompts[family]) for family, part in parts.items()}
-        result[name] = row | {"fd-shapes": fd_shapes(pictures, everything)}
+        result[name] = row | {"fd-shapes": fd_shapes(images, everything)}
     return result
 
 
 def write_card(work: Path, home: Path) -> None:
     """`README.md` and `card.json` beside the weights: how they were made and how good they are."""
-    figures = measure()
+    quality = measure()
     # In the order in which they were begun.
     begun = sorted(work.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     stages = [path.parent.name for path in begun]
-    made = {
+    runs = {
         name: {
             "seed": read_yaml(work / name / "config.yaml")["seed"],
             "minutes": _minutes(work / name),
@@ -205,7 +216,9 @@ def write_card(work: Path, home: Path) -> None:
     models = ("preference", "preference-weak")
     metrics = {name: json.loads((work / f"shapes-{name}" / "metrics.json").read_text()) for name in models}
     commit = (
-        subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         or "unknown"
     )
     size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 2**20
@@ -214,8 +227,8 @@ def write_card(work: Path, home: Path) -> None:
         "commit": commit,
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "stages": made,
-        "quality": figures,
+        "stages": runs,
+        "quality": quality,
         "preference": metrics,
     }
     draw_samples(home / "samples.png")
@@ -231,15 +244,27 @@ def _minutes(run: Path) -> float:
 
 def _card_text(card: dict[str, Any], size: float) -> str:
     lines = [
-        "# The weights of the world `shapes`", "",
-        f"Made by `{card['command']}` at commit {card['commit']} with torch {card['torch']} ({card['machine']}, 2 CPU cores, other work beside it), "
-        f"from the presets of the same names; {size:.1f} MiB, fp16. All of it was trained here, from rendered pictures; nothing was fetched.", "",
-        "| stage | seed | minutes |", "|---|---|---|",
-        *[f"| {name} | {row['seed']} | {row['minutes']} |" for name, row in card["stages"].items()], "",
-        f"Measured on {MEASURED} held-out captions a family: the share of pictures in which the pixel oracle reads every fact of the caption, "
-        "the share with every colour right, and fd-shapes over all of them (lower is better; the renderer's own row is the floor).", "",
-        "| pictures from | one | count | pair | colours: one | count | pair | fd-shapes |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# The weights of the world `shapes`",
+        "",
+        (
+            f"Made by `{card['command']}` at commit {card['commit']} with torch {card['torch']} ({card['machine']}, 2"
+            f" CPU cores, other work beside it), from the presets of the same names; {size:.1f} MiB, fp16. All of it"
+            " was trained here, from rendered images; nothing was fetched."
+        ),
+        "",
+        "| stage | seed | minutes |",
+        "|---|---|---|",
+        *[f"| {name} | {row['seed']} | {row['minutes']} |" for name, row in card["stages"].items()],
+        "",
+        (
+            f"Measured on {MEASURED} held-out captions per family: the share of images in which the pixel oracle reads"
+            " every fact of the caption, the share with every colour right, and fd-shapes over all of them (lower is"
+            " better; the renderer's own row is the floor)."
+        ),
+        "",
+        "| images from | one | count | pair | colours: one | count | pair | fd-shapes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, row in card["quality"].items():
         correct = " | ".join(f"{row[family]['correct']:.3f}" for family in FAMILIES)
         colours = " | ".join(f"{row[family]['colour']:.3f}" for family in FAMILIES)
@@ -251,13 +276,28 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         if key.startswith("held_out_accuracy/")
     )
     lines += [
-        "", f"The teacher is drawn with {TEACHER_RECIPE['steps']} Euler steps at guidance {TEACHER_RECIPE['guidance_scale']}; base and aligned in one step.", "",
-        "Pairs are two pictures of one caption by one generator (base, teacher, or weak: the base aligned with the weak preference model), labelled by one rule: more of the "
-        f"caption's facts first, then more vivid colours; pairs of as many facts and a vividness within {TIE} are left out. The preference model learned from "
-        f"{many['pairs'] - many['held_out_pairs']:,} pairs and ranks {many['held_out_accuracy']:.1%} of {many['held_out_pairs']:,} pairs of held-out prompts rightly "
-        f"({many['held_out_accuracy_before']:.1%} before it had seen any): {by_source}. The weak one learned from {few['pairs'] - few['held_out_pairs']:,} pairs of the base generator and ranks "
-        f"{few['held_out_accuracy']:.1%} of {few['held_out_pairs']:,} rightly, on purpose.", "",
-        "Training captions: " + ", ".join(f"{len(captions('train', family))} {family}" for family in FAMILIES) + ".", "",
-        "`card.json` holds every setting and figure. Versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers")) + ".", "",
-    ]  # fmt: skip
+        "",
+        (
+            f"The teacher is drawn with {TEACHER_RECIPE['steps']} Euler steps at guidance"
+            f" {TEACHER_RECIPE['guidance_scale']}; base and aligned in one step."
+        ),
+        "",
+        (
+            "Pairs are two images of one caption by one generator (base, teacher, or weak: the base aligned with the"
+            " weak preference model), labelled by one rule: more of the caption's facts first, then more vivid"
+            f" colours; pairs of as many facts and a vividness within {TIE} are left out. The preference model learned"
+            f" from {many['pairs'] - many['held_out_pairs']:,} pairs and ranks {many['held_out_accuracy']:.1%} of"
+            f" {many['held_out_pairs']:,} pairs of held-out prompts rightly ({many['held_out_accuracy_before']:.1%}"
+            f" before it had seen any): {by_source}. The weak one learned from {few['pairs'] - few['held_out_pairs']:,}"
+            f" pairs of the base generator and ranks {few['held_out_accuracy']:.1%} of {few['held_out_pairs']:,}"
+            " rightly, on purpose."
+        ),
+        "",
+        "Training captions: " + ", ".join(f"{len(captions('train', family))} {family}" for family in FAMILIES) + ".",
+        "",
+        "`card.json` holds every setting and figure. Versions: "
+        + ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers"))
+        + ".",
+        "",
+    ]
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""The options of the world's own stages: what `align pretrain` and `align reward` are told."""
+"""The options of the world's own stages: of `align pretrain` and `align reward`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.data.batches import Sigmas
+from align.data.batches import NoiseLevelOptions
 from align.options import Config, Fraction, NonNegative
 from prompts.shapes.grammar import MIX
 
@@ -18,18 +18,20 @@ class Fit(Config):
     learning_rate: PositiveFloat
     warmup: int = Field(100, ge=0, description="steps")
     weight_decay: NonNegative = 0.0
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     ema: Fraction = 0.999
     save_every: PositiveInt = 500
 
 
 class VaeConfig(Config):
-    """Stage `vae`: a diffusers AutoencoderKL on rendered pictures."""
+    """Stage `vae`: a diffusers AutoencoderKL on rendered images."""
 
     stage: Literal["vae"]
     seed: int = 0
     fit: Fit
-    kl: NonNegative = Field(description="weight of the KL term, per picture, against mean squared error per channel value")
+    kl: NonNegative = Field(
+        description="weight of the KL term, per image, against mean squared error per channel value"
+    )
     architecture: dict[str, Any]
 
 
@@ -40,19 +42,19 @@ class TeacherConfig(Config):
     seed: int = 0
     fit: Fit
     vae: str = Field(description="folder of the autoencoder")
-    images: PositiveInt = Field(description="pictures rendered and encoded once, before training")
+    images: PositiveInt = Field(description="images rendered and encoded once, before training")
     mix: Mapping[str, NonNegative] = Field(dict(MIX), description="how often each family of captions is drawn")
     drop_prompt: Fraction = Field(0.1, description="share of prompts replaced by the null prompt, for guidance")
     layout: NonNegative = Field(0.0, description="weight of predicting the clean latents from the text alone")
     layout_steps: int = Field(0, ge=0, description="first steps, in which nothing else is learned")
-    sigmas: Sigmas
+    noise_levels: NoiseLevelOptions
     scheduler: dict[str, Any]
     text_encoder: dict[str, Any]
     unet: dict[str, Any]
 
 
 class ClipConfig(Config):
-    """Stage `clip`: a small CLIP on rendered pictures and their captions."""
+    """Stage `clip`: a small CLIP on rendered images and their captions."""
 
     stage: Literal["clip"]
     seed: int = 0
@@ -64,7 +66,7 @@ class ClipConfig(Config):
 
 
 class RewardConfig(Config):
-    """Stage `reward`: a preference model by Bradley-Terry, from pairs of pictures of one prompt."""
+    """Stage `reward`: a preference model by Bradley-Terry, from pairs of images of one prompt."""
 
     stage: Literal["reward"]
     seed: int = Field(0, ge=0)

@@ -1,6 +1,7 @@
 """Stage 1 of the papers' workflow on the embedded world: autoencoder, reference diffusion model, and a small CLIP.
 
-Data is rendered, not stored: what a step sees is a function of (seed, step), so resuming needs no position in a data set.
+Data is rendered, not stored: what a step sees is a function of (seed, step), so resuming
+needs no position in a data set.
 """
 
 import json
@@ -19,12 +20,12 @@ from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import WEIGHTS
 from align.options import Config
 from align.training import checkpoints as state
-from align.training.ema import Average
+from align.training.ema import EMA
 from align.training.interrupt import stop_on_signal
 from align.training.log import trim_log
 from align.world.config import ClipConfig, Fit, TeacherConfig, VaeConfig
-from evaluate.console import Watch, console
-from evaluate.diffusion import TIMES, Schedule, denoise
+from evaluate.console import ProgressLog, console
+from evaluate.diffusion import NOISE_LEVELS, Schedule, denoise
 from evaluate.pipelines import quiet
 from prompts.io.errors import UserError
 from prompts.shapes import captions, render, sample_captions
@@ -34,12 +35,14 @@ LAYOUT = 8  # places a side
 BatchLoss = Callable[[nn.Module, int], Tensor]
 
 
-def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output: Path, *, resume: bool) -> nn.Module | None:
+def fit(
+    title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output: Path, *, resume: bool
+) -> nn.Module | None:
     """Minimise `batch_loss(model, step)` and return the averaged model, or None if a signal stopped it before the end.
 
     State goes to `output/state`, figures to `output/log.jsonl`.
     """
-    average = Average(dict(model.named_parameters()), config.ema)
+    average = EMA(dict(model.named_parameters()), config.ema)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
@@ -49,8 +52,8 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
     parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
 
     start = 0
-    if resume and (found := state.load_newest(output / "state")):
-        start, saved = found
+    if resume and (newest := state.load_newest(output / "state")):
+        start, saved = newest
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         state.set_rng_state(saved["rng"])
@@ -64,7 +67,7 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
             keep=1,
         )
 
-    with stop_on_signal() as stop, Watch(title, config.steps, start=start, log=output / "log.jsonl") as watch:
+    with stop_on_signal() as stop, ProgressLog(title, config.steps, start=start, log=output / "log.jsonl") as progress:
         for step in range(start, config.steps):
             loss = batch_loss(model, step)
             if not torch.isfinite(loss):
@@ -73,22 +76,25 @@ def fit(title: str, model: nn.Module, batch_loss: BatchLoss, config: Fit, output
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             schedule.step()
             average.update()
-            watch(step + 1, loss=loss.item())
+            progress(step + 1, loss=loss.item())
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if stop:
-                console.print(f"stopped after step {step + 1}; go on with --resume")
+                console.print(f"stopped after step {step + 1}; continue with --resume")
                 return None
     average.swap()
     return model.eval()
 
 
 def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0) -> tuple[Tensor, list[str]]:
-    """Fresh training captions and their pictures `[n, 3, 32, 32]` in [0, 1]. near: share of captions that are others, edited."""
+    """Fresh training captions and their images `[n, 3, 32, 32]` in [0, 1].
+
+    near: share of captions that are others, edited.
+    """
     seed = seeded(*key)
     drawn, rng = sample_captions(n, split="train", seed=seed, mix=mix), random.Random(f"near/{seed}")
     for i in range(round(near * n)):
@@ -97,7 +103,10 @@ def _batch(n: int, *key: int, mix: Mapping[str, float] = MIX, near: float = 0.0)
 
 
 def save_half(module: Any, folder: Path) -> None:
-    """Write a diffusers or transformers model as fp16 safetensors, in place of what is there. The module ends up in fp16."""
+    """Write a diffusers or transformers model as fp16 safetensors, in place of what is there.
+
+    The module ends up in fp16.
+    """
     quiet()
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -130,9 +139,9 @@ def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:
 
 
 @torch.no_grad()
-def _standardise(vae: Any, pictures: Tensor) -> None:
-    """Fold the latents' mean and scale into the 1 x 1 convolutions around them; decoded pictures stay the same."""
-    latents = vae.encode(pictures).latent_dist.mean
+def _standardise(vae: Any, images: Tensor) -> None:
+    """Fold the latents' mean and scale into the 1 x 1 convolutions around them; decoded images stay the same."""
+    latents = vae.encode(images).latent_dist.mean
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     n = len(mean)
     inner, outer = vae.quant_conv, vae.post_quant_conv
@@ -157,7 +166,9 @@ def make_tokenizer() -> Any:
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *special]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24)
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24
+    )
 
 
 def _ends(tokenizer: Any) -> dict[str, int]:
@@ -174,10 +185,11 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 class Layout(nn.Module):
-    """Tokens `[B, L, D]` to the mean of the latents `[B, C, S, S]` they describe: denoising at infinite noise, in one layer.
+    """Tokens `[B, L, D]` to the mean of the latents `[B, C, S, S]` they describe: denoising
+    at infinite noise, in one layer.
 
-    A denoiser finds which shape a relation puts where only once its text encoder tells "left of" from "right of", and the encoder
-    has no reason to until the denoiser listens. This breaks the tie, and is thrown away after training.
+    A denoiser finds which shape a relation puts where only once its text encoder tells "left of" from "right of", and
+    the encoder has no reason to until the denoiser listens. This breaks the tie, and is thrown away after training.
     """
 
     def __init__(self, width: int, channels: int, size: int):
@@ -185,7 +197,9 @@ class Layout(nn.Module):
         self.size = size
         self.places = nn.Parameter(torch.randn(size * size, width))
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels))
+        self.out = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The predicted mean."""
@@ -198,25 +212,33 @@ class Layout(nn.Module):
 def _rendered(config: TeacherConfig, vae: Any) -> tuple[Tensor, list[str]]:
     """The latents of all images that the teacher is trained on, and their captions."""
     chunk, latents, prompts = 500, [], []
-    with Watch("rendering", config.images) as watch:
+    with ProgressLog("rendering", config.images) as progress:
         for first in range(0, config.images, chunk):
             images, texts = _batch(min(chunk, config.images - first), config.seed, 1, first, mix=config.mix)
             latents.append(vae.encode(images * 2 - 1).latent_dist.mean)
             prompts += texts
-            watch(len(prompts))
+            progress(len(prompts))
     return torch.cat(latents), prompts
+
+
+def _read_vae(folder: str) -> Any:
+    """The autoencoder of a finished stage, frozen."""
+    from diffusers import AutoencoderKL
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(
+            f"vae = {folder}: no autoencoder there; run 'align pretrain shapes-vae --output"
+            f" {Path(folder).parent}' first"
+        )
+    return AutoencoderKL.from_pretrained(folder).float().requires_grad_(False)
 
 
 def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     """Text encoder and UNet by denoising score matching (DI++ eq. C.2 and C.7), saved as a StableDiffusionPipeline."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if not (Path(config.vae) / "config.json").is_file():
-        raise UserError(
-            f"vae = {config.vae}: no autoencoder there; run 'align pretrain shapes-vae --output {Path(config.vae).parent}' first"
-        )
-    vae = AutoencoderKL.from_pretrained(config.vae).float().requires_grad_(False)
+    vae = _read_vae(config.vae)
     torch.manual_seed(config.seed)
     tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **_ends(tokenizer), **config.text_encoder))
@@ -226,7 +248,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
         model["layout"] = Layout(config.text_encoder["hidden_size"], config.unet["in_channels"], LAYOUT)
     scheduler = EulerDiscreteScheduler(**config.scheduler)
     schedule = Schedule.from_scheduler(scheduler)
-    draw_sigma = TIMES[config.sigmas.name](schedule, **config.sigmas.parameters)
+    draw_sigma = NOISE_LEVELS[config.noise_levels.name](schedule, **config.noise_levels.parameters)
 
     data, prompts = _rendered(config, vae)
     tokens, null = tokenize(tokenizer, prompts), tokenize(tokenizer, [""])
@@ -259,9 +281,15 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
     if trained is None:
         return False
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=trained["text_encoder"], tokenizer=tokenizer, unet=trained["unet"], scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=trained["text_encoder"],
+        tokenizer=tokenizer,
+        unet=trained["unet"],
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     save_half(pipeline, output / "checkpoint")
     return True
 
@@ -277,8 +305,8 @@ def train_clip(config: ClipConfig, output: Path, *, resume: bool) -> bool:
     clip = CLIPModel(CLIPConfig(**architecture))
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        pictures, texts = _batch(config.fit.batch_size, config.seed, 3, step, near=config.edited)
-        out = model(input_ids=tokenize(tokenizer, texts), pixel_values=pictures * 2 - 1)
+        images, texts = _batch(config.fit.batch_size, config.seed, 3, step, near=config.edited)
+        out = model(input_ids=tokenize(tokenizer, texts), pixel_values=images * 2 - 1)
         same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)
         cross_entropy = nn.functional.cross_entropy

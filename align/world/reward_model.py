@@ -1,4 +1,4 @@
-"""Stage 2 of the papers' workflow: a preference model from pairs of pictures of one prompt."""
+"""Stage 2 of the papers' workflow: a preference model from pairs of images of one prompt."""
 
 import json
 import random
@@ -22,7 +22,9 @@ CHUNK = 256  # pairs scored at a time
 
 @dataclass(frozen=True)
 class Pairs:
-    """prompts: N texts; preferred and rejected: pictures [N, 3, H, W], uint8; sources: what each pair is told apart by, "" for nothing."""
+    """prompts: N texts; preferred and rejected: images [N, 3, H, W], uint8; sources: what each pair is
+    told apart by, "" for nothing.
+    """
 
     prompts: list[str]
     preferred: Tensor
@@ -37,7 +39,9 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under `"source"` has its own accuracy."""
+    """Read JSON lines `{"prompt": ..., "preferred": FILE, "rejected": FILE}`, files relative to `path`; a name under
+    `"source"` has its own accuracy.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -46,16 +50,16 @@ def read_pairs(path: Path) -> Pairs:
         raise UserError(f"--pairs {path}: cannot be read as UTF-8 text ({error}); check it") from None
     prompts: list[str] = []
     sources: list[str] = []
-    pictures: dict[str, list[Tensor]] = {"preferred": [], "rejected": []}
+    images: dict[str, list[Tensor]] = {"preferred": [], "rejected": []}
     for number, line in enumerate(filter(str.strip, lines), 1):
         try:
             row = json.loads(line)
             prompts.append(row["prompt"])
-            files = {key: path.parent / row[key] for key in pictures}
+            files = {key: path.parent / row[key] for key in images}
             sources.append(str(row.get("source", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); mend it"
+                f"{path}, line {number}: not JSON with the keys prompt, preferred and rejected ({error}); fix it"
             ) from None
         for key, file in files.items():
             try:
@@ -63,37 +67,41 @@ def read_pairs(path: Path) -> Pairs:
                     pixels = np.array(image.convert("RGB"))
             except OSError as error:
                 raise UserError(
-                    f"{path}, line {number}: {key} = {file} cannot be read as a picture ({error}); replace it"
+                    f"{path}, line {number}: {key} = {file} cannot be read as an image ({error}); replace it"
                 ) from None
-            pictures[key].append(torch.from_numpy(pixels).permute(2, 0, 1))
+            images[key].append(torch.from_numpy(pixels).permute(2, 0, 1))
     if len(prompts) < 2:
         raise UserError(f"{path}: holds {len(prompts)} pairs; give at least 2")
-    sizes = {tuple(picture.shape) for each in pictures.values() for picture in each}
+    sizes = {tuple(image.shape) for each in images.values() for image in each}
     if len(sizes) > 1:
         raise UserError(
-            f"{path}: pictures of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one size"
+            f"{path}: images of several sizes ({', '.join(f'{s[2]}x{s[1]}' for s in sorted(sizes)[:3])}); make them one"
+            " size"
         )
-    return Pairs(prompts, torch.stack(pictures["preferred"]), torch.stack(pictures["rejected"]), sources)
+    return Pairs(prompts, torch.stack(images["preferred"]), torch.stack(images["rejected"]), sources)
 
 
 @torch.no_grad()
 def ranked(scorer: DualEncoder, pairs: Pairs) -> Tensor:
-    """Of each pair, 1 where the preferred picture scores higher, else 0: `[N]`, float64."""
+    """Of each pair, 1 where the preferred image scores higher, else 0: `[N]`, float64."""
     some = (pairs.pick(rows) for rows in torch.arange(len(pairs.prompts)).split(CHUNK))
-    return torch.cat([scorer.score(p.preferred, p.prompts) > scorer.score(p.rejected, p.prompts) for p in some]).double()
+    return torch.cat(
+        [scorer.score(p.preferred, p.prompts) > scorer.score(p.rejected, p.prompts) for p in some]
+    ).double()
 
 
 def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> bool:
     """Fit `-log sigmoid(r(preferred) - r(rejected))` (Bradley and Terry 1952; DI++ section 5, reward modelling stage).
 
-    Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`; returns whether it ran to its end.
+    Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`;
+    returns whether it ran to its end.
     """
     scorer = load("shapes/preference", config.initial)
     assert isinstance(scorer, DualEncoder)
     size = scorer.prepare.size
     if pairs.preferred.shape[-2:] != (size, size):
         raise UserError(
-            f"--pairs: pictures of {tuple(pairs.preferred.shape[2:])}, but the model takes {size} x {size}; resize them"
+            f"--pairs: images of {tuple(pairs.preferred.shape[2:])}, but the model takes {size} x {size}; resize them"
         )
     unique = sorted(set(pairs.prompts))
     random.Random(config.seed).shuffle(unique)
@@ -115,15 +123,18 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     if fit("preference model", scorer.clip, loss, config.fit, output, resume=resume) is None:
         return False
     right = ranked(scorer.eval(), test)
-    figures = {
-        "pairs": len(pairs.prompts), "held_out_pairs": len(test.prompts), "held_out_accuracy": right.mean().item(),
-        "held_out_accuracy_before": before, "training_accuracy": ranked(scorer, data).mean().item(),
-    }  # fmt: skip
+    metrics = {
+        "pairs": len(pairs.prompts),
+        "held_out_pairs": len(test.prompts),
+        "held_out_accuracy": right.mean().item(),
+        "held_out_accuracy_before": before,
+        "training_accuracy": ranked(scorer, data).mean().item(),
+    }
     for source in sorted(set(filter(None, test.sources))):
         of_it = torch.tensor([each == source for each in test.sources])
-        figures[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
+        metrics[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
     save_half(scorer.clip, output / "checkpoint")
     scorer.tokenizer.save_pretrained(output / "checkpoint")
-    (output / "metrics.json").write_text(json.dumps(figures, indent=1))
-    console.print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return True

@@ -1,7 +1,8 @@
-"""How fast the evaluator is: its scorers and its Fréchet distance beside the originals', and what the harness itself costs.
+"""How fast the evaluator is: its scorers and its Fréchet distance beside the originals', and
+what the harness itself costs.
 
-Everything is warm, on one machine, in one run. An original that cannot be imported here (hpsv2, image-reward) is timed by its own
-environment on the same machine and the same weights, and comes in through a file (`Originals`).
+Everything is warm, on one machine, in one run. An original that cannot be imported here (hpsv2, image-reward) is timed
+by its own environment on the same machine and the same weights, and comes in through a file (`Originals`).
 """
 
 import itertools
@@ -26,26 +27,28 @@ from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
-#: Pictures a call, and their edge in pixels.
-PICTURES, EDGE = 32, 512
-#: Records the harness's own cost is told for.
+#: Images per call, and their edge in pixels.
+IMAGES, EDGE = 32, 512
+#: Records that the harness's own cost is given for.
 RECORDS = 10_000
 
 
-def pictures() -> Tensor:
-    """What every scorer is given: noise, `[PICTURES, 3, EDGE, EDGE]`, uint8."""
-    return torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def noise_images() -> Tensor:
+    """What every scorer is given: noise, `[IMAGES, 3, EDGE, EDGE]`, uint8."""
+    return torch.randint(0, 256, (IMAGES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-#: Of all pictures: the originals' public calls take one prompt and several pictures.
+#: Of all images: the originals' public calls take one prompt and several images.
 PROMPT = "a photo of red bicycles in the snow"
 
 
-# ---- scorers -------------------------------------------------------------------------------------------------------------
+# ---- scorers ---------------------------------------------------------------------------------------------------------
 
 
 class Original(BaseModel):
-    """Seconds of an original's public call on `pictures()` and PROMPT, median of warm calls, its weights, and its scores."""
+    """Seconds of an original's public call on `noise_images()` and PROMPT, median of warm
+    calls, its weights, and its scores.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,12 +58,15 @@ class Original(BaseModel):
 
 
 class Originals(BaseModel):
-    """What an original's own environment writes. scorers: by protocol. The other fields must be those of the run beside it."""
+    """What an original's own environment writes. scorers: by protocol.
+
+    The other fields must be those of the run beside it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hardware: str
-    pictures: int
+    images: int
     edge: int
     prompt: str
     versions: str
@@ -68,22 +74,24 @@ class Originals(BaseModel):
 
     @classmethod
     def read(cls, path: Path, hardware: str) -> "Originals":
-        """Raises UserError for timings that were made elsewhere or of other pictures."""
+        """Raises UserError for timings that were made elsewhere or of other images."""
         try:
             originals = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             field = ".".join(map(str, detail["loc"])) or "file"
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
-        for field, wanted in (("hardware", hardware), ("pictures", PICTURES), ("edge", EDGE), ("prompt", PROMPT)):
-            if (found := getattr(originals, field)) != wanted:
-                raise UserError(f"{path}: {field} is {found!r}, here it is {wanted!r}; time the originals on this machine")
+        for field, wanted in (("hardware", hardware), ("images", IMAGES), ("edge", EDGE), ("prompt", PROMPT)):
+            if (value := getattr(originals, field)) != wanted:
+                raise UserError(
+                    f"{path}: {field} is {value!r}, here it is {wanted!r}; time the originals on this machine"
+                )
         return originals
 
 
 @dataclass(frozen=True)
 class ScorerTiming:
-    """One scorer: pictures a second of ours and of the original, None where none could be timed.
+    """One scorer: images per second of ours and of the original, None where none could be timed.
 
     weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
     """
@@ -136,114 +144,126 @@ IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], o
 def bench_scorer(
     scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None
 ) -> ScorerTiming:
-    """Time `scorer.score` on `pictures()`, its prompt encoded anew each time, and its original.
+    """Time `scorer.score` on `noise_images()`, its prompt encoded anew each time, and its original.
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    images, rounds = pictures().to(device), itertools.count()
+    images, rounds = noise_images().to(device), itertools.count()
 
     def ours() -> None:
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
-        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * PICTURES)
+        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * IMAGES)
 
-    mine = PICTURES / time_call(ours, device=device, repeats=repeats).median
+    rate = IMAGES / time_call(ours, device=device, repeats=repeats).median
     name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
         call = make(scorer)
-        theirs = PICTURES / time_call(lambda: call(images, [PROMPT] * PICTURES), device=device, repeats=repeats).median
+        theirs = IMAGES / time_call(lambda: call(images, [PROMPT] * IMAGES), device=device, repeats=repeats).median
     elif originals and name in originals.scorers:
         original = originals.scorers[name]
         if original.weights_sha256 != weights:
             raise UserError(
-                f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both the same file"
+                f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both"
+                " the same file"
             )
-        by, theirs = originals.versions, PICTURES / original.seconds
-        scores = scorer.score(images, [PROMPT] * PICTURES).double().cpu()
+        by, theirs = originals.versions, IMAGES / original.seconds
+        scores = scorer.score(images, [PROMPT] * IMAGES).double().cpu()
         difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
-    return ScorerTiming(name, weights, mine, theirs, mine / theirs if theirs else None, difference, by)
+    return ScorerTiming(name, weights, rate, theirs, rate / theirs if theirs else None, difference, by)
 
 
-# ---- the harness ---------------------------------------------------------------------------------------------------------
+# ---- the harness -----------------------------------------------------------------------------------------------------
 
 
-class Nap:
-    """A context that lasts `seconds` a picture, what is done in it included; `total` of all of them."""
+class FakeForward:
+    """A context that lasts `seconds` per image, what is done in it included; `total` of all of them."""
 
     def __init__(self, seconds: float):
         self.seconds, self.total = seconds, 0.0
 
     @contextmanager
-    def __call__(self, pictures: int) -> Iterator[None]:
+    def __call__(self, images: int) -> Iterator[None]:
         """What stands for a network's forward."""
         began = time.perf_counter()
         yield
-        time.sleep(max(0.0, began + self.seconds * pictures - time.perf_counter()))
+        time.sleep(max(0.0, began + self.seconds * images - time.perf_counter()))
         self.total += time.perf_counter() - began
 
 
 class _Stub(Scorer):
-    """A scorer whose network is a nap: pictures are read and prepared as for a real one."""
+    """A scorer whose forward is faked: images are read and prepared as for a real one."""
 
-    def __init__(self, name: str, nap: Nap) -> None:
+    def __init__(self, name: str, fake_forward: FakeForward) -> None:
         super().__init__(name, CLIP_224)
-        self.nap = nap
+        self.fake_forward = fake_forward
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """A row of nothing a prompt."""
+        """A row of nothing per prompt."""
         return {"features": torch.zeros(len(prompts), 1)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """A number a picture, after the nap."""
-        with self.nap(len(pixels)):
+        """A number per image, after the fake forward."""
+        with self.fake_forward(len(pixels)):
             return pixels.flatten(1).mean(1)
 
 
 def bench_harness(
     records: int = RECORDS, *, edge: int = EDGE, drawing: float = 0.02, scoring: float = 0.002
 ) -> dict[str, float]:
-    """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row, files written to a scratch folder.
+    """What `evaluate run` costs besides its networks, from the first prompt to the leaderboard's row,
+    files written to a scratch folder.
 
-    drawing, scoring: seconds a picture that stand for the forwards of the model and of each of as many scorers as `METRICS` names.
-    Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the forwards) and outside_ms, milliseconds
-    a record outside them.
+    drawing, scoring: seconds per image that stand for the forwards of the model and of each of as many scorers as
+    `METRICS` names. Returns them, records, edge, total_s, forward_s, overhead (the share of the total outside the
+    forwards) and outside_ms, milliseconds per record outside them.
     """
     from evaluate.runs import run
     from evaluate.runs.settings import METRICS, Settings
     from prompts.suites import Prompt, Suite
 
-    naps, generator = (Nap(drawing), Nap(scoring)), torch.Generator().manual_seed(0)
-    # As smooth as pictures are, so that their files are as large: noise would not pack, flat colour would pack to nothing.
+    fake_forwards, generator = (FakeForward(drawing), FakeForward(scoring)), torch.Generator().manual_seed(0)
+    # As smooth as images are, so that their files are as large: noise would not pack,
+    # flat colour would pack to nothing.
     canvas = torch.nn.functional.interpolate(
         torch.rand(1, 3, edge // 4, edge // 4, generator=generator), size=(2 * edge, 2 * edge), mode="bicubic"
     )[0].clamp(0, 1)
 
     def draw(texts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with naps[0](len(texts)):
+        with fake_forwards[0](len(texts)):
             corners = [(37 * int(each) % edge, 101 * int(each) % edge) for each in ids]
             return torch.stack([canvas[:, y : y + edge, x : x + edge] for y, x in corners])
 
-    asked = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
-    suite = Suite("stub", asked, "0" * 64, "made up", "none")
+    prompts = tuple(Prompt(str(i), f"a photo of {i} bicycles", {"tens": str(i // 10 % 10)}) for i in range(records))
+    suite = Suite("stub", prompts, "0" * 64, "made up", "none")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(suite=suite, model="shapes/base", metrics=METRICS, output=Path(folder))
         began = time.perf_counter()
-        run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, naps[1]))
+        run.run(settings, make=lambda *_, **__: draw, load=lambda name, **_: _Stub(name, fake_forwards[1]))
         total = time.perf_counter() - began
-    forward = naps[0].total + naps[1].total
+    forward = fake_forwards[0].total + fake_forwards[1].total
     return {
-        "records": records, "edge": edge, "scorers": len(METRICS), "drawing_s": drawing, "scoring_s": scoring, "total_s": total, "forward_s": forward,
-        "overhead": (total - forward) / total, "outside_ms": 1000 * (total - forward) / records,
-    }  # fmt: skip
+        "records": records,
+        "edge": edge,
+        "scorers": len(METRICS),
+        "drawing_s": drawing,
+        "scoring_s": scoring,
+        "total_s": total,
+        "forward_s": forward,
+        "overhead": (total - forward) / total,
+        "outside_ms": 1000 * (total - forward) / records,
+    }
 
 
-# ---- the Fréchet distance ------------------------------------------------------------------------------------------------
+# ---- the Fréchet distance --------------------------------------------------------------------------------------------
 
 
 def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float]:
-    """Seconds of ours and of clean-fid's own function, once, on the same full-rank statistics, and by how much they differ.
+    """Seconds of ours and of clean-fid's own function, once, on the same full-rank
+    statistics, and by how much they differ.
 
-    Ours starts from moments that have computed nothing yet. Raises UserError under a scipy that clean-fid's function does not know.
+    Ours starts from moments that have computed nothing yet. Raises UserError under a scipy that
+    clean-fid's function does not know.
     """
     from cleanfid.fid import frechet_distance as original
 
@@ -271,15 +291,21 @@ def bench_frechet(dimension: int = 2048, *, repeats: int = 3) -> dict[str, float
     try:
         reference = time_call(lambda: values.append(theirs()), repeats=1, warmup=0).median
     except TypeError:
-        raise UserError("--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it") from None
-    own = time_call(ours, repeats=repeats).median
+        raise UserError(
+            "--frechet: clean-fid's function fails under this scipy; install scipy<1.18 to time it"
+        ) from None
+    seconds = time_call(ours, repeats=repeats).median
     return {
-        "dimension": dimension, "ours_s": own, "original_s": reference, "ratio": reference / own,
-        "relative_difference": abs(ours() - values[0]) / values[0], "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "dimension": dimension,
+        "ours_s": seconds,
+        "original_s": reference,
+        "ratio": reference / seconds,
+        "relative_difference": abs(ours() - values[0]) / values[0],
+        "threads": torch.get_num_threads(),
+    }
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def bench(
@@ -299,13 +325,20 @@ def bench(
     for name, path in names.items():
         scorer = scorers.load(name, device=device, dtype=dtype, weights=path)
         rows.append(
-            bench_scorer(scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known)
+            bench_scorer(
+                scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known
+            )
         )
     return {
-        "hardware": hardware, "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
-        "pictures": PICTURES, "edge": EDGE, "dtype": str(dtype).removeprefix("torch."), "scorers": [asdict(row) for row in rows],
-        "frechet": bench_frechet() if frechet else None, "harness": bench_harness() if harness else None,
-    }  # fmt: skip
+        "hardware": hardware,
+        "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
+        "images": IMAGES,
+        "edge": EDGE,
+        "dtype": str(dtype).removeprefix("torch."),
+        "scorers": [asdict(row) for row in rows],
+        "frechet": bench_frechet() if frechet else None,
+        "harness": bench_harness() if harness else None,
+    }
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
@@ -324,7 +357,7 @@ def show(result: Mapping[str, Any]) -> None:
     if result["scorers"]:
         table = Table(
             title=f"{result['hardware']}, {result['dtype']}",
-            caption=f"pictures a second, {PICTURES} of {EDGE} x {EDGE} a call, warm",
+            caption=f"images per second, {IMAGES} of {EDGE} x {EDGE} per call, warm",
         )
         for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):
             table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
@@ -335,11 +368,14 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table)
     if frechet := result["frechet"]:
         console.print(
-            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads: {frechet['ours_s']:.2f} s, clean-fid's own"
-            f" {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x), relative difference {frechet['relative_difference']:.1e}"
+            f"Fréchet distance, {frechet['dimension']} dimensions, {frechet['threads']} threads:"
+            f" {frechet['ours_s']:.2f} s, clean-fid's own {frechet['original_s']:.1f} s ({frechet['ratio']:.1f} x),"
+            f" relative difference {frechet['relative_difference']:.1e}"
         )
     if harness := result["harness"]:
         console.print(
-            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}: {harness['outside_ms']:.2f} ms a record outside the"
-            f" forwards, {harness['overhead']:.1%} where a picture takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers {1000 * harness['scoring_s']:.0f} ms"
+            f"Harness, {harness['records']:,} records of {harness['edge']} x {harness['edge']}:"
+            f" {harness['outside_ms']:.2f} ms per record outside the forwards, {harness['overhead']:.1%} where an image"
+            f" takes the model {1000 * harness['drawing_s']:.0f} ms and each of {harness['scorers']} scorers"
+            f" {1000 * harness['scoring_s']:.0f} ms"
         )

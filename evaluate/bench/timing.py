@@ -1,7 +1,8 @@
 """How long a model takes to draw, stage by stage, and how much memory at most.
 
-A stage is what its modules' forwards take, by hooks on a stock pipeline: `text` the text encoders, `denoiser` the UNet or transformer in
-all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA events; on a CPU, the wall clock.
+A stage is what its modules' forwards take, by hooks on a stock pipeline: `text` the text encoders, `denoiser`
+the UNet or transformer in all steps, `vae` the decoder; `other` is the rest of the call. On a GPU, CUDA
+events; on a CPU, the wall clock.
 """
 
 import json
@@ -22,15 +23,15 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from evaluate import environment, pipelines, weights
-from evaluate.pipelines import overlays as layers
+from evaluate.pipelines import overlays
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts.io import hub
 from prompts.io.errors import UserError
 
 #: Calls that are not counted: memory is claimed and kernels are chosen in them.
 WARMUP = 2
-#: Seconds are told for this many pictures, as papers tell them.
-PICTURES = 10
+#: Seconds are given for this many images, as papers give them.
+IMAGES = 10
 PROMPT = "a small red circle left of a large blue square on a white background"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -66,7 +67,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Spread":
-        """Of one value a call."""
+        """Of one value per call."""
         return cls(statistics.median(seconds), min(seconds), max(seconds))
 
 
@@ -83,11 +84,14 @@ def time_call(
     return Spread.of(seconds[warmup:])
 
 
-# ---- stages of a pipeline ------------------------------------------------------------------------------------------------
+# ---- stages of a pipeline --------------------------------------------------------------------------------------------
 
 
 def stages(pipeline: Any) -> dict[str, list[nn.Module]]:
-    """The modules of each stage. The pipeline calls `vae.decode`, which is no forward, but what it spends its time in is."""
+    """The modules of each stage.
+
+    The pipeline calls `vae.decode`, which is no forward, but what it spends its time in is.
+    """
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return {
         "text": [part for name, part in parts.items() if name.startswith("text_encoder")],
@@ -115,9 +119,10 @@ def watched(modules: dict[str, list[nn.Module]], clock: Clock) -> Iterator[dict[
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for PICTURES pictures, medians over calls of `batch` pictures (`least`, `most`: of the total), and peak memory.
+    """Seconds for IMAGES images, medians over calls of `batch` images (`least`, `most`: of the total), and peak memory.
 
-    peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at most, Python and loading included.
+    peak_mib: on a GPU what torch held at most while drawing; on a CPU what the process held at
+    most, Python and loading included.
     """
 
     total: float
@@ -131,8 +136,8 @@ class Timing:
 
 
 @torch.no_grad()
-def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
-    """Draw `batch` pictures WARMUP + `repeats` times and time the last `repeats`."""
+def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
+    """Draw `batch` images WARMUP + `repeats` times and time the last `repeats`."""
     clock = Clock(torch.device(pipeline.device))
     modules = stages(pipeline)
     calls: list[dict[str, float]] = []
@@ -141,13 +146,13 @@ def time_pipeline(pipeline: Any, how: pipelines.Recipe, *, batch: int, repeats: 
             torch.cuda.reset_peak_memory_stats(clock.device)
         with watched(modules, clock) as spans:
             first = clock.mark()
-            pictures: Tensor = pipeline([prompt] * batch, output_type="pt", **how.call()).images
-            pictures.cpu()
+            images: Tensor = pipeline([prompt] * batch, output_type="pt", **recipe.call()).images
+            images.cpu()
             last = clock.mark()
-        seconds = {stage: sum(clock.seconds(*span) for span in found) for stage, found in spans.items()}
+        seconds = {stage: sum(clock.seconds(*span) for span in marks) for stage, marks in spans.items()}
         total = clock.seconds(first, last)
         calls.append({"total": total, **seconds, "other": total - sum(seconds.values())})
-    scaled = {name: [PICTURES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
+    scaled = {name: [IMAGES / batch * call[name] for call in calls[WARMUP:]] for name in calls[0]}
     medians = {name: statistics.median(values) for name, values in scaled.items()}
     return Timing(**medians, least=min(scaled["total"]), most=max(scaled["total"]), peak_mib=peak_mib(clock.device))
 
@@ -164,11 +169,12 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
-# ---- weights that are not at hand ----------------------------------------------------------------------------------------
+# ---- without the weights ---------------------------------------------------------------------------------------------
 
 
 def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """The model's architecture with weights drawn at random (`weights.draw`), from its configs and tokenizers alone.
+    """The model's architecture with weights initialised at random (`weights.randomise`), from
+    its configs and tokenizers alone.
 
     Raises UserError where a config is missing.
     """
@@ -176,19 +182,22 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
     pipelines.quiet()
     folder = _configs(model)
-    layers.check_parts(folder)
+    overlays.check_parts(folder)
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         torch.manual_seed(seed)
         parts: dict[str, Any] = {}
         for name, entry in index.items():
             if isinstance(entry, list) and entry[0] is not None:
-                kind = layers.part_class(*entry)
+                kind = overlays.part_class(*entry)
                 if kind is None:  # safety checkers and what else a pipeline brings along for itself
                     parts[name] = None
                 elif issubclass(kind, nn.Module):
                     parts[name] = (
-                        weights.draw(_build(kind, folder / name, device)).to(device, dtype).eval().requires_grad_(False)
+                        weights.randomise(_build(kind, folder / name, device))
+                        .to(device, dtype)
+                        .eval()
+                        .requires_grad_(False)
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
@@ -205,13 +214,13 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
 
 def _configs(model: str, revision: str | None = None) -> Path:
     """The folder with a model's configs, that of the pipeline it leans on where it has one."""
-    path, how = pipelines.locate(model), pipelines.runnable(model)
+    path, recipe = pipelines.locate(model), pipelines.runnable(model)
     if path is None:
         repo, _, pinned = model.partition("@")
-        allow = [f"*{suffix}" for suffix in layers.TEXTS]
+        allow = [f"*{suffix}" for suffix in overlays.TEXTS]
         return hub.fetch_folder(repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
     folder = path if path.is_dir() else path.parent
-    return _configs(pipelines.beside(folder, how.pipeline), how.revision) if how.pipeline else folder
+    return _configs(pipelines.beside(folder, recipe.pipeline), recipe.revision) if recipe.pipeline else folder
 
 
 def _build(kind: Any, folder: Path, device: str) -> nn.Module:
@@ -225,7 +234,7 @@ def _build(kind: Any, folder: Path, device: str) -> nn.Module:
     return module
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,30 +252,47 @@ class TimingSettings:
     def command(self) -> str:
         """What makes the row again."""
         words = ["evaluate", "time", "--model", self.model, *(["--random-weights"] if self.random_weights else [])]
-        words += ["--device", self.device, "--dtype", self.dtype, "--batch", str(self.batch), "--repeats", str(self.repeats)]
+        words += [
+            "--device",
+            self.device,
+            "--dtype",
+            self.dtype,
+            "--batch",
+            str(self.batch),
+            "--repeats",
+            str(self.repeats),
+        ]
         return hub.redact(shlex.join(words))
 
 
 def measure(settings: TimingSettings) -> dict[str, Any]:
-    """The row of `timings.csv`: seconds for PICTURES pictures, in all and by stage."""
+    """The row of `timings.csv`: seconds for IMAGES images, in all and by stage."""
     if settings.dtype not in DTYPES:
         raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
-    dtype, how = DTYPES[settings.dtype], pipelines.recipe(settings.model)
+    dtype, recipe = DTYPES[settings.dtype], pipelines.read_recipe(settings.model)
     if settings.random_weights:
         pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
     else:
         pipeline = pipelines.load(settings.model, dtype=dtype)
-    timing = time_pipeline(pipeline.to(settings.device), how, batch=settings.batch, repeats=settings.repeats)
-    figures = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
+    timing = time_pipeline(pipeline.to(settings.device), recipe, batch=settings.batch, repeats=settings.repeats)
+    seconds = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
     return {
-        "model": settings.model, "weights": "random" if settings.random_weights else "its own",
-        "recipe": json.dumps(how.record(), sort_keys=True),
-        "pictures": PICTURES, **figures, "peak_mib": timing.peak_mib, "dtype": settings.dtype, "batch": settings.batch,
-        "repeats": settings.repeats, "warmup": WARMUP, "hardware": environment.hardware(settings.device),
-        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"), "command": settings.command,
-    }  # fmt: skip
+        "model": settings.model,
+        "weights": "random" if settings.random_weights else "its own",
+        "recipe": json.dumps(recipe.record(), sort_keys=True),
+        "images": IMAGES,
+        **seconds,
+        "peak_mib": timing.peak_mib,
+        "dtype": settings.dtype,
+        "batch": settings.batch,
+        "repeats": settings.repeats,
+        "warmup": WARMUP,
+        "hardware": environment.hardware(settings.device),
+        "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
+        "command": settings.command,
+    }
 
 
 #: What tells rows apart: the same command on the same hardware with the same versions replaces its row.
@@ -294,10 +320,10 @@ def show(row: dict[str, Any]) -> None:
 
     table = Table(
         title=escape(f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}"),
-        caption=f"medians of {row['repeats']} calls of {row['batch']} pictures, after {WARMUP} that are not counted",
+        caption=f"medians of {row['repeats']} calls of {row['batch']} images, after {WARMUP} that are not counted",
     )
     table.add_column("stage")
-    for column in (f"s / {PICTURES} pictures", "share"):
+    for column in (f"s / {IMAGES} images", "share"):
         table.add_column(column, justify="right")
     for stage in ("text", "denoiser", "vae", "other", "total"):
         seconds = row[f"{stage}_s"]

@@ -1,4 +1,4 @@
-"""Metrics of a whole set of pictures, which no single picture has. One file here is one family of them.
+"""Distribution metrics: of a set of images, which no single image has. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
 `load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
@@ -6,7 +6,7 @@ A family's file declares `VARIANTS`, name -> what it is in a sentence, the first
 
 >>> from evaluate import distribution
 >>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
->>> metric.update(pictures, captions)  # doctest: +SKIP
+>>> metric.update(images, captions)  # doctest: +SKIP
 >>> metric.compute()  # doctest: +SKIP
 Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
 """
@@ -27,7 +27,7 @@ __path__ = extended(__path__, "distribution")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value, its 95 % interval (NaN where there is none), and the pictures behind it.
+    """A metric's value, its 95 % interval (NaN where there is none), and the images behind it.
 
     note: what a reader must know before comparing it, '' if nothing.
     """
@@ -40,10 +40,11 @@ class Estimate:
 
 
 class DistributionMetric(ABC):
-    """Gathers what it needs of images as they come. In what order and to which process they come changes rounding alone.
+    """Gathers what it needs of images as they come. In what order and to which process
+    they come changes rounding alone.
 
-    It is no `torchmetrics.Metric`, whose states are tensors that are reduced one by one: here a state may hold text, its
-    parts may merge together only, and a process without an image gathers like any other.
+    It is no `torchmetrics.Metric`, whose states are tensors that are reduced one by one: here a state may hold text,
+    its parts may merge together only, and a process without an image gathers like any other.
 
     protocol: name of what is computed. Numbers of different protocols are never compared.
     weights_sha256: of the file of the network whose features are taken.
@@ -56,7 +57,7 @@ class DistributionMetric(ABC):
 
     @abstractmethod
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Take in pictures `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
+        """Take in images `[B, 3, H, W]`, float in [0, 1] or uint8, or a list of `[3, H, W]`, and the prompt of each."""
 
     @abstractmethod
     def merge(self, other: "DistributionMetric") -> None:
@@ -64,11 +65,13 @@ class DistributionMetric(ABC):
 
     @abstractmethod
     def compute(self) -> Estimate:
-        """The metric of everything so far. Raises ValueError for too few pictures."""
+        """The metric of everything so far. Raises ValueError for too few images."""
 
 
 def gather(metric: DistributionMetric) -> DistributionMetric:
-    """The metric of all processes' pictures, on each process; every process must call it. `metric` itself stays as it is."""
+    """The metric of all processes' images, on each process; every process must call it.
+    `metric` itself stays as it is.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return metric
     states: list[Any] = [None] * distributed.get_world_size()
@@ -89,7 +92,7 @@ def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
     return value - half, value + half
 
 
-_files = Variants(__name__, what="set metric")
+_files = Variants(__name__, what="distribution metric")
 variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
@@ -100,10 +103,10 @@ def load(
     weights: str | None = None,
     reference: str | None = None,
 ) -> DistributionMetric:
-    """The set metric called `name` (a variant, or a family for its default), with nothing gathered yet.
+    """The distribution metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
-    weights: a local path in place of the metric's own. reference: a folder of the pictures to compare with, for those that
-    compare with pictures. Raises UserError for an unknown name, and for what the metric needs or does not take.
+    weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those
+    that compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.
     """
     variant, module = _files.find(name)
     metric: DistributionMetric = module.load(variant, device, weights, reference)

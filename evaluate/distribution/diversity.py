@@ -1,8 +1,8 @@
-"""Diversity within a prompt: how unlike the pictures are that a model draws of one prompt from different noise.
+"""Diversity within a prompt: how unlike the images are that a model draws of one prompt from different noise.
 
-For each prompt, the mean over its pairs of pictures of 1 - cosine of their features, that is one minus the mean similarity score
-of Sadat et al. (2024, CADS); then the mean over prompts. In [0, 2], 0 where noise changes nothing. The interval is Student's t
-over prompts, which are what was sampled: pictures of one prompt are not independent.
+For each prompt, the mean over its pairs of images of 1 - cosine of their features, that is one minus the mean
+similarity score of Sadat et al. (2024, CADS); then the mean over prompts. In [0, 2], 0 where noise changes nothing. The
+interval is Student's t over prompts, which are what was sampled: images of one prompt are not independent.
 """
 
 import math
@@ -17,14 +17,18 @@ from evaluate.distribution.frechet import Features
 from prompts.io.errors import UserError
 
 VARIANTS = {
-    "diversity/shapes-clip": "mean 1 - cosine between pictures of a prompt, on the features of shapes/clip; higher is more diverse",
-    "diversity/inception": "the same on FID's Inception, pictures prepared as fid/coco2014-30k does",
+    "diversity/shapes-clip": (
+        "mean 1 - cosine between images of a prompt, on the features of shapes/clip; higher is more diverse"
+    ),
+    "diversity/inception": "the same on FID's Inception, images prepared as fid/coco2014-30k does",
 }
 VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 class Diversity(DistributionMetric):
-    """state: by prompt, how many pictures and the sum `[D]` of their unit features: all that the mean over pairs needs."""
+    """state: by prompt, how many images and the sum `[D]` of their unit features: all
+    that the mean over pairs needs.
+    """
 
     def __init__(self, protocol: str, features: Features, *, weights_sha256: str):
         self.protocol, self.features, self.weights_sha256 = protocol, features, weights_sha256
@@ -32,7 +36,7 @@ class Diversity(DistributionMetric):
 
     @torch.no_grad()
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Add pictures' features to their prompts' sums."""
+        """Add images' features to their prompts' sums."""
         units = torch.nn.functional.normalize(self.features(images).double().cpu(), dim=-1)
         self._add((prompt, 1, unit) for prompt, unit in list(zip(prompts, units, strict=True)))
 
@@ -49,23 +53,23 @@ class Diversity(DistributionMetric):
         self.state = state
 
     def compute(self) -> Estimate:
-        """The mean over prompts of at least two pictures; its note says how many had one."""
+        """The mean over prompts of at least two images; its note says how many had one."""
         several = [(n, total) for n, total in self.state.values() if n > 1]
         if not several:
-            raise ValueError(f"{self.protocol}: no prompt has two pictures; draw each from several seeds")
+            raise ValueError(f"{self.protocol}: no prompt has two images; draw each from several seeds")
         # sum over pairs of u_i . u_j = |sum u|^2 - n, for unit vectors
         means = torch.stack([1 - (total.square().sum() - n) / (n * (n - 1)) for n, total in several])
         value, count = means.mean().item(), len(several)
         error = means.std().item() / math.sqrt(count) if count > 1 else math.nan
         single = len(self.state) - count
-        note = f"{single:,} prompts of a single picture left out" if single else ""
+        note = f"{single:,} prompts of a single image left out" if single else ""
         return Estimate(value, *t_interval(value, error, count - 1), sum(n for n, _ in several), note)
 
 
 def load(name: str, device: Any, weights: str | None, reference: str | None) -> DistributionMetric:
     """weights: those of `fd-shapes` or of `fid`, whose features these are."""
     if reference:
-        raise UserError(f"{name} compares pictures with each other; leave out {reference}")
+        raise UserError(f"{name} compares images with each other; leave out {reference}")
     if name == "diversity/shapes-clip":
         features, digest = fd_shapes.encoder(device, weights)
     else:

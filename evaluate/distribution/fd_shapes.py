@@ -1,6 +1,6 @@
-"""`fd-shapes`: the Fréchet distance of pictures to renders of the same captions, on the features of `shapes/clip`.
+"""`fd-shapes`: the Fréchet distance of images to renders of the same captions, on the features of `shapes/clip`.
 
-Never call it FID. It grows as the pictures get fewer (64 features): compare only sets of the same captions.
+Never call it FID. It grows as the images get fewer (64 features): compare only sets of the same captions.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.frechet import Features, Moments, frechet_distance, group_of, jackknife, union
 from prompts.io.errors import UserError
 
-VARIANTS = {"fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"}
+VARIANTS = {
+    "fd-shapes": "Fréchet distance to renders of the same captions, on the features of shapes/clip; lower is better"
+}
 VERIFIED_BY = {"fd-shapes": "formula"}
 
-#: Renders a caption, so that the reference's own sampling error is small.
+#: Renders per caption, so that the reference's own sampling error is small.
 RENDERS = 8
 CHUNK = 256
 
 
 class ShapesDistance(DistributionMetric):
-    """Pictures `[B, 3, 32, 32]` in [0, 1] against RENDERS renders of each caption, drawn from `seed` when it is computed.
+    """Images `[B, 3, 32, 32]` in [0, 1] against RENDERS renders of each caption, drawn from `seed` when it is computed.
 
-    state: features `[1, D]` and caption of each picture. The interval leaves out groups of captions, on both sides.
+    state: features `[1, D]` and caption of each image. The interval leaves out groups of captions, on both sides.
     """
 
     protocol = "fd-shapes"
@@ -38,7 +40,7 @@ class ShapesDistance(DistributionMetric):
 
     @torch.no_grad()
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Add pictures' features."""
+        """Add images' features."""
         self.state = [*self.state, *zip(prompts, self.features(images).split(1), strict=True)]
 
     def merge(self, other: DistributionMetric) -> None:
@@ -47,17 +49,20 @@ class ShapesDistance(DistributionMetric):
 
     @torch.no_grad()
     def compute(self) -> Estimate:
-        """The distance. Captions are sorted first, so that the same pictures meet the same renders in whatever order they came."""
+        """The distance.
+
+        Captions are sorted first, so that the same images meet the same renders in whatever order they came.
+        """
         from prompts.shapes import render
 
         if len(self.state) < 2:
-            raise ValueError(f"fd-shapes: {len(self.state)} pictures; a covariance needs at least 2")
+            raise ValueError(f"fd-shapes: {len(self.state)} images; a covariance needs at least 2")
         rows = sorted(self.state, key=lambda row: row[0])
         renders = torch.from_numpy(render([caption for caption, _ in rows] * RENDERS, seed=self.seed))
         rendered = self.features(renders)
-        given, groups = torch.cat([row for _, row in rows]), torch.tensor([group_of(caption) for caption, _ in rows])
+        drawn, groups = torch.cat([row for _, row in rows]), torch.tensor([group_of(caption) for caption, _ in rows])
         parts = {
-            group: (Moments.of(given[groups == group]), Moments.of(rendered[(groups == group).repeat(RENDERS)]))
+            group: (Moments.of(drawn[groups == group]), Moments.of(rendered[(groups == group).repeat(RENDERS)]))
             for group in groups.unique().tolist()
         }
 
@@ -82,17 +87,17 @@ def encoder(device: Any, weights: str | None) -> tuple[Features, str]:
 
     @torch.no_grad()
     def features(images: Tensor | Sequence[Tensor]) -> Tensor:
-        pictures = images if isinstance(images, Tensor) else torch.stack(list(images))
-        if pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 255
-        return torch.cat([clip.features(chunk.to(device)) for chunk in pictures.split(CHUNK)]).cpu()
+        batch = images if isinstance(images, Tensor) else torch.stack(list(images))
+        if batch.dtype == torch.uint8:
+            batch = batch.float() / 255
+        return torch.cat([clip.features(chunk.to(device)) for chunk in batch.split(CHUNK)]).cpu()
 
     folder = Path(weights) if weights else embedded.folder("shapes/clip")
     return features, weight_files.sha256(folder / "model.safetensors")
 
 
-def fd_shapes(pictures: Tensor, captions: Sequence[str], *, weights: str | None = None) -> float:
-    """`fd-shapes` of pictures `[N, 3, 32, 32]` in [0, 1] of `captions`."""
-    metric = load("fd-shapes", pictures.device, weights, None)
-    metric.update(pictures, captions)
+def fd_shapes(images: Tensor, captions: Sequence[str], *, weights: str | None = None) -> float:
+    """`fd-shapes` of images `[N, 3, 32, 32]` in [0, 1] of `captions`."""
+    metric = load("fd-shapes", images.device, weights, None)
+    metric.update(images, captions)
     return metric.compute().value

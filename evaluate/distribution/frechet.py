@@ -13,10 +13,10 @@ from evaluate.distribution import DistributionMetric, Estimate, t_interval
 
 #: Parts of a set, each left out once for the interval.
 GROUPS = 10
-#: Pictures whose moments are taken together.
+#: Images whose moments are taken together.
 PENDING = 1024
 
-#: Pictures as `DistributionMetric.update` takes them -> features [B, D].
+#: Images as `DistributionMetric.update` takes them -> features [B, D].
 Features = Callable[[Tensor | Sequence[Tensor]], Tensor]
 
 
@@ -49,7 +49,9 @@ class Moments:
 
     @functools.cached_property
     def factor(self) -> Tensor:
-        """Some F `[D, D]` with F F^T the covariance: Cholesky's, or the symmetric root of one that is singular to rounding."""
+        """Some F `[D, D]` with F F^T the covariance: Cholesky's, or the symmetric root of
+        one that is singular to rounding.
+        """
         factor, failed = torch.linalg.cholesky_ex(self.covariance)
         if not failed:
             return factor
@@ -60,8 +62,8 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})` (Heusel et al. 2017, eq. 6); >= 0, 0 for equal moments.
 
-    S_a S_b has the eigenvalues of F^T S_a F, F F^T = S_b, which is symmetric: the trace of the root is the sum of their roots.
-    F is kept with b, so that a reference pays for it once.
+    S_a S_b has the eigenvalues of F^T S_a F, F F^T = S_b, which is symmetric: the trace of the root is the sum of their
+    roots. F is kept with b, so that a reference pays for it once.
     """
     cross = torch.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
@@ -74,17 +76,18 @@ def union(parts: Iterable[Moments]) -> Moments:
 
 
 def group_of(prompt: str) -> int:
-    """Which of GROUPS a prompt's pictures belong to, whatever the process or order they come in."""
+    """Which of GROUPS a prompt's images belong to, whatever the process or order they come in."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % GROUPS
 
 
 def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float]) -> Estimate:
     """The distance of a set that falls into groups, with an interval for it.
 
-    parts: pictures by group. distance: the distance without one group, or of all for None. The interval is the delete-a-group
-    jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree fewer than there
-    are groups. Prompts stay whole, so that it is right for several pictures a prompt. It says where the distance of another n
-    pictures would lie. It does not remove the distance's bias, which falls as 1/n: compare only equal n (Chong and Forsyth 2020).
+    parts: images by group. distance: the distance without one group, or of all for None. The interval is the
+    delete-a-group jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree
+    fewer than there are groups. Prompts stay whole, so that it is right for several images per prompt. It says where
+    the distance of another n images would lie. It does not remove the distance's bias, which falls as 1/n: compare only
+    equal n (Chong and Forsyth 2020).
     """
     n, value = sum(parts.values()), distance(None)
     if len(parts) < 2 or min(n - part for part in parts.values()) < 2:
@@ -99,15 +102,17 @@ def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float])
 
 
 class FrechetMetric(DistributionMetric):
-    """Fréchet distance of pictures' features to a reference's moments.
+    """Fréchet distance of images' features to a reference's moments.
 
-    features: pictures, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long to
-    measure: it is asked when the distance is. asked: how many pictures the protocol takes.
+    features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may
+    take long to measure: it is asked when the distance is. n_images: how many images the protocol takes.
     state: moments by group of prompts.
     """
 
-    def __init__(self, protocol: str, features: Features, reference: Callable[[], Moments], *, asked: int, weights_sha256: str):
-        self.protocol, self.features, self.reference, self.asked = protocol, features, reference, asked
+    def __init__(
+        self, protocol: str, features: Features, reference: Callable[[], Moments], *, n_images: int, weights_sha256: str
+    ):
+        self.protocol, self.features, self.reference, self.n_images = protocol, features, reference, n_images
         self.weights_sha256 = weights_sha256
         self._moments: dict[int, Moments] = {}
         self._pending: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -124,16 +129,18 @@ class FrechetMetric(DistributionMetric):
 
     @torch.no_grad()
     def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Add pictures' features to their prompts' groups."""
+        """Add images' features to their prompts' groups."""
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
+            raise ValueError(
+                f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
+            )
         groups = torch.tensor([group_of(prompt) for prompt in prompts])
         self._pending = (*self._pending, (self.features(images).cpu(), groups))
         if sum(len(rows) for rows, _ in self._pending) >= PENDING:
             self._settle()
 
     def _settle(self) -> None:
-        """Merging moments costs D^2 however few pictures they are of, so it is done for many pictures together."""
+        """Merging moments costs D^2 however few images they are of, so it is done for many images together."""
         if self._pending:
             features, groups = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
             self._pending = ()
@@ -145,15 +152,18 @@ class FrechetMetric(DistributionMetric):
         self._add(other.state)
 
     def _add(self, parts: Mapping[int, Moments]) -> None:
-        own = self.state
-        self._moments = {**own, **{group: own[group].merge(part) if group in own else part for group, part in parts.items()}}
+        moments = self.state
+        self._moments = {
+            **moments,
+            **{group: moments[group].merge(part) if group in moments else part for group, part in parts.items()},
+        }
 
     def compute(self) -> Estimate:
-        """The distance; its note says where pictures are too few for the features' dimension or the protocol."""
+        """The distance; its note says where images are too few for the features' dimension or the protocol."""
         counts = {group: self.state[group].n for group in sorted(self.state)}
         n = sum(counts.values())
         if n < 2:
-            raise ValueError(f"{self.protocol}: {n} pictures; a covariance needs at least 2")
+            raise ValueError(f"{self.protocol}: {n} images; a covariance needs at least 2")
         reference = self.reference()
         width = len(reference.mean)
 
@@ -163,7 +173,7 @@ class FrechetMetric(DistributionMetric):
         estimate = jackknife(counts, distance)
         notes = [estimate.note] if estimate.note else []
         if n <= width:
-            notes.append(f"rank-deficient: {n:,} pictures for {width:,} dimensions, so the value is far too high")
-        if n != self.asked:
-            notes.append(f"{n:,} pictures where the protocol takes {self.asked:,}")
+            notes.append(f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high")
+        if n != self.n_images:
+            notes.append(f"{n:,} images where the protocol takes {self.n_images:,}")
         return Estimate(estimate.value, estimate.low, estimate.high, n, "; ".join(notes))

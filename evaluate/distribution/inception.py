@@ -1,7 +1,8 @@
 """The Inception network of FID (Szegedy et al. 2015, as TensorFlow published it on 2015-12-05) up to its last pooling.
 
-It is torchvision's with the blocks that clean-fid puts in: average pooling does not count the padding, and the last block pools by
-maximum. Its weights are the plain file that clean-fid's own PyTorch network fetches, and is known by its hash.
+It is torchvision's with the blocks that clean-fid puts in: average pooling does not count the padding, and
+the last block pools by maximum. Its weights are the plain file that clean-fid's own PyTorch network
+fetches, and is known by its hash.
 """
 
 from http.client import HTTPException
@@ -37,24 +38,30 @@ class Inception(nn.Module):
         self.network.Mixed_7b, self.network.Mixed_7c = FIDInceptionE_1(1280), FIDInceptionE_2(2048)
         self.network.fc = nn.Identity()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Scaled as clean-fid does for pictures that are resized already: to [-1, 1)."""
-        features: Tensor = self.network((pictures - 128) / 128)
+    def forward(self, images: Tensor) -> Tensor:
+        """Scaled as clean-fid does for images that are resized already: to [-1, 1)."""
+        features: Tensor = self.network((images - 128) / 128)
         return features
 
 
 def load(path: Path, device: Any = "cpu") -> Inception:
     """The network with the weights of the published file, frozen. Raises UserError for those of another."""
     inception = Inception()
-    # Neither the classifier behind the features nor counts of training batches, which not every copy has, are of any use.
-    counts = {key: value for key, value in inception.network.state_dict().items() if key.endswith("num_batches_tracked")}
+    # Neither the classifier behind the features nor counts of training batches, which not
+    # every copy has, are of any use.
+    counts = {
+        key: value for key, value in inception.network.state_dict().items() if key.endswith("num_batches_tracked")
+    }
     tensors = {key: value for key, value in weights.read(path).items() if not key.startswith("fc.")}
     weights.load_strict(inception.network, counts | tensors, path)
     return inception.to(device).eval().requires_grad_(False)
 
 
 def fetch() -> Path:
-    """Where the published file of weights lies on this machine, fetched on first use and kept. Raises UserError with the remedy."""
+    """Where the published file of weights lies on this machine, fetched on first use and kept.
+
+    Raises UserError with the remedy.
+    """
     from cleanfid.inception_pytorch import FID_WEIGHTS_URL as URL
 
     path = cache.folder("inception") / URL.rpartition("/")[2]

@@ -1,7 +1,8 @@
 """What is known of an architecture, known once: for drawing, training and sampling alike.
 
-A file here, or in an extension's `families/`, is a family where it has `family`, an instance of a `Family`. Nothing else in the code
-knows one. The tests hold it against stock diffusers where `tests/tiny_families.py` makes a tiny pipeline of it, and else skip it by name.
+A file here, or in an extension's `families/`, is a family where it has `family`, an instance of a `Family`. Nothing
+else in the code knows one. The tests compare it with stock diffusers where `tests/tiny_families.py` makes a tiny
+pipeline of it, and else skip it by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,9 @@ UNET_LAYERS = (
 class Family:
     """An architecture. What most have in common stands here, and a family says what is otherwise.
 
-    pipelines: the classes of diffusers that it is drawn with. network: the network's name among their parts. arguments: what their
-    call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same latents on the hub.
-    lora_targets: the ends of the names of the layers that a LoRA is put on.
+    pipelines: the classes of diffusers that it is drawn with. network: the network's name among their parts. arguments:
+    what their call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same
+    latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -57,7 +58,9 @@ class Family:
         return scaled + vae_config.shift_factor if getattr(vae_config, "shift_factor", None) else scaled
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each, which depends on its prompt alone."""
+        """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each,
+        which depends on its prompt alone.
+        """
         raise UserError(f"{type(pipeline).__name__}: can be evaluated but not trained yet; choose another reference")
 
     def null(self, pipeline: Any) -> dict[str, Tensor]:
@@ -65,10 +68,11 @@ class Family:
         return self.encode(pipeline, [""])
 
     def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
-        """The network's raw output for latents x `[B, C, H, W]`, scaled as it expects them, timesteps t `[B]`, and rows of `encode`.
+        """The network's raw output for latents x `[B, C, H, W]`, scaled as it expects them, timesteps
+        t `[B]`, and rows of `encode`.
 
-        What follows from the latents alone, such as the image's size, is found here; pixels: of the image along each side of a
-        latent's.
+        What follows from the latents alone, such as the image's size, is found here; pixels: of the image
+        along each side of a latent's.
         """
         raise NotImplementedError
 
@@ -80,14 +84,18 @@ def names() -> list[str]:
 
 def load(name: str) -> Family:
     """The family `name`; UserError where there is none."""
-    found: Family = extensions.member(__name__, name, "family", what="family").family
-    return found
+    family: Family = extensions.member(__name__, name, "family", what="family").family
+    return family
 
 
 def of(pipeline: Any) -> Family:
-    """The family of a loaded pipeline, by its class or one that it is derived from; UserError where none draws with it."""
+    """The family of a loaded pipeline, by its class or one that it is derived from;
+    UserError where none draws with it.
+    """
     classes = {kind.__name__ for kind in type(pipeline).__mro__}
     for name in names():
         if classes & set(load(name).pipelines):
             return load(name)
-    raise UserError(f"{type(pipeline).__name__}: no family draws with it; add one to evaluate/families, or use another model")
+    raise UserError(
+        f"{type(pipeline).__name__}: no family draws with it; add one to evaluate/families, or use another model"
+    )

@@ -1,4 +1,7 @@
-"""FLUX.1: a transformer of flow matching over latents packed two by two. It is drawn and scored here, and not trained yet."""
+"""FLUX.1: a transformer of flow matching over latents packed two by two.
+
+It is drawn and scored here, and not trained yet.
+"""
 
 from typing import Any
 

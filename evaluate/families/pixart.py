@@ -1,6 +1,8 @@
-"""PixArt-alpha: a transformer that attends to T5's hidden states, masked to the prompt's tokens. The null prompt encodes "".
+"""PixArt-alpha: a transformer that attends to T5's hidden states, masked to the prompt's
+tokens. The null prompt encodes "".
 
-It also predicts a variance, which one-step generators have no use for (Diff-Instruct++ C.10 keeps the image's channels).
+It also predicts a variance, which one-step generators have no use for (Diff-Instruct++
+C.10 keeps the image's channels).
 """
 
 from collections.abc import Sequence
@@ -34,7 +36,8 @@ class PixArt(Family):
 
     def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
         """The network's raw output without its variance, of the shape of x."""
-        # Networks for 1024 x 1024 are told the image's size; those for less pass over it (stock diffusers gives them None).
+        # Networks for 1024 x 1024 are told the image's size; those for less pass over it
+        # (stock diffusers gives them None).
         height, width = (pixels * side for side in x.shape[-2:])
         resolution, aspect = (
             torch.tensor([value], dtype=x.dtype, device=x.device) for value in ([height, width], [height / width])

@@ -1,4 +1,5 @@
-"""Stable Diffusion XL: a UNet that attends to two CLIP text encoders, and knows one pooled embedding and the image's size.
+"""Stable Diffusion XL: a UNet that attends to two CLIP text encoders, and knows one pooled
+embedding and the image's size.
 
 The null prompt is zeros, not the encoding of "" (SDXL base's `force_zeros_for_empty_prompt`, and DMD2's training).
 """
@@ -22,7 +23,9 @@ class StableDiffusionXL(Family):
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """text: [B, tokens, width], both encoders' next-to-last hidden states side by side; pooled: [B, width of the second]."""
+        """text: [B, tokens, width], both encoders' next-to-last hidden states side by side;
+        pooled: [B, width of the second].
+        """
         device = pipeline.text_encoder.device  # not the pipeline's, whose other parts may be elsewhere
         text, _, pooled, _ = pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}

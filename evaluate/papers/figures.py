@@ -1,8 +1,8 @@
 """What the papers print: every figure of their tables, and what is known of each column.
 
-`leaderboards/paper` holds every figure that the papers' text still shows, a line a cell (`Figure`), and what is known
-of each column (`Column`): the suite and the metrics of ours that come nearest, and why the two are not known to agree,
-where they are not.
+`leaderboards/paper` holds every figure that the papers' text still shows, one line per cell (`Figure`), and what is
+known of each column (`Column`): the suite and the metrics of ours that come nearest, and why the two are not known to
+agree, where they are not.
 """
 
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ TABLES = {
     "di-plus-plus/1": "HPSv2.0 by style; nearly all of its figures are lost in the text",
     "di-plus-plus/2": "four scores of models of 512 px and more on COCO",
 }
-#: What `Column.ours` names besides metrics and the two settings `steps` and `parameters`: seconds for ten pictures.
+#: What `Column.ours` names besides metrics and the two settings `steps` and `parameters`: seconds for ten images.
 SECONDS = "seconds"
 
 

@@ -15,7 +15,7 @@ from prompts.io.files import replace
 
 
 def write(path: Path, name: str, table: Sequence[Cell]) -> None:
-    """Write the table as `path`'s ending says: .csv, a line a cell, or .md or .html, as it is shown."""
+    """Write the table as `path`'s ending says: .csv, one line per cell, or .md or .html, as it is shown."""
     writer(path)(path, name, table)
 
 
@@ -35,15 +35,23 @@ def _line(cell: Cell) -> dict[str, object]:
     figure, ours = cell.figure, cell.ours
     numbers = [None if math.isnan(each) else each for each in (ours[:4] if ours else [math.nan] * 4)]
     return {
-        "table": figure.table, "part": figure.part, "line": figure.line, "row": figure.row, "model": figure.model,
-        "metric": figure.metric, "paper": figure.value, "paper_protocol": figure.protocol,
+        "table": figure.table,
+        "part": figure.part,
+        "line": figure.line,
+        "row": figure.row,
+        "model": figure.model,
+        "metric": figure.metric,
+        "paper": figure.value,
+        "paper_protocol": figure.protocol,
         **dict(zip(("ours", "standard_error", "low", "high"), numbers, strict=True)),
         "n": ours.n or None if ours else None,
-        "suite": cell.column.suite, "protocol": ours.protocol if ours else "",
-        "difference": cell.difference, "why": cell.why,
+        "suite": cell.column.suite,
+        "protocol": ours.protocol if ours else "",
+        "difference": cell.difference,
+        "why": cell.why,
         "note": "; ".join(filter(None, (figure.note, ours.remark if ours else ""))),
         "command": ours.command if ours else "",
-    }  # fmt: skip
+    }
 
 
 def _write_markdown(path: Path, name: str, table: Sequence[Cell]) -> None:

@@ -27,7 +27,7 @@ LOST = "the paper's figure is lost in the text"
 
 
 class Ours(NamedTuple):
-    """What was measured here: value, standard error or 95 % interval (NaN where there is none), of n pictures.
+    """What was measured here: value, standard error or 95 % interval (NaN where there is none), of n images.
 
     command: what measured it. apart: reasons why this row is no repetition of the paper's, whatever the protocol.
     remark: what one should know.
@@ -80,7 +80,7 @@ class Leaderboards:
     def recipe(self, model: str) -> pipelines.Recipe:
         """The model's recipe, read once."""
         if model not in self._recipes:
-            self._recipes[model] = pipelines.recipe(model)
+            self._recipes[model] = pipelines.read_recipe(model)
         return self._recipes[model]
 
     def rows(self, suite: str, model: str) -> list[dict[str, str]]:
@@ -98,14 +98,14 @@ class Leaderboards:
     def score(self, model: str, column: Column) -> Ours | str:
         """The model's score in a column: of the row that is nearest to the paper's; or why there is none."""
         rows = self.rows(column.suite, model)
-        found = [
+        candidates = [
             ours
             for protocol in column.ours
             for row in rows
             if row.get(protocol) and (ours := self._ours(row, protocol, column)) is not None
         ]
-        if found:  # what is nearest to the paper's, then the column's first protocol, then the most pictures
-            return min(found, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
+        if candidates:  # what is nearest to the paper's, then the column's first protocol, then the most images
+            return min(candidates, key=lambda ours: (len(ours.apart), column.ours.index(ours.protocol), -ours.n))
         if not rows:
             about = self.recipe(model).about
             return "not run; gated: accept its terms on the hub first" if about and about.gated else "not run"
@@ -139,9 +139,15 @@ class Leaderboards:
         random = ", random weights" if row["weights"] == "random" else ""
         total, least, most = (float(row[f"{name}_s"]) for name in ("total", "least", "most"))
         return Ours(
-            total, math.nan, least, most, timing.PICTURES, "evaluate time", row["command"],
+            total,
+            math.nan,
+            least,
+            most,
+            timing.IMAGES,
+            "evaluate time",
+            row["command"],
             remark=f"ours: {row['hardware']}, {row['dtype']}{random}; least and most of {row['repeats']} calls",
-        )  # fmt: skip
+        )
 
 
 def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:
@@ -154,7 +160,7 @@ def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, col
     n, whole = int(row["n"]), suite_size(column.suite) * int(options.get("--per-prompt", 1))
     own_weights = any(word.startswith(f"{protocol}=") for word in words)
     reasons = {
-        "of pictures that were drawn elsewhere": recipe is None,
+        "of images that were drawn elsewhere": recipe is None,
         "drawn by another recipe than today's": recipe is not None and recipe != today.record(),
         "of other prompts than the published suite's": column.suite_sha256 not in ("", row["suite_sha256"]),
         only_part(n, whole): n < whole,
@@ -171,8 +177,8 @@ def suite_size(suite: str) -> int:
 
 
 def only_part(n: int, whole: int) -> str:
-    """The reason that stands by a result of some of a suite's pictures."""
-    return f"of {n:,} pictures of {whole:,} only"
+    """The reason that stands by a result of some of a suite's images."""
+    return f"of {n:,} images of {whole:,} only"
 
 
 def cells(name: str, folder: Path) -> list[Cell]:
@@ -195,5 +201,5 @@ def _cell(figure: Figure, column: Column, results: Leaderboards) -> Cell:
         return Cell(figure, column, Ours(float(setting), math.nan, math.nan, math.nan, 0, "recipe", ""), "")
     if recipe.reported_only:
         return Cell(figure, column, None, f"reported only: {recipe.reported_only}")
-    found = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
-    return Cell(figure, column, None, found) if isinstance(found, str) else Cell(figure, column, found, "")
+    result = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
+    return Cell(figure, column, None, result) if isinstance(result, str) else Cell(figure, column, result, "")

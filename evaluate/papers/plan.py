@@ -80,9 +80,20 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
         for model in models:
             try:
                 (settings,) = from_options(
-                    suite, [model], metrics, prompts=None, images=None, limit=limit, seed=0, per_prompt=1, batch=16,
-                    dtype=None, device=device, output=folder, shard="1/1",
-                )  # fmt: skip
+                    suite,
+                    [model],
+                    metrics,
+                    prompts=None,
+                    images=None,
+                    limit=limit,
+                    seed=0,
+                    per_prompt=1,
+                    batch=16,
+                    dtype=None,
+                    device=device,
+                    output=folder,
+                    shard="1/1",
+                )
                 records = run.run_and_tell(settings)
                 whole &= records is None or records.complete
             except UserError as error:  # of this model, for example its terms not accepted: the others go on

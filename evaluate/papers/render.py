@@ -32,15 +32,15 @@ class Grid(NamedTuple):
 
 @dataclass
 class Notes:
-    """Notes under a table, numbered as they come, each told once."""
+    """Notes under a table, numbered as they come, each shown once."""
 
     texts: list[str] = field(default_factory=list)
 
     def __call__(self, *texts: str) -> tuple[int, ...]:
         """The numbers of these notes; empty ones are left out."""
-        given = [text for text in dict.fromkeys(texts) if text]
-        self.texts += [text for text in given if text not in self.texts]
-        return tuple(self.texts.index(text) + 1 for text in given)
+        new = [text for text in dict.fromkeys(texts) if text]
+        self.texts += [text for text in new if text not in self.texts]
+        return tuple(self.texts.index(text) + 1 for text in new)
 
 
 KEY = (
@@ -83,14 +83,16 @@ def _row(row: Sequence[Cell], settings: Sequence[Column], measured: Sequence[Col
     scores = [cell for column in measured for cell in by_column[column]]
     # Where a row has nothing of ours, the reasons stand by its name.
     common = [] if any(cell.ours for cell in scores) else [cell.missing for cell in scores]
-    about = pipelines.recipe(figure.model).about if figure.model else None
-    told = [about.note or ""] if about and not common else []
-    entries = [Entry((figure.row, figure.model), notes(*common, *told))]
+    about = pipelines.read_recipe(figure.model).about if figure.model else None
+    remarks = [about.note or ""] if about and not common else []
+    entries = [Entry((figure.row, figure.model), notes(*common, *remarks))]
     if settings:
-        there = [cell for column in settings for cell in by_column[column]]
-        differ = [printed_setting(cell) for cell in there if cell.ours and printed_setting(cell) != cell.figure.value]
-        values = ", ".join(cell.figure.value for cell in there), ", ".join(f"{value} here" for value in differ)
-        entries.append(Entry(values, notes(*(cell.figure.note for cell in there))))
+        setting_cells = [cell for column in settings for cell in by_column[column]]
+        differ = [
+            printed_setting(cell) for cell in setting_cells if cell.ours and printed_setting(cell) != cell.figure.value
+        ]
+        values = ", ".join(cell.figure.value for cell in setting_cells), ", ".join(f"{value} here" for value in differ)
+        entries.append(Entry(values, notes(*(cell.figure.note for cell in setting_cells))))
     return entries + [_entry(cell, common, notes) for column in measured for cell in by_column[column]]
 
 

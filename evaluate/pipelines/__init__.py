@@ -1,25 +1,20 @@
 """Text-to-image models as diffusers pipelines plus a recipe: how to load one, and how to draw from it.
 
-A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a recipe: a
-YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
+A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a
+recipe: a YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
-    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this folder
-    revision: 462165984030d8... of that hub id; without it, its newest
-    variant: fp16               which of its weights; without it, those without a suffix
-    unet: unet                  a subfolder with a network in place of the pipeline's,
-    unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare file of its weights
-    delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it lies beside the recipe
-    lora: {repo: ..., file: ..} a LoRA
-    scheduler: {name: LCMScheduler, options: {}}  in place of the pipeline's; options over those of the pipeline's
-    steps: 1
-    timesteps: [625]            in place of the scheduler's own
-    guidance_scale: 1.0         1 is no guidance
-    width: 1024                 pixels; without it and `height`, the network's own size
-    arguments: {eta: 0.3}       further arguments of the pipeline's call
-    sampler: {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call
-    dtype: fp16                 what it was published to run in, on a GPU
-    about: {title: ...}         what it is, for people
-    reported_only: why          there are no weights to load
+    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this
+    folder revision: 462165984030d8... of that hub id; without it, its newest variant: fp16               which of its
+    weights; without it, those without a suffix unet: unet                  a subfolder with a network in place of the
+    pipeline's, unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare
+    file of its weights delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it
+    lies beside the recipe lora: {repo: ..., file: ..} a LoRA scheduler: {name: LCMScheduler, options: {}}  in place of
+    the pipeline's; options over those of the pipeline's steps: 1 timesteps: [625]            in place of the
+    scheduler's own guidance_scale: 1.0         1 is no guidance width: 1024                 pixels; without it and
+    `height`, the network's own size arguments: {eta: 0.3}       further arguments of the pipeline's call sampler:
+    {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call dtype: fp16
+    what it was published to run in, on a GPU about: {title: ...}         what it is, for people reported_only: why
+    there are no weights to load
 """
 
 import hashlib
@@ -35,14 +30,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from evaluate import embedded
-from evaluate.pipelines import overlays as layers
-from evaluate.pipelines.overlays import Layer
+from evaluate.pipelines import overlays
+from evaluate.pipelines.overlays import Overlay
 from prompts.io import hub
 from prompts.io.errors import UserError
 from prompts.io.yaml import read_model
 
 MODELS = Path(__file__).parents[1] / "models"
-#: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and a name that could be a hub id.
+#: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and
+#: a name that could be a hub id.
 ALIKE, HUB_ALIKE = 0.6, 0.85
 
 
@@ -70,14 +66,16 @@ class Weights(_Fields):
 
 
 class Scheduler(_Fields):
-    """A scheduler's class, of diffusers or of `evaluate.pipelines.schedulers`, and options over those of the pipeline's own."""
+    """A scheduler's class, of diffusers or of `evaluate.pipelines.schedulers`, and options
+    over those of the pipeline's own.
+    """
 
     name: str
     options: dict[str, Any] = {}
 
 
 class Recipe(_Fields):
-    """How a model is put together, and how pictures are drawn from it."""
+    """How a model is put together, and how images are drawn from it."""
 
     about: About | None = None
     reported_only: str | None = None
@@ -104,7 +102,7 @@ class Recipe(_Fields):
         return steps | {"guidance_scale": self.guidance_scale} | size | (self.arguments or {})
 
     def record(self) -> dict[str, Any]:
-        """All that a picture depends on, for records."""
+        """All that an image depends on, for records."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"about", "dtype"})
 
 
@@ -118,7 +116,7 @@ def quiet() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-# ---- recipes -------------------------------------------------------------------------------------------------------------
+# ---- recipes ---------------------------------------------------------------------------------------------------------
 
 
 def names() -> list[str]:
@@ -139,19 +137,24 @@ def locate(model: str) -> Path | None:
     if close := _meant(model, HUB_ALIKE if could_be_hub else ALIKE):
         raise UserError(f"{model}: no such folder or recipe; did you mean {close!r}? 'evaluate models' lists them")
     if not could_be_hub:
-        raise UserError(f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists")
+        raise UserError(
+            f"{model}: no such folder or recipe; check the path, or name a model that 'evaluate models' lists"
+        )
     return None
 
 
 def _meant(model: str, cutoff: float) -> str | None:
-    """The shipped model whose name this is a slip of. What begins as an embedded model's name does is always taken for one."""
+    """The shipped model whose name this is a slip of.
+
+    What begins as an embedded model's name does is always taken for one.
+    """
     name, inside = model.partition("@")[0], embedded.models()
     if name.partition("/")[0] in {known.partition("/")[0] for known in inside}:
         return get_close_matches(name, inside, 1, 0)[0]
     return next(iter(get_close_matches(name, [*inside, *names()], 1, cutoff)), None)
 
 
-def recipe(model: str) -> Recipe:
+def read_recipe(model: str) -> Recipe:
     """The model's recipe, or the defaults where it has none."""
     path = locate(model)
     if path is None:
@@ -165,86 +168,92 @@ def _published(model: str) -> Recipe:
     """The recipe.yaml that a pipeline on the hub may have beside it, as `align export --push-to-hub` puts it there."""
     repo, _, revision = model.partition("@")
     path = hub.find(repo, "recipe.yaml", revision or "main")
-    how = Recipe() if path is None else read_model(path, Recipe)
-    if how.pipeline or how.unet or how.delta or how.lora:
+    recipe = Recipe() if path is None else read_model(path, Recipe)
+    if recipe.pipeline or recipe.unet or recipe.delta or recipe.lora:
         raise UserError(
             f"{model}: holds only part of a model, and a recipe for the rest; "
             f"'hf download {repo} --local-dir DIR', and give that folder"
         )
-    return how
+    return recipe
 
 
 def runnable(model: str) -> Recipe:
     """The model's recipe; a UserError where there are no weights to load."""
-    how = recipe(model)
-    if how.reported_only:
-        raise UserError(f"{model}: reported only: {how.reported_only}; name a model that 'evaluate models' calls runnable")
-    return how
+    recipe = read_recipe(model)
+    if recipe.reported_only:
+        raise UserError(
+            f"{model}: reported only: {recipe.reported_only}; name a model that 'evaluate models' calls runnable"
+        )
+    return recipe
 
 
-def describe(how: Recipe) -> tuple[str, ...]:
+def describe(recipe: Recipe) -> tuple[str, ...]:
     """What it is, steps, guidance, size, parameters, and licence. '-' where nobody has said."""
-    told, about = how.model_fields_set, how.about
-    size = f"{how.width} x {how.height}" if how.width and how.height else "-"
+    fields, about = recipe.model_fields_set, recipe.about
+    size = f"{recipe.width} x {recipe.height}" if recipe.width and recipe.height else "-"
     if about is None:  # an embedded model
         about = About(title="a model of the world shapes", licence="Apache-2.0")
     return (
         about.title,
-        str(how.steps) if "steps" in told else "-",
-        f"{how.guidance_scale:g}" if "guidance_scale" in told else "-",
+        str(recipe.steps) if "steps" in fields else "-",
+        f"{recipe.guidance_scale:g}" if "guidance_scale" in fields else "-",
         size,
         f"{about.parameters / 1e9:.2g} B" if about.parameters else "-",
         f"{about.licence or '-'}{', gated' if about.gated else ''}",
     )
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
     """The model as a diffusers pipeline, every weight matched by name. Raises UserError with the remedy."""
     quiet()
-    whole, *over = _layers(model)
-    pipeline = layers.load_pipeline(whole, dtype)
-    for layer in over:
-        layers.LAY[layer.kind](pipeline, layer)
+    whole, *over = _overlays(model)
+    pipeline = overlays.load_pipeline(whole, dtype)
+    for overlay in over:
+        overlays.OVERLAYS[overlay.kind](pipeline, overlay)
     set_scheduler(pipeline, model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def digest(model: str) -> str:
-    """Hash of everything that is loaded for a model: the names and the bytes of its files, and of the pipeline it leans on."""
+    """Hash of everything that is loaded for a model: the names and the bytes of its files,
+    and of the pipeline it leans on.
+    """
     quiet()
     below = ""
-    for layer in _layers(model):
-        below = hashlib.sha256((layer.digest() + below).encode()).hexdigest()
+    for overlay in _overlays(model):
+        below = hashlib.sha256((overlay.digest() + below).encode()).hexdigest()
     return below
 
 
-def _layers(model: str, revision: str | None = None, variant: str | None = None) -> list[Layer]:
+def _overlays(model: str, revision: str | None = None, variant: str | None = None) -> list[Overlay]:
     """What a model is made of, the whole pipeline first, all of it fetched."""
     path = locate(model)
     if path is None:
         repo, _, pinned = model.partition("@")
-        return [layers.pipeline_layer(layers.snapshot(repo, pinned or revision, variant), variant)]
-    how = runnable(model)
+        return [overlays.pipeline_overlay(overlays.snapshot(repo, pinned or revision, variant), variant)]
+    recipe = runnable(model)
     if revision:
-        raise UserError(f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe")
+        raise UserError(
+            f"{path}: a local model has no revision {revision}; take the field 'revision' out of the recipe"
+        )
     folder = path if path.is_dir() else path.parent
-    if how.pipeline:
-        found = _layers(beside(folder, how.pipeline), how.revision, how.variant)
+    if recipe.pipeline:
+        parts = _overlays(beside(folder, recipe.pipeline), recipe.revision, recipe.variant)
     elif path.is_dir():
-        found = [layers.pipeline_layer(folder, variant or how.variant)]
+        parts = [overlays.pipeline_overlay(folder, variant or recipe.variant)]
     else:
         raise UserError(f"{path}: no field 'pipeline'; name the folder or the hub id that it is a recipe for")
-    if isinstance(how.unet, str):
-        found.append(layers.network_layer(folder, how.unet))
-    for kind, source in (("network", how.unet), ("delta", how.delta), ("lora", how.lora)):
+    if isinstance(recipe.unet, str):
+        parts.append(overlays.network_overlay(folder, recipe.unet))
+    for kind, source in (("network", recipe.unet), ("delta", recipe.delta), ("lora", recipe.lora)):
         if isinstance(source, Weights):
             file = _file(source, folder)
-            found.append(Layer(kind, file.parent, (file,)))
-    return found
+            parts.append(Overlay(kind, file.parent, (file,)))
+    return parts
 
 
 def beside(folder: Path, pipeline: str) -> str:
@@ -260,12 +269,12 @@ def _file(source: Weights, folder: Path) -> Path:
 
 def set_scheduler(pipeline: Any, model: str) -> None:
     """Give the pipeline the scheduler of the recipe, or of the recipe it leans on."""
-    path, how = locate(model), recipe(model)
-    if how.scheduler:
-        config = {**pipeline.scheduler.config, **how.scheduler.options, "_class_name": how.scheduler.name}
-        layers.set_scheduler(pipeline, config, path)
-    elif path and how.pipeline:
-        below = beside(path if path.is_dir() else path.parent, how.pipeline)
+    path, recipe = locate(model), read_recipe(model)
+    if recipe.scheduler:
+        config = {**pipeline.scheduler.config, **recipe.scheduler.options, "_class_name": recipe.scheduler.name}
+        overlays.set_scheduler(pipeline, config, path)
+    elif path and recipe.pipeline:
+        below = beside(path if path.is_dir() else path.parent, recipe.pipeline)
         if locate(below):
             set_scheduler(pipeline, below)
 
@@ -275,25 +284,25 @@ def size(model: str) -> tuple[int, int] | None:
 
     Nothing is fetched where the recipe says it, else what `load` would fetch.
     """
-    how = recipe(model)
-    if how.height and how.width:
-        return how.height, how.width
-    configs = _configs(_layers(model))
+    recipe = read_recipe(model)
+    if recipe.height and recipe.width:
+        return recipe.height, recipe.width
+    configs = _configs(_overlays(model))
     network, vae = configs.get("unet") or configs.get("transformer") or {}, configs.get("vae") or {}
     edge, blocks = network.get("sample_size"), vae.get("block_out_channels")
     if not isinstance(edge, int) or not blocks:
         return None
     edge *= 2 ** (len(blocks) - 1)  # every block of the VAE but its last halves the image
-    return how.height or edge, how.width or edge
+    return recipe.height or edge, recipe.width or edge
 
 
-def _configs(found: Sequence[Layer]) -> dict[str, dict[str, Any]]:
-    """The config of each part, by the part's name; that of a later layer in place of an earlier one's."""
-    files = [path for layer in found for path in layer.files if path.name == "config.json"]
+def _configs(parts: Sequence[Overlay]) -> dict[str, dict[str, Any]]:
+    """The config of each part, by the part's name; that of a later overlay in place of an earlier one's."""
+    files = [path for overlay in parts for path in overlay.files if path.name == "config.json"]
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
-# ---- noise ---------------------------------------------------------------------------------------------------------------
+# ---- noise -----------------------------------------------------------------------------------------------------------
 
 
 def generator(seed: int, key: str) -> torch.Generator:

@@ -17,12 +17,20 @@ PARTS = {
 
 #: Parts of a UNet as diffusers calls them -> as Stable Diffusion's first code did.
 BLOCKS = {"down_blocks": "input_blocks", "up_blocks": "output_blocks"}
-INNER = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+INNER = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 OUTER = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
-PLACE = re.compile(r"(?:(down_blocks|up_blocks)\.(\d+)|(mid_block))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+PLACE = re.compile(
+    r"(?:(down_blocks|up_blocks)\.(\d+)|(mid_block))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 
 
 def is_lora(tensors: Mapping[str, Tensor]) -> bool:
@@ -34,32 +42,34 @@ def is_lora(tensors: Mapping[str, Tensor]) -> bool:
 def add(network: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
     """Add `alpha / rank * up @ down` to every layer's weight that a LoRA names (Hu et al. 2021, section 4.1).
 
-    Layers are called as in the network, with or without `name.` before them, or joined by `_` after `lora_unet_` as kohya's
-    scripts do, which know a UNet's layers by the names of Stable Diffusion's first code too. Raises UserError for a key of anything else: a text encoder, another architecture, another kind of adapter.
+    Layers are called as in the network, with or without `name.` before them, or joined by `_` after `lora_unet_` as
+    kohya's scripts do, which know a UNet's layers by the names of Stable Diffusion's first code too. Raises UserError
+    for a key of anything else: a text encoder, another architecture, another kind of adapter.
     """
     layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     called = {f"{prefix}{key}": key for prefix in (f"{name}.", "base_model.model.", "") for key in layers}
     for key in layers:
         called |= {f"lora_unet_{each.replace('.', '_')}": key for each in (key, *_first_name(network, key))}
-    found: dict[str, dict[str, Tensor]] = {}
+    factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         end = next((end for end in PARTS if key.endswith(end)), "")
         layer = called.get(key.removesuffix(end)) if end else None
         if layer is None:
             raise UserError(
-                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing else"
+                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing"
+                " else"
             )
-        found.setdefault(layer, {})[PARTS[end]] = tensor.float()
+        factors.setdefault(layer, {})[PARTS[end]] = tensor.float()
     deltas = {}
-    for key, parts in found.items():
+    for key, parts in factors.items():
         weight, down, up = layers[key].weight, parts.get("down"), parts.get("up")
         if down is None or up is None:
             raise UserError(f"{source}: half of the LoRA of {key!r} is missing; fetch it again")
         flat = up.flatten(1) @ down.flatten(1) if up[0].numel() == len(down) else None
         if flat is None or flat.shape != weight.flatten(1).shape:
             raise UserError(
-                f"{source}: the LoRA of {key!r}, {tuple(up.shape)} x {tuple(down.shape)}, does not fit a weight of shape "
-                f"{tuple(weight.shape)}; it is for another architecture"
+                f"{source}: the LoRA of {key!r}, {tuple(up.shape)} x {tuple(down.shape)}, does not fit a weight of"
+                f" shape {tuple(weight.shape)}; it is for another architecture"
             )
         scale = parts["alpha"].item() / len(down) if "alpha" in parts else 1.0
         deltas[key] = scale * flat.reshape(weight.shape)

@@ -1,7 +1,9 @@
-"""What a model is made of: a whole diffusers pipeline, and layers over it. Every file is known, every weight matched by name.
+"""What a model is made of: a whole diffusers pipeline, and overlays on it. Every file is
+known, every weight matched by name.
 
-A layer's `kind` is `pipeline`, or says what its weights do to the pipeline's network, which is its UNet or transformer: `network`
-takes the place of its weights, `delta` is added to them, `lora` is added as products of low rank.
+An overlay's `kind` is `pipeline`, or says what its weights do to the pipeline's network, which is its
+UNet or transformer: `network` takes the place of its weights, `delta` is added to them, `lora` is
+added as products of low rank.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from evaluate.pipelines import lora
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-#: Parts that are not loaded: a picture that a safety checker has blackened would be scored as the model's own.
+#: Parts that are not loaded: an image that a safety checker has blackened would be scored as the model's own.
 UNUSED = ("safety_checker", "feature_extractor")
 #: Files of a part that are no weights: configs, tokenizers, and the index of weights in several files.
 TEXTS = (".json", ".txt", ".model")
@@ -30,8 +32,11 @@ TEXTS = (".json", ".txt", ".model")
 DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
-class Layer(NamedTuple):
-    """Files that are loaded, below `root`. variant: which of a pipeline's weights, e.g. `fp16`; None: those without a suffix."""
+class Overlay(NamedTuple):
+    """Files that are loaded, below `root`.
+
+    variant: which of a pipeline's weights, e.g. `fp16`; None: those without a suffix.
+    """
 
     kind: str
     root: Path
@@ -44,7 +49,7 @@ class Layer(NamedTuple):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def snapshot(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
@@ -61,7 +66,9 @@ def snapshot(repo: str, revision: str | None = None, variant: str | None = None)
 def parts(index: Path) -> dict[str, tuple[str, str]]:
     """The parts that a `model_index.json` names: the library and the class of each."""
     if not index.is_file():
-        raise UserError(f"{index.parent}: no model_index.json there; give a folder that a diffusers pipeline was saved to")
+        raise UserError(
+            f"{index.parent}: no model_index.json there; give a folder that a diffusers pipeline was saved to"
+        )
     try:
         entries: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,7 +78,9 @@ def parts(index: Path) -> dict[str, tuple[str, str]]:
 
 
 def check_parts(folder: Path) -> dict[str, tuple[str, str]]:
-    """The parts of a pipeline's folder; a UserError where one is absent: an absent tokenizer would be loaded as an empty one."""
+    """The parts of a pipeline's folder; a UserError where one is absent: an absent tokenizer
+    would be loaded as an empty one.
+    """
     index = folder / "model_index.json"
     named = parts(index)
     for name in named:
@@ -87,7 +96,7 @@ def part_class(library: str, name: str) -> Any:
     return getattr(importlib.import_module(library), name, None)
 
 
-def pipeline_layer(folder: Path, variant: str | None = None) -> Layer:
+def pipeline_overlay(folder: Path, variant: str | None = None) -> Overlay:
     """A whole pipeline: its index, and each part's configs and weights."""
     files = [folder / "model_index.json"]
     for name, entry in check_parts(folder).items():
@@ -95,7 +104,7 @@ def pipeline_layer(folder: Path, variant: str | None = None) -> Layer:
         kind = part_class(*entry)
         if kind is not None and issubclass(kind, nn.Module):
             files += weight_files(folder / name, variant)
-    return Layer("pipeline", folder, tuple(sorted(files)), variant)
+    return Overlay("pipeline", folder, tuple(sorted(files)), variant)
 
 
 def weight_files(part: Path, variant: str | None = None) -> list[Path]:
@@ -109,17 +118,19 @@ def weight_files(part: Path, variant: str | None = None) -> list[Path]:
     return files
 
 
-def network_layer(folder: Path, name: str) -> Layer:
-    """A network's folder `folder/name`: its config and weights, and the scheduler beside it, where it was exported with one."""
+def network_overlay(folder: Path, name: str) -> Overlay:
+    """A network's folder `folder/name`: its config and weights, and the scheduler beside it,
+    where it was exported with one.
+    """
     config = folder / name / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     files = [config, *weight_files(folder / name), *([scheduler] if scheduler.is_file() else [])]
-    return Layer("network", folder, tuple(sorted(files)))
+    return Overlay("network", folder, tuple(sorted(files)))
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def network_name(pipeline: Any) -> str:
@@ -127,27 +138,28 @@ def network_name(pipeline: Any) -> str:
     return "unet" if "unet" in pipeline.components else "transformer"
 
 
-def load_pipeline(layer: Layer, dtype: torch.dtype) -> Any:
+def load_pipeline(overlay: Overlay, dtype: torch.dtype) -> Any:
     """A stock diffusers pipeline. Raises UserError for a weight that is missing or left over."""
     from diffusers import DiffusionPipeline
 
-    index = layer.root / "model_index.json"
+    index = overlay.root / "model_index.json"
     named = json.loads(index.read_text(encoding="utf-8"))
-    given: dict[str, Any] = {name: None for name in UNUSED if name in named}
+    components: dict[str, Any] = {name: None for name in UNUSED if name in named}
     for name, entry in parts(index).items():
         kind = part_class(*entry)
         if kind is not None and issubclass(kind, nn.Module):
-            given[name] = _load_part(kind, layer.root / name, layer.variant, dtype)
+            components[name] = _load_part(kind, overlay.root / name, overlay.variant, dtype)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
-            return DiffusionPipeline.from_pretrained(layer.root, torch_dtype=dtype, **given)
+            return DiffusionPipeline.from_pretrained(overlay.root, torch_dtype=dtype, **components)
     except DAMAGE as error:
-        raise UserError(f"{layer.root}: cannot be loaded ({_reason(error)}); fetch it again") from None
+        raise UserError(f"{overlay.root}: cannot be loaded ({_reason(error)}); fetch it again") from None
 
 
 def _load_part(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    # diffusers and transformers rename what older files hold, and draw at random what a file lacks; here that is an error.
+    # diffusers and transformers rename what older files hold, and draw at random what a
+    # file lacks; here that is an error.
     name = "torch_dtype" if hasattr(kind, "load_config") else "dtype"
     try:
         with warnings.catch_warnings():
@@ -168,23 +180,25 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
-def replace_network(pipeline: Any, layer: Layer) -> None:
+def replace_network(pipeline: Any, overlay: Overlay) -> None:
     """Load a network's weights into the pipeline's own; with a config beside them, into a new one that it describes."""
     old = getattr(pipeline, network_name(pipeline))
-    configs = {path.name: path for path in layer.files if path.suffix == ".json"}
-    files = [path for path in layer.files if path.name not in configs]
+    configs = {path.name: path for path in overlay.files if path.suffix == ".json"}
+    files = [path for path in overlay.files if path.name not in configs]
     network = old
     if "config.json" in configs:
         network = type(old).from_config(type(old).load_config(configs["config.json"].parent)).to(old.dtype)
     tensors = {key: value for path in files for key, value in weights.read(path).items()}
-    weights.load_strict(network, tensors, layer.root if configs else files[0])
+    weights.load_strict(network, tensors, overlay.root if configs else files[0])
     pipeline.register_modules(**{network_name(pipeline): network.eval()})
     if "scheduler_config.json" in configs:
-        set_scheduler(pipeline, json.loads(configs["scheduler_config.json"].read_text(encoding="utf-8")), layer.root)
+        set_scheduler(pipeline, json.loads(configs["scheduler_config.json"].read_text(encoding="utf-8")), overlay.root)
 
 
 def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> None:
-    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of `evaluate.pipelines.schedulers`."""
+    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of
+    `evaluate.pipelines.schedulers`.
+    """
     import diffusers
 
     from evaluate.pipelines import schedulers
@@ -197,18 +211,20 @@ def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> N
 
 
 @torch.no_grad()
-def add_delta(pipeline: Any, layer: Layer) -> None:
+def add_delta(pipeline: Any, overlay: Overlay) -> None:
     """Add a difference of weights to the network's."""
-    network, (file,) = getattr(pipeline, network_name(pipeline)), layer.files
+    network, (file,) = getattr(pipeline, network_name(pipeline)), overlay.files
     tensors = weights.read(file)
     weights.match(network, tensors, file)
     for key, value in network.state_dict().items():
         value += tensors[key].to(value.dtype)
 
 
-def add_lora(pipeline: Any, layer: Layer) -> None:
-    """Add a LoRA to the network's weights, and to text encoders' where it has any; a key without a place is a UserError."""
-    (file,) = layer.files
+def add_lora(pipeline: Any, overlay: Overlay) -> None:
+    """Add a LoRA to the network's weights, and to text encoders' where it has any; a key
+    without a place is a UserError.
+    """
+    (file,) = overlay.files
     tensors = weights.read(file)
     if not hasattr(pipeline, "load_lora_weights"):  # diffusers has no LoRA of PixArt-alpha
         lora.add(getattr(pipeline, network_name(pipeline)), tensors, network_name(pipeline), file)
@@ -229,5 +245,5 @@ def add_lora(pipeline: Any, layer: Layer) -> None:
     pipeline.unload_lora_weights()
 
 
-#: What lays a layer over a pipeline, by the layer's kind.
-LAY: dict[str, Callable[[Any, Layer], None]] = {"network": replace_network, "delta": add_delta, "lora": add_lora}
+#: What puts an overlay on a pipeline, by the overlay's kind.
+OVERLAYS: dict[str, Callable[[Any, Overlay], None]] = {"network": replace_network, "delta": add_delta, "lora": add_lora}

@@ -1,4 +1,7 @@
-"""Samplers that diffusers lacks and published models need. A recipe's `scheduler` names one of these, or one of diffusers."""
+"""Samplers that diffusers lacks and published models need.
+
+A recipe's `scheduler` names one of these, or one of diffusers.
+"""
 
 from typing import Any
 
@@ -10,7 +13,9 @@ from torch import Tensor
 
 
 class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Euler steps along a velocity that points from noise at t = 1000 to data at t = 0 (InstaFlow, arXiv 2309.06380)."""
+    """Euler steps along a velocity that points from noise at t = 1000 to data at t = 0 (InstaFlow, arXiv
+    2309.06380).
+    """
 
     order = 1
     init_noise_sigma = 1.0
@@ -36,8 +41,9 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 class PiecewiseRectifiedFlowScheduler(DDIMScheduler):  # type: ignore[misc]
     """One step across each window of time, from a network that tells the window's noise (PeRFlow, arXiv 2405.07510).
 
-    With abar_s and abar_e at a window's start and end, x_s = g x_e + sqrt(1 - g^2) noise, g^2 = abar_s / abar_e. The network
-    counts time from 1, abar from 0. There are as many windows as steps; published models have been trained for 4.
+    With abar_s and abar_e at a window's start and end, x_s = g x_e + sqrt(1 - g^2) noise, g^2 = abar_s / abar_e. The
+    network counts time from 1, abar from 0. There are as many windows as steps; published models have been trained for
+    4.
     """
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:

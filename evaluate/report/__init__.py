@@ -1,7 +1,8 @@
 """One page that shows what runs measured and drew, and how trainings went: `evaluate report`.
 
-The page holds its script, its styles and its data; pictures lie in a folder beside it. It asks for nothing from a network, and says so
-in a Content-Security-Policy. Whatever comes from a run reaches the page as JSON and the reader as text, never as markup.
+The page holds its script, its styles and its data; images lie in a folder beside it. It asks for nothing from a
+network, and says so in a Content-Security-Policy. Whatever comes from a run reaches the page as JSON and the
+reader as text, never as markup.
 """
 
 import base64
@@ -17,45 +18,50 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from evaluate.console import Watch
+from evaluate.console import ProgressLog
 from evaluate.report import measured, training
-from evaluate.report.picture import Picture
+from evaluate.report.page_image import PageImage
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
 GENERATOR = "onestep-align evaluate report"
-#: In the folder of pictures: that it is ours, and may be replaced.
+#: In the folder of images: that it is ours, and may be replaced.
 MARKER = ".onestep-report"
 
 
 class Written(NamedTuple):
-    """The page, and how many pictures lie beside it."""
+    """The page, and how many images lie beside it."""
 
     page: Path
-    pictures: int
+    images: int
 
 
 def report(paths: Sequence[Path], output: Path, *, overwrite: bool = False, show: bool = True) -> Written:
-    """Write one page of all runs, those of `evaluate run` and those of `align train`, and `STEM_files/` with their pictures beside it.
+    """Write one page of all runs, those of `evaluate run` and those of `align train`, and
+    `STEM_files/` with their images beside it.
 
-    Pictures are hard links where the file system has them, else copies. Page and folder are replaced only where they are a report
-    already; `overwrite` lifts that for the page. Raises UserError for what is no run, for runs of several suites, and for empty ones.
+    Images are hard links where the file system has them, else copies. Page and folder are replaced only where they are
+    a report already; `overwrite` lifts that for the page. Raises UserError for what is no run, for runs of several
+    suites, and for empty ones.
     """
     _check(output, overwrite)
     trainings = [path for path in paths if training.is_run(path)]
-    data, pictures = measured.gather([path for path in paths if path not in trainings])
+    data, images = measured.gather([path for path in paths if path not in trainings])
     learned, samples = training.gather(trainings)
     files = output.with_name(f"{output.stem}_files")
     page = assemble({"files": files.name, "measured": data, "training": learned})
-    _write(output, files, page, [*pictures, *samples], show=show)
-    return Written(output, len(pictures) + len(samples))
+    _write(output, files, page, [*images, *samples], show=show)
+    return Written(output, len(images) + len(samples))
 
 
 def assemble(data: dict[str, Any]) -> str:
     """The page, of its three parts and the data."""
     here = resources.files(__package__)
     html, css, js = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    policy = f"default-src 'none'; img-src 'self'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src 'self'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none';"
+        " form-action 'none'"
+    )
     # The data last: what is in it is not looked through again.
     for mark, text in (("policy", policy), ("generator", GENERATOR), ("css", css), ("js", js), ("data", embed(data))):
         html = html.replace(f"%{mark}%", text, 1)
@@ -90,13 +96,15 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _write(output: Path, files: Path, page: str, pictures: Sequence[Picture], *, show: bool) -> None:
+def _write(output: Path, files: Path, page: str, images: Sequence[PageImage], *, show: bool) -> None:
     """Fill a draft of the folder, put it in the old one's place, then the page; where that fails, the old ones stay."""
     draft, old = (files.with_name(f".{files.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         draft.mkdir(parents=True)
-        (draft / MARKER).write_text(f"{GENERATOR}: made by a program, which replaces this folder with the page beside it\n")
-        _place(draft, pictures, show=show)
+        (draft / MARKER).write_text(
+            f"{GENERATOR}: made by a program, which replaces this folder with the page beside it\n"
+        )
+        _place(draft, images, show=show)
         if files.exists():
             files.rename(old)
         draft.rename(files)
@@ -117,25 +125,25 @@ def _write(output: Path, files: Path, page: str, pictures: Sequence[Picture], *,
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _place(folder: Path, pictures: Iterable[Picture], *, show: bool) -> None:
-    pictures = list(pictures)
-    for parent in {folder / picture.name for picture in pictures}:
+def _place(folder: Path, images: Iterable[PageImage], *, show: bool) -> None:
+    images = list(images)
+    for parent in {folder / image.name for image in images}:
         parent.parent.mkdir(parents=True, exist_ok=True)
-    with Watch("pictures", len(pictures), unit="picture", show=show) as watch, ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda picture: _place_one(folder, picture), pictures):
-            watch.advance(1)
+    with ProgressLog("images", len(images), unit="image", show=show) as progress, ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda image: _place_one(folder, image), images):
+            progress.advance(1)
 
 
-def _place_one(folder: Path, picture: Picture) -> None:
-    target = folder / f"{picture.name}.png"
+def _place_one(folder: Path, image: PageImage) -> None:
+    target = folder / f"{image.name}.png"
     try:
-        os.link(picture.source, target)
+        os.link(image.source, target)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(picture.source, target)
-    if picture.shrink:
+        shutil.copyfile(image.source, target)
+    if image.shrink:
         try:
-            with Image.open(picture.source) as image:
-                image.thumbnail((picture.shrink, picture.shrink), Image.Resampling.LANCZOS)
-                image.convert("RGB").save(folder / f"{picture.name}.jpg", quality=85)
+            with Image.open(image.source) as thumbnail:
+                thumbnail.thumbnail((image.shrink, image.shrink), Image.Resampling.LANCZOS)
+                thumbnail.convert("RGB").save(folder / f"{image.name}.jpg", quality=85)
         except SyntaxError as error:
-            raise UserError(f"{picture.source}: torn picture ({error}); delete it and run 'evaluate run' again") from None
+            raise UserError(f"{image.source}: torn image ({error}); delete it and run 'evaluate run' again") from None

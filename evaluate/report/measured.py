@@ -12,13 +12,13 @@ import pandas as pd
 from scipy import stats
 
 from evaluate import distribution
-from evaluate.report.picture import Picture
+from evaluate.report.page_image import PageImage
 from evaluate.results import records
 from evaluate.results.records import Records
 from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
-#: Pixels a side that a picture in the grid has at most.
+#: Pixels a side that an image in the grid has at most.
 LARGEST = 384
 
 
@@ -31,12 +31,12 @@ class ReportColumn:
     of_set: bool
 
 
-def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]:
-    """The runs' data, None of no run, and their pictures, named MODEL/ROW.
+def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage]]:
+    """The runs' data, None of no run, and their images, named MODEL/ROW.
 
-    A row is the k-th picture of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is none, and
-    `state[model]` has a character a row: `-` not asked for, `0` no picture, `1` a small one, `2` one with a thumbnail. Raises UserError
-    for what is no run, for runs of several suites, and for a run without records.
+    A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is
+    none, and `state[model]` has one character per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a
+    thumbnail. Raises UserError for what is no run, for runs of several suites, and for a run without records.
     """
     if not paths:
         return None, []
@@ -49,39 +49,50 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[Picture]]
     columns = list(dict.fromkeys(column for run in runs for column in _columns(run)))
     names = _names(columns)
     scored = [column for column in columns if not column.of_set]
-    texts = distribution.variants()
 
-    states, errors, sizes, pictures = [], [], [], []
+    states, errors, sizes, images = [], [], [], []
     for m, (file, frame) in enumerate(zip(files, frames, strict=True)):
-        state, failed, found = _pictures(m, file, frame.reindex(whole.index), set(frame.index))
+        state, failed, images_of_run = _images(m, file, frame.reindex(whole.index), set(frame.index))
         states.append(state)
         errors.append(failed)
-        sizes.append([found[0].width, found[0].height] if found else [1, 1])
-        pictures += found
+        sizes.append([images_of_run[0].width, images_of_run[0].height] if images_of_run else [1, 1])
+        images += images_of_run
     copies = int(whole.index.get_level_values("copy").max()) + 1
     data = {
         "suite": runs[0].meta["suite"],
         "models": [
-            {"label": label, **_made(run, file)} for run, file, label in zip(runs, files, _labels(runs, files), strict=True)
+            {"label": label, **_made(run, file)}
+            for run, file, label in zip(runs, files, _labels(runs, files), strict=True)
         ],
-        "metrics": [
-            {
-                "name": name, "weights": column.weights, "set": column.of_set, "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
-                "lower": "lower is better" in texts.get(column.name, ""), "what": texts.get(column.name, ""),
-            }
-            for column, name in zip(columns, names, strict=True)
-        ],
+        "metrics": [_metric(column, name) for column, name in zip(columns, names, strict=True)],
         "board": [[_figure(run, column) for column in columns] for run in runs],
         "ids": list(whole.index.get_level_values("id")),
         "copy": list(map(int, whole.index.get_level_values("copy"))) if copies > 1 else None,
         "prompts": list(whole["prompt"]),
-        "groups": [_group(column.removeprefix("group."), whole[column]) for column in whole if column.startswith("group.")],
-        "scores": [[_scores(run, frame, column, whole.index) for column in scored] for run, frame in zip(runs, frames, strict=True)],
+        "groups": [
+            _group(column.removeprefix("group."), whole[column]) for column in whole if column.startswith("group.")
+        ],
+        "scores": [
+            [_scores(run, frame, column, whole.index) for column in scored]
+            for run, frame in zip(runs, frames, strict=True)
+        ],
         "state": states,
         "errors": errors,
         "sizes": sizes,
-    }  # fmt: skip
-    return data, pictures
+    }
+    return data, images
+
+
+def _metric(column: ReportColumn, name: str) -> dict[str, Any]:
+    text = distribution.variants().get(column.name, "")
+    return {
+        "name": name,
+        "weights": column.weights,
+        "set": column.of_set,
+        "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
+        "lower": "lower is better" in text,
+        "what": text,
+    }
 
 
 def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]) -> None:
@@ -91,7 +102,8 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
         for field in ("suite", "suite_sha256"):
             if run.meta[field] != runs[0].meta[field]:
                 raise UserError(
-                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for each suite"
+                    f"{path}: {field} is {run.meta[field]}, and {runs[0].meta[field]} in {paths[0]}; make a report for"
+                    " each suite"
                 )
     if twice := [file for file, count in Counter(file.resolve() for file in files).items() if count > 1]:
         raise UserError(f"{twice[0]}: given twice; give every run once")
@@ -99,7 +111,9 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
 
 def _columns(run: Records) -> list[ReportColumn]:
     scored = [ReportColumn(name, weights, False) for name, weights in run.meta["protocols"].items()]
-    return scored + [ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("sets", {}).items()]
+    return scored + [
+        ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("distribution", {}).items()
+    ]
 
 
 def _names(columns: Sequence[ReportColumn]) -> list[str]:
@@ -113,29 +127,37 @@ def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:
     labels = [run.meta["model"] for run in runs]
     for more in (lambda file: file.parent.name, lambda file: file.stem, str):
         count = Counter(labels)
-        labels = [label if count[label] == 1 else f"{label} · {more(file)}" for label, file in zip(labels, files, strict=True)]
+        labels = [
+            label if count[label] == 1 else f"{label} · {more(file)}" for label, file in zip(labels, files, strict=True)
+        ]
     return labels
 
 
 def _made(run: Records, file: Path) -> dict[str, Any]:
     made_by = run.meta.get("made_by", {})
-    facts = {key: made_by[key] for key in ("model_sha256", "pictures", "dtype", "hardware", "versions") if key in made_by}
+    identity = {
+        key: made_by[key]
+        for key in ("model_sha256", "images_sha256", "dtype", "hardware", "versions")
+        if key in made_by
+    }
     return {
-        "n": len(run.frame), "missing": run.missing, "facts": {"records": str(file), "command": run.meta.get("command", ""), **facts},
-    }  # fmt: skip
+        "n": len(run.frame),
+        "missing": run.missing,
+        "metadata": {"records": str(file), "command": run.meta.get("command", ""), **identity},
+    }
 
 
 def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
-    """One cell: value, 95 % interval, pictures behind it; None where the run did not measure it."""
+    """One cell: value, 95 % interval, images behind it; None where the run did not measure it."""
     if column not in _columns(run):
         return None
     if column.of_set:
-        estimate = run.meta["sets"][column.name]
+        estimate = run.meta["distribution"][column.name]
         value, low, high, n, note = (estimate[key] for key in ("value", "low", "high", "n", "note"))
     else:
-        there = run.frame[~run.frame[f"score.{column.name}"].isna()]
-        value, error, n = clustered_mean(there[f"score.{column.name}"].to_numpy(float), there["id"].to_numpy())
-        half = float(stats.t.ppf(0.975, there["id"].nunique() - 1)) * error if error == error else math.nan
+        scored = run.frame[~run.frame[f"score.{column.name}"].isna()]
+        value, error, n = clustered_mean(scored[f"score.{column.name}"].to_numpy(float), scored["id"].to_numpy())
+        half = float(stats.t.ppf(0.975, scored["id"].nunique() - 1)) * error if error == error else math.nan
         low, high, note = value - half, value + half, ""
     return {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "note": note}
 
@@ -154,40 +176,44 @@ def _group(name: str, values: pd.Series) -> dict[str, Any]:
     return {"name": name, "values": list(labels), "of": codes.tolist()}
 
 
-def _pictures(
-    m: int, file: Path, frame: pd.DataFrame, asked: set[tuple[str, int]]
-) -> tuple[str, dict[int, str], list[Picture]]:
-    """A run's state and errors by row, and its pictures."""
-    by_hash = _by_hash(file.parent / "pictures")
-    state, errors, found = "", {}, []
+def _images(
+    m: int, file: Path, frame: pd.DataFrame, requested: set[tuple[str, int]]
+) -> tuple[str, dict[int, str], list[PageImage]]:
+    """A run's state and errors by row, and its images."""
+    by_hash = _by_hash(file.parent / "images")
+    state, errors, images = "", {}, []
     for row, (key, digest, error) in enumerate(zip(frame.index, frame["image_sha256"], frame["error"], strict=True)):
-        if key not in asked:
+        if key not in requested:
             state += "-"
             continue
-        picture = None
+        image = None
         if isinstance(digest, str):
             source = by_hash.get(digest)
-            picture = Picture.of(source, f"{m}/{row}", largest=LARGEST) if source else None
-            if picture is None:
-                errors[row] = "the picture's file is not there" if source is None else f"{source}: cannot be read as a picture"
+            image = PageImage.of(source, f"{m}/{row}", largest=LARGEST) if source else None
+            if image is None:
+                errors[row] = (
+                    "the image's file is not there" if source is None else f"{source}: cannot be read as an image"
+                )
         if isinstance(error, str):
             errors[row] = error
-        if picture is None:
+        if image is None:
             state += "0"
-            errors.setdefault(row, "no picture was drawn")
+            errors.setdefault(row, "no image was drawn")
         else:
-            state += "2" if picture.shrink else "1"
-            found.append(picture)
-    return state, errors, found
+            state += "2" if image.shrink else "1"
+            images.append(image)
+    return state, errors, images
 
 
 def _by_hash(folder: Path) -> dict[str, Path]:
-    """Files of a run's pictures by the hash of their pixels. A block whose index is torn counts as missing."""
-    found: dict[str, Path] = {}
+    """Files of a run's images by the hash of their pixels. A block whose index is torn counts as missing."""
+    files: dict[str, Path] = {}
     for index in folder.glob("*/index.json"):
         try:
             rows = json.loads(index.read_text(encoding="utf-8"))
-            found |= {row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]}
+            files |= {
+                row["sha256"]: index.parent / Path(row["file"]).name for row in rows if row["file"] and row["sha256"]
+            }
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return files

@@ -100,7 +100,7 @@ function leaderboard({ models, metrics, board }) {
   });
   const plain = [
     { name: "model", lower: true, value: (m) => models[m].label },
-    { name: "pictures", value: (m) => models[m].n },
+    { name: "images", value: (m) => models[m].n },
     { name: "complete", value: (m) => (models[m].missing ? 0 : 1) },
   ];
   const all = [...plain, ...columns];
@@ -124,7 +124,7 @@ function leaderboard({ models, metrics, board }) {
       return el("td", { title: cell.note || null },
         el("b", {}, format(cell.value, column.places)),
         el("small", {}, real(cell.low) ? `${format(cell.low, column.places)} to ${format(cell.high, column.places)}` : "no interval"),
-        cell.n === model.n ? null : el("small", {}, `of ${counted(cell.n, "picture")}`),
+        cell.n === model.n ? null : el("small", {}, `of ${counted(cell.n, "image")}`),
         interval(column, cell));
     })));
 
@@ -152,12 +152,12 @@ function leaderboard({ models, metrics, board }) {
 
   const made = el("details", {}, el("summary", {}, "How each row was made"), models.map((model) => [
     el("h3", {}, text(model.label)),
-    el("dl", { class: "facts" }, Object.entries(model.facts).map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, el("code", { class: "text" }, String(value)))])),
+    el("dl", { class: "metadata" }, Object.entries(model.metadata).map(([name, value]) => [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, el("code", { class: "text" }, String(value)))])),
   ]));
   section("leaderboard", "Leaderboard", null,
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Leaderboard" },
       el("table", {}, el("caption", { class: "hidden" }, "Leaderboard"), el("thead", {}, head), body)),
-    el("p", { class: "about" }, "Mean and 95 % interval, clustered by prompt. A column is one protocol with one file of weights. A Fréchet distance depends on the number of pictures: compare equal ones."), said, made);
+    el("p", { class: "about" }, "Mean and 95 % interval, clustered by prompt. A column is one protocol with one file of weights. A Fréchet distance depends on the number of images: compare equal ones."), said, made);
 }
 
 // ---- reward against distance
@@ -195,7 +195,7 @@ function tradeoff({ models, metrics, board }) {
     return root;
   });
   const choose = (label, list, set, value) => select(label, list.map((j) => [j, metrics[j].name]), (v) => { set(Number(v)); box.redraw(); }, value);
-  section("tradeoff", "Reward against distance", "Up is a higher reward, left is closer to real pictures. Lines are 95 % intervals.",
+  section("tradeoff", "Reward against distance", "Up is a higher reward, left is closer to real images. Lines are 95 % intervals.",
     el("div", { class: "controls" }, choose("Reward", rewards, (v) => { y = v; }, y), choose("Distance", distances, (v) => { x = v; }, x)), box);
 }
 
@@ -234,12 +234,12 @@ function distributions({ models, metrics, scores }) {
       return root;
     }));
   }).filter(real);
-  if (panels.length) section("distributions", "Score distributions", "Share of pictures by score, on one scale for all models of a metric. The upright line is the mean.", el("div", { class: "panels" }, panels));
+  if (panels.length) section("distributions", "Score distributions", "Share of images by score, on one scale for all models of a metric. The upright line is the mean.", el("div", { class: "panels" }, panels));
 }
 
-// ---- pictures
+// ---- images
 
-function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, errors, sizes }) {
+function images({ models, metrics, scores, ids, copy, prompts, groups, state, errors, sizes }) {
   const scored = metrics.filter((metric) => !metric.set), places = scored.map((_, j) => decimals(scores.flatMap((model) => [Math.max(...(model[j] ?? []).filter(real).map(Math.abs), 0)])));
   const haystack = prompts.map((prompt, r) => `${prompt}\n${ids[r]}`.toLowerCase());
   const view = { words: "", groups: groups.map(() => ""), failed: false, sort: "suite", metric: scored.length - 1, from: 0, to: Math.min(1, models.length - 1), page: 0 };
@@ -297,14 +297,14 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
     const kind = state[m][r], error = errors[m][r];
     const seen = kind === "1" || kind === "2"
       ? el("button", { type: "button", class: "shot", "data-row": r, "data-model": m, onclick: () => look(m, r) }, image(m, r, { src: path(m, r, true), loading: "lazy" }))
-      : el("div", { class: "gone" }, kind === "-" ? "not in this run" : "no picture");
+      : el("div", { class: "gone" }, kind === "-" ? "not in this run" : "no image");
     return el("figure", {}, seen, el("figcaption", {}, text(models[m].label, { class: "text who" }), error === undefined ? null : el("p", { class: "error" }, text(error)), kind === "-" ? null : scoresOf(m, r)));
   }
   function row(r) {
     const gap = view.sort === "suite" ? null : difference(r);
-    const about = [ids[r], ...(copy && copy.includes(1) ? [`picture ${copy[r] + 1}`] : []), ...groups.map((group) => `${group.name}: ${group.values[group.of[r]]}`)];
+    const about = [ids[r], ...(copy && copy.includes(1) ? [`image ${copy[r] + 1}`] : []), ...groups.map((group) => `${group.name}: ${group.values[group.of[r]]}`)];
     return el("li", { "data-id": ids[r] }, el("div", {}, el("div", { class: "prompt" }, text(prompts[r])),
-      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference to be had · ", text(about.join(" · ")))),
+      el("p", { class: "about" }, real(gap) ? [el("b", { class: gap < 0 ? "worse" : null }, `${format(gap, places[view.metric], true)} ${scored[view.metric].name}`), " · "] : view.sort === "suite" ? null : "no difference · ", text(about.join(" · ")))),
       el("div", { class: "shots" }, models.map((_, m) => shot(m, r))));
   }
 
@@ -316,7 +316,7 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
     const step = (label, key, dm, dr) => el("button", { type: "button", "data-key": key, onclick: () => move(dm, dr) }, label);
     viewer.replaceChildren(
       el("div", { class: "bar" }, el("span", { class: "who" }, text(models[m].label)), models.length > 1 ? [step("← model", "left", -1, 0), step("model →", "right", 1, 0)] : [], step("↑ prompt", "up", 0, -1), step("prompt ↓", "down", 0, 1), el("button", { type: "button", "data-key": "close", onclick: () => viewer.close() }, "Close")),
-      "12".includes(state[m][r]) ? el("a", { href: path(m, r, false), target: "_blank", rel: "noreferrer", "aria-label": "The file itself" }, image(m, r, { src: path(m, r, false) })) : el("div", { class: "gone" }, state[m][r] === "-" ? "not in this run" : "no picture"),
+      "12".includes(state[m][r]) ? el("a", { href: path(m, r, false), target: "_blank", rel: "noreferrer", "aria-label": "The file itself" }, image(m, r, { src: path(m, r, false) })) : el("div", { class: "gone" }, state[m][r] === "-" ? "not in this run" : "no image"),
       el("div", { class: "prompt", tabindex: 0 }, text(prompts[r])), el("p", { class: "about" }, text(ids[r])), errors[m][r] === undefined ? "" : el("p", { class: "error" }, text(errors[m][r])), scoresOf(m, r));
     if (!viewer.open) viewer.showModal();
     [...viewer.querySelectorAll("button")].find((each) => each.dataset.key === (held ?? "close"))?.focus();
@@ -352,8 +352,8 @@ function pictures({ models, metrics, scores, ids, copy, prompts, groups, state, 
   }
   if (errors.some((model) => Object.keys(model).length)) controls.push(el("label", { class: "tick" }, tick, "only with errors"));
   const heads = el("div", { class: "heads", "aria-hidden": "true" }, el("div"), el("div", { class: "shots" }, models.map((model) => text(model.label))));
-  section("pictures", "Pictures", "The same prompts, a column a model. Choose a picture to see it whole; the arrow keys then go through models and prompts.",
-    el("div", { class: "controls", role: "search", "aria-label": "Pictures" }, controls), said, pagers[0], heads, list, pagers[1]);
+  section("images", "Images", "The same prompts, one column per model. Choose an image to see it whole; the arrow keys then go through models and prompts.",
+    el("div", { class: "controls", role: "search", "aria-label": "Images" }, controls), said, pagers[0], heads, list, pagers[1]);
   for (const box of [heads, list]) {
     box.style.setProperty("--columns", models.length);
     box.classList.toggle("beside", models.length < 4);
@@ -473,8 +473,8 @@ function stage(run, t) {
   function reset() { slide.max = steps().length - 1; slide.value = steps().length - 1; show(); }
   reset();
   return el("div", { class: "stage" }, title, about, el("div", { class: "controls" },
-    kinds.length > 1 ? select("Pictures", [["samples", "samples, the same noise at every step"], ["predictions", "predictions of assistant and reference"]], (v) => { kind = v; reset(); }, kind) : null,
-    field("Step of the pictures", slide), step), frame, config);
+    kinds.length > 1 ? select("Images", [["samples", "samples, the same noise at every step"], ["predictions", "predictions of assistant and reference"]], (v) => { kind = v; reset(); }, kind) : null,
+    field("Step of the images", slide), step), frame, config);
 }
 
 // ---- the page
@@ -487,5 +487,5 @@ document.getElementById("lead").textContent = [
   measured ? `${counted(measured.ids.length, measured.copy ? "row" : "prompt")}, ${counted(measured.metrics.length, "metric")}` : null,
   measured && learned.length ? `${counted(learned.length, "training run")}` : null,
 ].filter(real).join(" · ");
-if (measured) for (const part of [leaderboard, tradeoff, distributions, pictures]) part(measured);
+if (measured) for (const part of [leaderboard, tradeoff, distributions, images]) part(measured);
 if (learned.length) training(learned);

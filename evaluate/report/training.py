@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluate.report.picture import Picture
+from evaluate.report.page_image import PageImage
 from prompts.io.errors import UserError
 
 #: Points a curve has at most; of a longer one each is the mean of as many steps as it takes.
@@ -26,15 +26,19 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and (path / "log.jsonl").is_file() and (path / "config.yaml").is_file()
 
 
-def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Picture]]:
-    """Per run its `label`, its config as YAML, its curves by figure, `[steps, values]`, and steps at which samples were drawn; and the
-    grids of samples, named tRUN/STEP and tRUN/STEP-predictions. Raises UserError for a log that is empty or torn."""
+def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[PageImage]]:
+    """Per run its `label`, its config as YAML, its curves by figure, `[steps, values]`, and steps at which
+    samples were drawn; and the grids of samples, named tRUN/STEP and tRUN/STEP-predictions. Raises UserError
+    for a log that is empty or torn.
+    """
     counts = Counter(path.resolve().name for path in paths)
-    runs, pictures = [], []
+    runs, images = [], []
     for t, path in enumerate(paths):
         lines = _lines(path / "log.jsonl")
         per_point = math.ceil(len(lines) / POINTS)
-        names = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value) and name != "step")
+        names = dict.fromkeys(
+            name for line in lines for name, value in line.items() if _is_number(value) and name != "step"
+        )
         grids = _grids(t, path / "samples")
         name = path.resolve().name
         runs.append(
@@ -51,8 +55,8 @@ def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Picture]]:
                 ],
             }
         )
-        pictures += [picture for kinds in grids.values() for picture in kinds.values()]
-    return runs, pictures
+        images += [image for kinds in grids.values() for image in kinds.values()]
+    return runs, images
 
 
 def _is_number(value: Any) -> bool:
@@ -81,8 +85,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _curve(lines: Sequence[dict[str, Any]], name: str, per_point: int) -> list[list[float | None]]:
     """Steps and values; a figure that is null at a step is a gap, one that is absent there is no point."""
-    there = [(line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))]
-    steps, values = (np.array(column, float) for column in zip(*there, strict=True))
+    points_of_log = [
+        (line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))
+    ]
+    steps, values = (np.array(column, float) for column in zip(*points_of_log, strict=True))
     points: list[list[float | None]] = [[], []]
     for first in range(0, len(steps), per_point):
         some = values[first : first + per_point]
@@ -104,12 +110,12 @@ def _config(path: Path) -> str:
     return text
 
 
-def _grids(t: int, folder: Path) -> dict[int, dict[str, Picture]]:
+def _grids(t: int, folder: Path) -> dict[int, dict[str, PageImage]]:
     """By step, the grids of `samples` and of `predictions` that can be read."""
-    found: dict[int, dict[str, Picture]] = {}
+    grids: dict[int, dict[str, PageImage]] = {}
     for file in sorted(folder.glob("step-*.png")):
         if match := _SAMPLE.fullmatch(file.name):
             step, kind = int(match[1]), "predictions" if match[2] else "samples"
-            if picture := Picture.of(file, f"t{t}/{step}-{kind}", largest=LARGEST):
-                found.setdefault(step, {})[kind] = picture
-    return found
+            if image := PageImage.of(file, f"t{t}/{step}-{kind}", largest=LARGEST):
+                grids.setdefault(step, {})[kind] = image
+    return grids

@@ -16,10 +16,11 @@ from prompts.io.files import replace
 
 
 class ComparedMetric(NamedTuple):
-    """One metric, of all prompts (group "") or of one group: means of A and B over n prompts, and the paired difference B - A.
+    """One metric, of all prompts (group "") or of one group: means of A and B over n prompts,
+    and the paired difference B - A.
 
-    low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts. win_rate: share
-    of prompts on which B is higher, ties counted half, with its 95 % interval from win_low to win_high.
+    low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts.
+    win_rate: share of prompts on which B is higher, ties counted half, with its 95 % interval from win_low to win_high.
     """
 
     metric: str
@@ -36,7 +37,7 @@ class ComparedMetric(NamedTuple):
 
 
 def mismatch(a: Records, b: Records) -> str | None:
-    """Why scores of `a` and `b` cannot be held against each other, in words; None where they can."""
+    """Why scores of `a` and `b` cannot be compared, in words; None where they can."""
     for field in ("suite", "suite_sha256"):
         if a.meta[field] != b.meta[field]:
             return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"
@@ -52,8 +53,8 @@ def mismatch(a: Records, b: Records) -> str | None:
 def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMetric]:
     """A row for each protocol that both have, and with `by` for each value of that group of prompts too.
 
-    A prompt's score is the mean over its pictures; prompts without one in A or in B are left out. Raises UserError where suites,
-    protocols or weights differ.
+    A prompt's score is the mean over its images; prompts without one in A or in B are left out. Raises UserError where
+    suites, protocols or weights differ.
     """
     if reason := mismatch(a, b):
         raise UserError(f"{reason}, so they cannot be compared; run both on the same suite with the same metrics")
@@ -64,10 +65,10 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMe
     rows = []
     for metric in (name for name in a.meta["protocols"] if name in b.meta["protocols"]):
         x, y = (side.loc[shared, metric].to_numpy(float) for side in (left, right))
-        there = np.isfinite(x) & np.isfinite(y)
-        rows.append(_row(metric, "", x[there], y[there]))
+        finite = np.isfinite(x) & np.isfinite(y)
+        rows.append(_row(metric, "", x[finite], y[finite]))
         for label in sorted(set(groups.values())):
-            chosen = there & (labels == label)
+            chosen = finite & (labels == label)
             rows.append(_row(metric, label, x[chosen], y[chosen]))
     return rows
 
@@ -77,7 +78,9 @@ def groups_of(records: Records, by: str) -> dict[str, str]:
     prefix = "group."
     names = [column.removeprefix(prefix) for column in records.frame if column.startswith(prefix)]
     if by not in names:
-        raise UserError(f"--by {by}: the suite {records.meta['suite']} has no such group; it has {', '.join(names) or 'none'}")
+        raise UserError(
+            f"--by {by}: the suite {records.meta['suite']} has no such group; it has {', '.join(names) or 'none'}"
+        )
     values = records.frame.set_index("id")[prefix + by].fillna("").astype(str).replace("", "(none)")
     return dict(values.items())
 
@@ -94,9 +97,13 @@ def summary(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> dict[str,
     """What is written as JSON: NaN is null there."""
     clean = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
     return {
-        "suite": a.meta["suite"], "suite_sha256": a.meta["suite_sha256"], "a": a.meta["model"], "b": b.meta["model"],
-        "level": 0.95, "rows": clean,
-    }  # fmt: skip
+        "suite": a.meta["suite"],
+        "suite_sha256": a.meta["suite_sha256"],
+        "a": a.meta["model"],
+        "b": b.meta["model"],
+        "level": 0.95,
+        "rows": clean,
+    }
 
 
 def write(path: Path, a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
@@ -126,7 +133,9 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     grouped = any(row.group for row in rows)
     table = Table(
         title=escape(f"{a.meta['suite']}: A = {a.meta['model']}, B = {b.meta['model']}"),
-        caption="difference B - A with its 95 % interval, paired by prompt; wins: share of prompts on which B is higher",
+        caption=(
+            "difference B - A with its 95 % interval, paired by prompt; wins: share of prompts on which B is higher"
+        ),
     )
     for column in ("metric", *(["group"] if grouped else []), "prompts", "A", "B", "difference", "wins"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")

@@ -1,8 +1,8 @@
 """CSV files that a spreadsheet opens as they are meant: no prompt and no name turns into a formula.
 
-The rule: a text gets an apostrophe before it where its first character other than a blank is one of `= + - @ '`, or the same in full
-width, or where it begins with a tab or the end of a line. What reads as a decimal number stays as it is. Reading takes one leading
-apostrophe away, so that what was written comes back.
+The rule: a text gets an apostrophe before it where its first character other than a blank is one of `= + - @ '`, or the
+same in full width, or where it begins with a tab or the end of a line. What reads as a decimal number stays as it is.
+Reading takes one leading apostrophe away, so that what was written comes back.
 """
 
 import csv
@@ -24,7 +24,10 @@ def _guard(value: Any) -> str:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows that have the same keys, at least one row, with a header; None is empty. The file is there whole or not at all."""
+    """Write rows that have the same keys, at least one row, with a header; None is empty.
+
+    The file is there whole or not at all.
+    """
 
     def write(draft: Path) -> None:
         with draft.open("w", encoding="utf-8", newline="") as file:
@@ -48,6 +51,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
             raise UserError(
-                f"{path}: row {number} has {len(line)} cells where the header has {len(header)}; mend it, or move the file away"
+                f"{path}: row {number} has {len(line)} cells where the header has {len(header)}; fix it, or move the"
+                " file away"
             )
     return [dict(zip(header, line, strict=True)) for line in lines]

@@ -1,4 +1,4 @@
-"""Leaderboards: a CSV a suite, a row a run, written by programs only."""
+"""Leaderboards: one CSV per suite, one row per run, written by programs only."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,11 @@ from evaluate.results.records import Records
 from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
-#: What every row has; the figures follow, four columns a metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`), `NAME n`, `NAME weights`.
+#: What every row has; the figures follow, four columns per metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`),
+#: `NAME n`, `NAME weights`.
 FIXED = (
-    "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware", "versions", "command",
+    "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware",
+    "versions", "command",
 )  # fmt: skip
 
 
@@ -28,15 +30,15 @@ def row(records: Records, device: str) -> dict[str, Any]:
         "suite": meta["suite"],
         "n": len(frame),
         "complete": meta["complete"],
-        "model_sha256": made_by.get("model_sha256") or made_by.get("pictures"),
+        "model_sha256": made_by.get("model_sha256") or made_by.get("images_sha256"),
         "suite_sha256": meta["suite_sha256"],
         "recipe": json.dumps(made_by.get("recipe"), sort_keys=True),
         # Rows drawn in a smaller batch than their block, for want of memory.
-        "split_batches": int(
-            (frame.groupby(frame.index // made_by["batch"])["batch"].transform("size") != frame["batch"]).sum()
-        )
-        if "batch" in made_by
-        else 0,
+        "split_batches": (
+            int((frame.groupby(frame.index // made_by["batch"])["batch"].transform("size") != frame["batch"]).sum())
+            if "batch" in made_by
+            else 0
+        ),
         "dtype": made_by.get("dtype", ""),
         "hardware": environment.processor(device),
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers", "open_clip_torch"),
@@ -45,7 +47,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
     for protocol, weights in meta["protocols"].items():
         mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
         result |= {protocol: mean, f"{protocol} se": error, f"{protocol} n": n, f"{protocol} weights": weights or ""}
-    for protocol, estimate in meta["sets"].items():
+    for protocol, estimate in meta["distribution"].items():
         result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}
         result[f"{protocol} weights"] = estimate["weights_sha256"]
     return result
@@ -56,7 +58,9 @@ def read(path: Path) -> list[dict[str, str]]:
     rows = read_csv(path) if path.is_file() else []
     for number, old in enumerate(rows, 2):
         if missing := [name for name in FIXED if name not in old]:
-            raise UserError(f"{path}, line {number}: no column {missing[0]!r}; not a leaderboard of this version: move it away")
+            raise UserError(
+                f"{path}, line {number}: no column {missing[0]!r}; not a leaderboard of this version: move it away"
+            )
     return rows
 
 
@@ -73,6 +77,9 @@ def upsert(path: Path, new: Mapping[str, Any]) -> None:
         rows = [old for old in rows if any(old[name] != text[name] for name in key)] + [text]
         columns = list(dict.fromkeys([*FIXED, *(name for each in rows for name in each)]))
         write_csv(
-            [{name: each.get(name, "") for name in columns} for each in sorted(rows, key=lambda r: (r["model"], r["command"]))],
+            [
+                {name: each.get(name, "") for name in columns}
+                for each in sorted(rows, key=lambda r: (r["model"], r["command"]))
+            ],
             path,
         )

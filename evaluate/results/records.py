@@ -1,4 +1,7 @@
-"""Records: what a run measured, a row a picture, with what made them. One Parquet file, between the runner and all that reads it."""
+"""Records: what a run measured, one row per image, with what made them.
+
+One Parquet file, between the runner and all that reads it.
+"""
 
 import json
 from dataclasses import dataclass
@@ -20,11 +23,11 @@ FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """frame: a row a picture. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where all went well), and
-    `score.PROTOCOL`, NaN where there is none.
+    """frame: one row per image. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where
+    all went well), and `score.PROTOCOL`, NaN where there is none.
 
-    meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where there are none), and
-    whether the run that wrote them was `complete`.
+    meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where
+    there are none), and whether the run that wrote them was `complete`.
     """
 
     frame: pd.DataFrame
@@ -32,7 +35,10 @@ class Records:
 
     @classmethod
     def load(cls, path: Path) -> "Records":
-        """Of a file, or of a folder with one `records*.parquet`: a run's, or the --output of the only run. Raises UserError for what is neither, or torn."""
+        """Of a file, or of a folder with one `records*.parquet`: a run's, or the --output of the only run.
+
+        Raises UserError for what is neither, or torn.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -44,16 +50,18 @@ class Records:
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which goes on where it stopped"
+                f"{file}: torn or no Parquet file ({reason}); write it again with 'evaluate run', which continues where"
+                " it stopped"
             ) from None
-        for kind, names, there in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
-            if lacking := [name for name in names if name not in there]:
+        for kind, names, present in (("field", FIELDS, meta), ("column", COLUMNS, table.column_names)):
+            if lacking := [name for name in names if name not in present]:
                 raise UserError(
                     f"{file}: no {kind} {lacking[0]!r}, so these are no records; give a file that 'evaluate run' wrote"
                 )
         if lacking := [name for name in meta["protocols"] if f"score.{name}" not in table.column_names]:
             raise UserError(
-                f"{file}: no column 'score.{lacking[0]}', though its protocols name it; write it again with 'evaluate run'"
+                f"{file}: no column 'score.{lacking[0]}', though its protocols name it; write it again with 'evaluate"
+                " run'"
             )
         frame = table.to_pandas()
         if (twice := frame.duplicated(["id", "seed"])).any():
@@ -96,19 +104,22 @@ class Records:
         return scores
 
     def by_prompt(self) -> pd.DataFrame:
-        """Mean scores of each prompt over its pictures that have one: index `id`, sorted; a column a protocol."""
+        """Mean scores of each prompt over its images that have one: index `id`, sorted; one column per protocol."""
         columns = {f"score.{name}": name for name in self.meta["protocols"]}
         return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
 
 
 def find(path: Path) -> Path:
-    """The records file that `path` is, or that alone is in that folder. Raises UserError where there is none, or a choice."""
+    """The records file that `path` is, or that alone is in that folder.
+
+    Raises UserError where there is none, or a choice.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; give a records file, or the folder of a run")
-    found = sorted(path.glob("records*.parquet")) or sorted(path.glob("runs/*/records*.parquet"))
-    if len(found) != 1:
-        remedy = "give one of them" if found else "give the folder or the file that 'evaluate run' names at its end"
-        raise UserError(f"{path}: {len(found) or 'no'} files records*.parquet there; {remedy}")
-    return found[0]
+    files = sorted(path.glob("records*.parquet")) or sorted(path.glob("runs/*/records*.parquet"))
+    if len(files) != 1:
+        remedy = "give one of them" if files else "give the folder or the file that 'evaluate run' names at its end"
+        raise UserError(f"{path}: {len(files) or 'no'} files records*.parquet there; {remedy}")
+    return files[0]

@@ -1,4 +1,5 @@
-"""Any number of runs of one suite in one table: every metric's mean, and the share of prompts on which a run is ahead of those before it."""
+"""Any number of runs of one suite in one table: every metric's mean, and the share of prompts on which a run is ahead
+of those before it."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from prompts.io.files import replace
 class SharedMetric(NamedTuple):
     """What one run says of one metric.
 
-    over: the model that `value` is a share of wins over, "" where it is the metric's own mean. error: standard error, clustered by
-    prompt; low, high: 95 % interval, of a share (Wilson 1927) or of a metric of the whole set. NaN for what there is none of.
+    over: the model that `value` is a share of wins over, "" where it is the metric's own mean. error: standard error,
+    clustered by prompt; low, high: 95 % interval, of a share (Wilson 1927) or of a metric of the whole set. NaN for
+    what there is none of.
     """
 
     metric: str
@@ -89,7 +91,7 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
     head, rows = lines(figures)
     table = Table(
         title=escape(f"{runs[0].meta['suite']}, {len(runs[0].by_prompt()):,} prompts"),
-        caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score, ties counted half",
+        caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score, ties half",
     )
     for i, name in enumerate(head):
         table.add_column(escape(name), justify="right" if i else "left")

@@ -8,7 +8,9 @@ from scipy import stats
 
 
 class Paired(NamedTuple):
-    """Mean of `b - a` with its confidence interval, and the share of pairs in which b is higher (ties count half) with its own."""
+    """Mean of `b - a` with its confidence interval, and the share of pairs in which b is higher
+    (ties count half) with its own.
+    """
 
     mean: float
     low: float
@@ -19,8 +21,9 @@ class Paired(NamedTuple):
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Paired:
-    """Student's t interval of the mean difference of paired scores `a`, `b`: `[N]` each, N >= 2; Wilson's (1927) of the win rate,
-    which ties make too wide and never too narrow."""
+    """Student's t interval of the mean difference of paired scores `a`, `b`: `[N]` each, N >= 2; Wilson's (1927) of the
+    win rate, which ties make too wide and never too narrow.
+    """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"paired scores need two equal lengths of at least 2, got {len(a)} and {len(b)}")
     difference = np.asarray(b, float) - np.asarray(a, float)
@@ -51,13 +54,17 @@ class Mean(NamedTuple):
 
 
 def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
-    """Mean of `scores` `[N]` with a standard error that lets scores of one cluster (`clusters`, `[N]`, a prompt) depend on each other.
+    """Mean of `scores` `[N]` with a standard error that lets scores of one cluster (`clusters`, `[N]`,
+    a prompt) depend on each other.
 
-    The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score a cluster it is the usual s / sqrt(N). Scores
-    that are NaN are left out of all three figures; the error of fewer than two clusters is NaN.
+    The sandwich of Liang and Zeger (1986) with G/(G-1) for G clusters: with one score per cluster it is the usual s /
+    sqrt(N). Scores that are NaN are left out of all three figures; the error of fewer than two clusters is NaN.
     """
-    there = ~np.isnan(scores)
-    scores, (names, which) = np.asarray(scores, float)[there], np.unique(np.asarray(clusters)[there], return_inverse=True)
+    scored = ~np.isnan(scores)
+    scores, (names, which) = (
+        np.asarray(scores, float)[scored],
+        np.unique(np.asarray(clusters)[scored], return_inverse=True),
+    )
     n, groups = len(scores), len(names)
     if not n:
         return Mean(math.nan, math.nan, 0)
@@ -69,12 +76,14 @@ def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
 
 
 def bootstrap_means(rows: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Means `[resamples, K]` of `rows` `[N, K]` drawn again with replacement. A draw takes whole rows, so columns stay together."""
+    """Means `[resamples, K]` of `rows` `[N, K]` drawn again with replacement.
+
+    A draw takes whole rows, so columns stay together.
+    """
     n = len(rows)
     generator = np.random.default_rng(seed)
-    chunk = max(
-        1, 2**20 // n
-    )  # resamples at a time: how often each row was drawn is a matrix, and their sums one product with it
+    # Resamples at a time: how often each row was drawn is a matrix, and their sums one product with it.
+    chunk = max(1, 2**20 // n)
     means = []
     for first in range(0, resamples, chunk):
         size = min(chunk, resamples - first)
@@ -85,7 +94,8 @@ def bootstrap_means(rows: np.ndarray, *, resamples: int, seed: int) -> np.ndarra
 
 
 def expand(probability: np.ndarray, n: int) -> np.ndarray:
-    """Tail probability of a bootstrapped mean of n -> what Student's t makes of it (Hesterberg 2015, section 5.3, "expanded percentiles").
+    """Tail probability of a bootstrapped mean of n -> what Student's t makes of it (Hesterberg 2015, section 5.3,
+    "expanded percentiles").
 
     A bootstrapped mean varies too little, by sqrt((n - 1) / n), and knows nothing of the variance being an estimate.
     """
@@ -99,7 +109,9 @@ def shrink(probability: float, n: int) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's (1979) adjusted p-values, `[..., M]`: rejecting those at most alpha errs anywhere among the M with at most alpha."""
+    """Holm's (1979) adjusted p-values, `[..., M]`: rejecting those at most alpha errs anywhere
+    among the M with at most alpha.
+    """
     order = p.argsort(-1)
     m = p.shape[-1]
     steps = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)

@@ -12,9 +12,10 @@ from prompts.io.errors import UserError
 
 
 class SummarisedMetric(NamedTuple):
-    """One metric, of all prompts (group "") or of one group: n pictures, mean, and its standard error, clustered by prompt.
+    """One metric, of all prompts (group "") or of one group: n images, mean, and its
+    standard error, clustered by prompt.
 
-    A metric of the whole set has no standard error but a 95 % interval, and no groups.
+    A distribution metric has no standard error but a 95 % interval, and no groups.
     """
 
     metric: str
@@ -27,7 +28,7 @@ class SummarisedMetric(NamedTuple):
 
 
 def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetric]:
-    """A row a metric, and with `by` one for each value of that group of prompts too."""
+    """A row per metric, and with `by` one for each value of that group of prompts too."""
     frame = records.frame
     groups = groups_of(records, by) if by else {}
     labels = frame["id"].map(groups)
@@ -40,8 +41,10 @@ def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetr
             chosen = (labels == label).to_numpy()
             mean, error, n = clustered_mean(scores[chosen], ids[chosen])
             rows.append(SummarisedMetric(metric, label, n, mean, error))
-    for metric, estimate in records.meta.get("sets", {}).items():
-        rows.append(SummarisedMetric(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"]))
+    for metric, estimate in records.meta.get("distribution", {}).items():
+        rows.append(
+            SummarisedMetric(metric, "", estimate["n"], estimate["value"], math.nan, estimate["low"], estimate["high"])
+        )
     return rows
 
 
@@ -53,8 +56,8 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
     from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
-    table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} pictures"))
-    for column in ("metric", *(["group"] if grouped else []), "mean", "standard error", "pictures"):
+    table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} images"))
+    for column in ("metric", *(["group"] if grouped else []), "mean", "standard error", "images"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")
     for row in rows:
         spread = f"{row.error:.4f}" if math.isnan(row.low) else f"[{row.low:.4f}, {row.high:.4f}]"
@@ -62,7 +65,7 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
         table.add_row(row.metric, *group, f"{row.mean:.4f}", "-" if spread == "nan" else spread, f"{row.n:,}")
     console = printer()
     console.print(table)
-    for metric, estimate in records.meta.get("sets", {}).items():
+    for metric, estimate in records.meta.get("distribution", {}).items():
         if estimate["note"]:
             console.print(f"{metric}: {estimate['note']}")
     failed = records.frame[records.frame["error"].notna()]
@@ -70,7 +73,8 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
         first = failed.iloc[0]
         console.print(
             escape(
-                f"{len(failed):,} of {len(records.frame):,} pictures have errors, the first: {first['id']}: {first['error']}"
+                f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}:"
+                f" {first['error']}"
             )
         )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from evaluate import pipelines, samplers
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from evaluate.runs.blocks import Block, PromptSeed
 from evaluate.runs.images import existing_images
 from evaluate.runs.prefetch import prefetch
@@ -30,18 +30,18 @@ def draw_blocks(
     """
     images: dict[int, list[StoredImage]] = {}
     for block in blocks:
-        found = store.read(block)
-        if found is not None and not any(image.error for image in found):
-            images[block.index] = found
+        stored = store.read(block)
+        if stored is not None and not any(image.error for image in stored):
+            images[block.index] = stored
     todo = [block for block in blocks if block.index not in images]
     if not todo:
         return images
-    with Watch(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="picture", show=show) as watch:
+    with ProgressLog(f"drawing {settings.model}", sum(len(b.rows) for b in todo), unit="image", show=show) as progress:
         draw = _source(settings, make)
         written = prefetch(lambda pair: store.write(*pair), ((block, draw(block)) for block in todo))
         for block, drawn in zip(todo, written, strict=True):
             images[block.index] = drawn
-            watch.advance(len(drawn))
+            progress.advance(len(drawn))
     return images
 
 
@@ -54,7 +54,7 @@ def _source(settings: Settings, make: MakeSampler) -> Callable[[Block], list[Dra
 
 def make_sampler(model: str, *, device: str, dtype: torch.dtype) -> DrawImages:
     """What draws from a model."""
-    pipeline, recipe = pipelines.load(model, dtype=dtype).to(device), pipelines.recipe(model)
+    pipeline, recipe = pipelines.load(model, dtype=dtype).to(device), pipelines.read_recipe(model)
     sampler = samplers.make(recipe)
 
     def sample(prompts: Sequence[str], ids: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -24,10 +24,10 @@ def images_in(folder: Path) -> dict[str, Path]:
         raise UserError(f"--images {folder}: no such folder; check the path")
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if not paths:
-        raise UserError(f"--images {folder}: no pictures there ({', '.join(sorted(SUFFIXES))}); check the path")
+        raise UserError(f"--images {folder}: no images there ({', '.join(sorted(SUFFIXES))}); check the path")
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"--images {folder}: two pictures are named {twice[0]!r}; remove one")
+        raise UserError(f"--images {folder}: two images are named {twice[0]!r}; remove one")
     return dict(zip(names, paths, strict=True))
 
 
@@ -51,7 +51,7 @@ def existing_images(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> C
         path = by_name.get(name) or by_name.get(file_name(name)) or by_number.get(number[row.prompt.id])
         if path is None:
             other = f" or {number[row.prompt.id]}" if seeds == 1 else ""
-            return None, f"{folder}: no picture is named {file_name(name)}{other}", 1
+            return None, f"{folder}: no image is named {file_name(name)}{other}", 1
         try:
             return read_image(path), None, 1
         except UserError as error:

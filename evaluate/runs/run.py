@@ -1,7 +1,7 @@
 """A suite, a model and metrics in; per-image records and one row of a leaderboard out.
 
-Everything is a function of the settings: an interrupted run goes on where it was, shards fill one folder between them,
-and whoever finds it full writes the row, which is the same row each way.
+Everything is a function of the settings: an interrupted run continues where it was, shards fill one folder between
+them, and whoever finds it full writes the row, which is the same row each way.
 """
 
 import copy
@@ -61,7 +61,7 @@ def run(
     digest = text_sha256(json.dumps(made_by, sort_keys=True))
     folder = settings.output / "runs" / f"{slug(settings.model)}-{digest[:12]}"
     write_json(folder / "made-by.json", made_by)
-    store = Store(folder / "pictures")
+    store = Store(folder / "images")
     names = {s.protocol: slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}") for s in loaded}
     scores = {protocol: Scores(folder / "scores" / name) for protocol, name in names.items()}
     blocks = cut_into_blocks(settings.suite.prompts, settings.seeds, settings.batch)
@@ -70,7 +70,7 @@ def run(
     images = draw_blocks(settings, shard, store, make, show=show)
     score_blocks(settings, [(block, images[block.index]) for block in shard], store, loaded, scores, show=show)
 
-    finished = [found for block in blocks if (found := _read(block, store, scores))]
+    finished = [read for block in blocks if (read := _read(block, store, scores))]
     if missing := len(blocks) - len(finished):
         left = f"{missing} of {len(blocks)} blocks are left to other shards"
         console.print(f"{folder}: {left}; the last one writes the row")
@@ -86,8 +86,8 @@ def run(
 def identity(settings: Settings) -> dict[str, Any]:
     """Everything an image of this run depends on besides its prompt and seed."""
     if settings.images:
-        return {"pictures": images_digest(settings.images)}
-    recipe = pipelines.recipe(settings.model)
+        return {"images_sha256": images_digest(settings.images)}
+    recipe = pipelines.read_recipe(settings.model)
     read = samplers.make(recipe).weights_sha256
     return {
         "model_sha256": pipelines.digest(settings.model),
@@ -156,10 +156,10 @@ def _read(block: Block, store: Store, scores: Mapping[str, Scores]) -> FinishedB
     if images is None:
         return None
     for protocol, kept in scores.items():
-        found = kept.read(block, images)
-        if found is None:
+        scored = kept.read(block, images)
+        if scored is None:
             return None
-        rows[protocol] = found
+        rows[protocol] = scored
     return FinishedBlock(block, images, rows)
 
 
@@ -175,22 +175,28 @@ def _records(
     return Records(
         frame,
         {
-            "suite": settings.suite.name, "suite_sha256": settings.suite.sha256, "model": settings.model,
-            "made_by": made_by, "n_expected": len(frame), "protocols": protocols, "complete": whole, "sets": estimates,
+            "suite": settings.suite.name,
+            "suite_sha256": settings.suite.sha256,
+            "model": settings.model,
+            "made_by": made_by,
+            "n_expected": len(frame),
+            "protocols": protocols,
+            "complete": whole,
+            "distribution": estimates,
             "command": settings.command,
         },
-    )  # fmt: skip
+    )
 
 
 def _rows(finished: FinishedBlock) -> list[dict[str, Any]]:
     """A block's rows, as records hold them."""
     rows = []
-    for i, (asked, image) in enumerate(zip(finished.block.rows, finished.images, strict=True)):
+    for i, (row_of_suite, image) in enumerate(zip(finished.block.rows, finished.images, strict=True)):
         scores = {protocol: each[i] for protocol, each in finished.scores.items()}
         errors = [image.error, *(f"{name}: {score['error']}" for name, score in scores.items() if score["error"])]
-        row: dict[str, Any] = {"id": asked.prompt.id, "prompt": asked.prompt.text}
-        row |= {f"group.{name}": value for name, value in asked.prompt.group.items()}
-        row |= {"seed": asked.seed, "image_sha256": image.sha256, "batch": image.batch}
+        row: dict[str, Any] = {"id": row_of_suite.prompt.id, "prompt": row_of_suite.prompt.text}
+        row |= {f"group.{name}": value for name, value in row_of_suite.prompt.group.items()}
+        row |= {"seed": row_of_suite.seed, "image_sha256": image.sha256, "batch": image.batch}
         row["error"] = "; ".join(filter(None, errors)) or None
         row |= {f"score.{name}": np.nan if score["score"] is None else score["score"] for name, score in scores.items()}
         rows.append(row)

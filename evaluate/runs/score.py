@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.console import Watch, console
+from evaluate.console import ProgressLog, console
 from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.preprocess import Preprocess
 from evaluate.runs.blocks import Block
@@ -24,16 +24,16 @@ from prompts.io.errors import UserError
 
 
 class Scores:
-    """One scorer's scores, a small file a block, which count only for the very images they were given for."""
+    """One scorer's scores, one small file per block, which count only for the very images they were given for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def read(self, block: Block, images: Sequence[StoredImage]) -> list[dict[str, Any]] | None:
-        """Per row `{"picture", "score", "error"}`, or None where there are none for these images."""
+        """Per row `{"image_sha256", "score", "error"}`, or None where there are none for these images."""
         try:
             rows: list[dict[str, Any]] = json.loads((self.folder / f"{block.key}.json").read_text(encoding="utf-8"))
-            fits = [row["picture"] for row in rows] == [image.sha256 for image in images]
+            fits = [row["image_sha256"] for row in rows] == [image.sha256 for image in images]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return rows if fits else None
@@ -65,12 +65,12 @@ def score_blocks(
     for scorer in dict.fromkeys(scorer for _, _, which in todo for scorer in which):
         scorer.to(settings.device)
     score, total = BlockScorer(say=console.print), sum(len(block.rows) for block, _, _ in todo)
-    with Watch(f"scoring {settings.model}", total, unit="picture", show=show) as watch:
+    with ProgressLog(f"scoring {settings.model}", total, unit="image", show=show) as progress:
         ready = prefetch(lambda each: LoadedBlock.of(*each, store, settings.device), todo)
         for (block, _, which), content in zip(todo, ready, strict=True):
             for protocol, rows in score(content, which).items():
                 scores[protocol].write(block, rows)
-            watch.advance(len(block.rows))
+            progress.advance(len(block.rows))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LoadedBlock:
             if pixels is not None:
                 available.append((torch.from_numpy(pixels).permute(2, 0, 1).to(device), row.prompt.text))
             elif image.file is not None:
-                error = f"{store.path(block, image)}: not the picture that was drawn; delete it and run again"
+                error = f"{store.path(block, image)}: not the image that was drawn; delete it and run again"
             rows.append((image, error))
         try:
             prepared = prepare_all(which, _batch(available)) if available else {}
@@ -127,7 +127,7 @@ class BlockScorer:
         rows = []
         for image, error in content.rows:
             row = _row(*next(scores)) if error is None else _row(None, error if image.file else None)
-            rows.append({"picture": image.sha256, **row})
+            rows.append({"image_sha256": image.sha256, **row})
         return rows
 
     def _score(self, scorer: Scorer, content: LoadedBlock) -> Sequence[tuple[float | None, str | None]]:
@@ -172,11 +172,11 @@ def measure_blocks(
     if not metrics:
         return {}
     names, total = ", ".join(metric.protocol for metric in metrics), sum(len(block.rows) for block, _ in blocks)
-    with Watch(f"measuring {names}", total, unit="picture", show=show) as watch:
+    with ProgressLog(f"measuring {names}", total, unit="image", show=show) as progress:
         for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
             for metric in metrics if content.available else ():
                 metric.update([image for image, _ in content.available], [text for _, text in content.available])
-            watch.advance(len(content.rows))
+            progress.advance(len(content.rows))
     return {metric.protocol: _estimate(metric) for metric in metrics}
 
 

@@ -65,13 +65,26 @@ class Settings:
 
 
 def from_options(
-    suite: str, models: Sequence[str], metrics: Sequence[str], *, prompts: Path | None, images: Path | None,
-    limit: int | None, seed: int, per_prompt: int, batch: int, dtype: str | None, device: str | None, output: Path,
-    shard: str, weights: Sequence[str] = (), reference: Path | None = None,
-) -> list[Settings]:  # fmt: skip
-    """What the command's options mean, a `Settings` a model. Raises UserError for what cannot be meant."""
+    suite: str,
+    models: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    prompts: Path | None,
+    images: Path | None,
+    limit: int | None,
+    seed: int,
+    per_prompt: int,
+    batch: int,
+    dtype: str | None,
+    device: str | None,
+    output: Path,
+    shard: str,
+    weights: Sequence[str] = (),
+    reference: Path | None = None,
+) -> list[Settings]:
+    """What the command's options mean, a `Settings` per model. Raises UserError for what cannot be meant."""
     whole = suites.load(suite, path=prompts)
-    asked = replace(whole, prompts=whole.prompts[:limit])
+    limited = replace(whole, prompts=whole.prompts[:limit])
     if twice := [name for name, count in Counter(map(slug, models)).items() if count > 1]:
         raise UserError(f"--model: two models would both be called {twice[0]!r}; run them into two --output folders")
     if images and len(models) > 1:
@@ -86,12 +99,22 @@ def from_options(
     paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
-            suite=asked, model=model, metrics=metrics, images=images, seeds=tuple(range(seed, seed + per_prompt)),
-            batch=batch, dtype=dtype or _dtype(model, device, images), device=device, output=output,
-            shard=_shard(shard), limit=limit, weights=paths, reference=reference,
+            suite=limited,
+            model=model,
+            metrics=metrics,
+            images=images,
+            seeds=tuple(range(seed, seed + per_prompt)),
+            batch=batch,
+            dtype=dtype or _dtype(model, device, images),
+            device=device,
+            output=output,
+            shard=_shard(shard),
+            limit=limit,
+            weights=paths,
+            reference=reference,
         )
         for model in models
-    ]  # fmt: skip
+    ]
 
 
 def _metric(name: str) -> str:
@@ -105,7 +128,7 @@ def _metric(name: str) -> str:
 
 def _dtype(model: str, device: str, images: Path | None) -> str:
     """What a model is drawn in where nobody says: what its recipe was published with, on a GPU."""
-    recipe = None if images or not device.startswith("cuda") else pipelines.recipe(model)
+    recipe = None if images or not device.startswith("cuda") else pipelines.read_recipe(model)
     return recipe.dtype if recipe and recipe.dtype else "fp32"
 
 

@@ -35,7 +35,7 @@ class StoredImage:
 
 
 class Store:
-    """Images as PNG files, a folder a block, with an index that is written last."""
+    """Images as PNG files, one folder per block, with an index that is written last."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,7 +1,7 @@
 """Ways to draw images from a loaded pipeline: by its own call, or as something around it does.
 
-A file here, or in an extension's `samplers/`, is a way where it has `Options`, a pydantic model, and `build(options) -> Sampler`. A
-recipe asks for it: `sampler: {name: best_of, n: 4, scorer: pickscore}`.
+A file here, or in an extension's `samplers/`, is a way where it has `Options`, a pydantic model, and `build(options) ->
+Sampler`. A recipe asks for it: `sampler: {name: best_of, n: 4, scorer: pickscore}`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,10 @@ __path__ = extensions.extended(__path__, "samplers")
 
 
 class Sampler(Protocol):
-    """Draws images of prompts. weights_sha256: of what it reads besides the model, which images then depend on; None for nothing."""
+    """Draws images of prompts.
+
+    weights_sha256: of what it reads besides the model, which images then depend on; None for nothing.
+    """
 
     weights_sha256: str | None
 
@@ -34,8 +37,8 @@ class Sampler(Protocol):
     ) -> Tensor:
         """Images `[B, 3, H, W]`, float32 in [0, 1], one per prompt, on the pipeline's device.
 
-        Everything random in an image depends on its seed and its key alone, whatever is drawn beside it. overrides: of the
-        arguments that the recipe gives the pipeline's call.
+        Everything random in an image depends on its seed and its key alone, whatever is drawn beside it. overrides: of
+        the arguments that the recipe gives the pipeline's call.
         """
 
 
@@ -53,7 +56,9 @@ def make(recipe: Recipe) -> Sampler:
         chosen = module.Options.model_validate({key: value for key, value in options.items() if key != "name"})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"sampler {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; change it") from None
+        raise UserError(
+            f"sampler {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; change it"
+        ) from None
     sampler: Sampler = module.build(chosen)
     return sampler
 

@@ -1,7 +1,9 @@
-"""Several images per prompt, of which the one that a scorer likes best is kept: what any training has to beat at the same reward.
+"""Several images per prompt, of which the one that a scorer likes best is kept: what any training
+has to beat at the same reward.
 
-The first candidate is the image that the model draws without this, so the score never falls. Against the model's own distribution the
-KL divergence is at most log n - (n - 1) / n (Beirami et al. 2024, theorem 1), and n times as long is spent on drawing.
+The first candidate is the image that the model draws without this, so the score never falls. Against the
+model's own distribution the KL divergence is at most log n - (n - 1) / n (Beirami et al. 2024, theorem 1), and
+n times as long is spent on drawing.
 """
 
 from collections.abc import Sequence
@@ -49,8 +51,8 @@ class BestOf:
         best = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=keys, **overrides)
         highest = scorer.score(best, prompts)
         for i in range(1, self.options.n):
-            own = [f"{key}\0candidate {i}" for key in keys]
-            images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=own, **overrides)
+            candidate_keys = [f"{key}\0candidate {i}" for key in keys]
+            images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=candidate_keys, **overrides)
             score = scorer.score(images, prompts)
             # What is not finite is never better.
             better = score > highest

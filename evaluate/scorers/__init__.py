@@ -1,8 +1,9 @@
-"""Scorers: how well a picture suits its prompt, or a person's taste. One file here is one family of them.
+"""Scorers: how well an image suits its prompt, or a person's taste. One file here is one family of them.
 
-A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and `load(name,
-weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be registered. `VERIFIED_BY`, name -> what
-the tests hold a variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
+A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
+`load(name, weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be
+registered. `VERIFIED_BY`, name -> what the tests verify a variant against (`hpsv2 1.2.0`, `formula`), leaves
+out those that are not verified.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,25 +17,26 @@ from prompts.extensions import Variants, extended
 
 __path__ = extended(__path__, "scorers")
 
-Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or pictures [3, H, W] of any sizes
+Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or images [3, H, W] of any sizes
 
-#: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's size, and a
-#: prompt's features must not depend on which others happened to come with it.
+#: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's
+#: size, and a prompt's features must not depend on which others happened to come with it.
 TEXT_BATCH = 8
-#: A CPU's caches hold the activations of few pictures: of so many numbers and more, it is given so many at once, and is a fifth faster.
+#: A CPU's caches hold the activations of few images: of so many numbers and more, it is given so many
+#: at once, and is a fifth faster.
 CPU_LARGE, CPU_BATCH = 3 * 224 * 224, 4
 #: Prompts whose features are kept, the newest ones: 256 MiB at 1,024 numbers each.
 TEXT_MEMORY = 65_536
 
 
 class Scorer(nn.Module):
-    """A picture and a prompt in, a number out; higher is better.
+    """An image and a prompt in, a number out; higher is better.
 
     A family implements `encode`, what depends on the prompt alone, and `forward`, the rest.
 
     protocol: name and version of what is computed. Numbers of different protocols are never compared.
-    prepare: what is done to a picture before the network; scorers with an equal one share its output.
-    differentiable: whether float pictures receive a gradient, so that the scorer can be a reward.
+    prepare: what is done to an image before the network; scorers with an equal one share its output.
+    differentiable: whether float images receive a gradient, so that the scorer can be a reward.
     weights_sha256: of the weights that were loaded; None where there are none.
     """
 
@@ -62,15 +64,15 @@ class Scorer(nn.Module):
         if any(parameter.requires_grad for parameter in self.parameters()):
             return self.encode(prompts)
         new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._memory))
-        # Rows made in inference mode could never meet a picture that wants a gradient.
+        # Rows made in inference mode could never meet an image that wants a gradient.
         with torch.inference_mode(False), torch.no_grad():
             for block in self._blocks(new):
                 rows = self.encode(block + [block[-1]] * (TEXT_BATCH - len(block)))
                 self._memory |= {prompt: {key: row[i] for key, row in rows.items()} for i, prompt in enumerate(block)}
-        found = [self._memory[prompt] for prompt in prompts]
+        cached = [self._memory[prompt] for prompt in prompts]
         for stale in list(self._memory)[: max(0, len(self._memory) - TEXT_MEMORY)]:
             del self._memory[stale]
-        return {key: torch.stack([row[key] for row in found]) for key in found[0]} if found else {}
+        return {key: torch.stack([row[key] for row in cached]) for key in cached[0]} if cached else {}
 
     def _blocks(self, prompts: Sequence[str]) -> Iterator[list[str]]:
         groups: dict[int, list[str]] = {}
@@ -80,16 +82,18 @@ class Scorer(nn.Module):
             yield from (group[first : first + TEXT_BATCH] for first in range(0, len(group), TEXT_BATCH))
 
     def score(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """Scores `[B]`, float32, of pictures `[B, 3, H, W]`; pictures of mixed sizes come as a list.
+        """Scores `[B]`, float32, of images `[B, 3, H, W]`; images of mixed sizes come as a list.
 
         uint8 is the protocol's path; float in [0, 1] is the differentiable one.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"{self.protocol}: {len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
+            raise ValueError(
+                f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
+            )
         return self.score_prepared(self.prepare(images), prompts)
 
     def score_prepared(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores `[B]`, float32, of what `prepare` made of the pictures."""
+        """Scores `[B]`, float32, of what `prepare` made of the images."""
         pixels, text = pixels.to(next(self.parameters(), pixels)), self.text(prompts)
         few = pixels.device.type == "cpu" and pixels[:1].numel() >= CPU_LARGE
         size = CPU_BATCH if few else max(len(pixels), 1)
@@ -106,21 +110,23 @@ class Scorer(nn.Module):
 
 
 def prepare_all(scorers: Iterable[Scorer], images: Images) -> dict[Preprocess, Tensor]:
-    """What each distinct `Preprocess` of the scorers makes of the pictures, carried out once."""
+    """What each distinct `Preprocess` of the scorers makes of the images, carried out once."""
     return {prepare: prepare(images) for prepare in dict.fromkeys(scorer.prepare for scorer in scorers)}
 
 
 def score_all(scorers: Mapping[str, Scorer], images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Every scorer's scores `[B]`, under its key."""
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts; give one prompt a picture")
+        raise ValueError(f"{len(images)} images but {len(prompts)} prompts; give one prompt per image")
     prepared = prepare_all(scorers.values(), images)
     return {name: scorer.score_prepared(prepared[scorer.prepare], prompts) for name, scorer in scorers.items()}
 
 
 @torch.no_grad()
 def path_gap(scorer: Scorer, images: Images, prompts: Sequence[str]) -> float:
-    """Largest difference, in the scorer's units, between the path of bytes and that of floats on the same uint8 pictures."""
+    """Largest difference, in the scorer's units, between the path of bytes and that of
+    floats on the same uint8 images.
+    """
     floats = images.float() / 255 if isinstance(images, Tensor) else [image.float() / 255 for image in images]
     return (scorer.score(images, prompts) - scorer.score(floats, prompts)).abs().max().item()
 

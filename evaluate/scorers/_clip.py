@@ -16,21 +16,25 @@ from prompts.io.errors import UserError
 
 
 class Cosine(Scorer):
-    """`scale` x the cosine of a picture's and a prompt's embedding; scale None is the network's own, `exp(logit_scale)`."""
+    """`scale` x the cosine of an image's and a prompt's embedding; scale None is the
+    network's own, `exp(logit_scale)`.
+    """
 
-    def __init__(self, protocol: str, prepare: Preprocess, clip: Any, *, scale: float | None, weights_sha256: str) -> None:
+    def __init__(
+        self, protocol: str, prepare: Preprocess, clip: Any, *, scale: float | None, weights_sha256: str
+    ) -> None:
         super().__init__(protocol, prepare, weights_sha256=weights_sha256)
         self.clip, self.scale = clip, scale
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]` of prepared pixels."""
+        """Image embeddings `[B, D]` of prepared pixels."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The scaled cosine, `[B]`, taken in float32 or better."""
-        picture, words = (x if x.dtype.itemsize >= 4 else x.float() for x in (self.embed(pixels), text["features"]))
+        image, words = (x if x.dtype.itemsize >= 4 else x.float() for x in (self.embed(pixels), text["features"]))
         scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
-        return scale * F.cosine_similarity(picture, words, dim=-1)
+        return scale * F.cosine_similarity(image, words, dim=-1)
 
 
 class OpenClip(Cosine):
@@ -41,7 +45,7 @@ class OpenClip(Cosine):
         self.prefix = prefix
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]`."""
+        """Image embeddings `[B, D]`."""
         features: Tensor = self.clip.encode_image(pixels)
         return features
 
@@ -61,7 +65,7 @@ class TransformersClip(Cosine):
         self.tokenizer = tokenizer
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Picture embeddings `[B, D]`."""
+        """Image embeddings `[B, D]`."""
         features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
         return features
 
@@ -74,7 +78,9 @@ class TransformersClip(Cosine):
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`features`: text embeddings `[B, D]`. Attention is causal, so padding after the end changes nothing."""
         length = max(map(self.length, prompts))
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         pooled = self.clip.text_model(input_ids=tokens.input_ids.to(self.clip.logit_scale.device)).pooler_output
         return {"features": self.clip.text_projection(pooled)}
 
@@ -89,7 +95,7 @@ def open_clip_model(name: str, path: Path) -> nn.Module:
 
 
 def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) -> Any:
-    """transformers' CLIPModel, or its picture tower with the projection, described by `config` and read from `path`."""
+    """transformers' CLIPModel, or its image tower with the projection, described by `config` and read from `path`."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
@@ -97,11 +103,15 @@ def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) ->
         described = CLIPConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
         model = CLIPVisionModelWithProjection(_vision(described)) if vision_only else CLIPModel(described)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again") from None
+        raise UserError(
+            f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again"
+        ) from None
     # Old versions stored the numbering of positions as if it were a weight.
     tensors = {key: value for key, value in weights.read(path).items() if not key.endswith("embeddings.position_ids")}
     if vision_only:
-        tensors = {key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))}
+        tensors = {
+            key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))
+        }
     weights.load_strict(model, tensors, path)
     return model
 
@@ -126,8 +136,16 @@ def clip_tokenizer(vocabulary: Path, merges: Path) -> Any:
 
 
 def regressor(width: int) -> nn.Sequential:
-    """The head of both Aesthetic v2 and ImageReward: five linear layers with nothing between them but dropout, `width` to 1."""
+    """The head of both Aesthetic v2 and ImageReward: five linear layers with nothing between
+    them but dropout, `width` to 1.
+    """
     return nn.Sequential(
-        nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
-        nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1),
-    )  # fmt: skip
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )

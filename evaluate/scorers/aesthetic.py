@@ -1,8 +1,10 @@
-"""LAION Aesthetic predictor v2 (Schuhmann 2022, improved-aesthetic-predictor): a linear head on CLIP ViT-L/14's picture embedding.
+"""LAION Aesthetic predictor v2 (Schuhmann 2022, improved-aesthetic-predictor): a linear head on
+CLIP ViT-L/14's image embedding.
 
 Hub: `openai/clip-vit-large-patch14`, files `config.json` and `model.safetensors`, and the head
-`camenduru/improved-aesthetic-predictor`, file `sac+logos+ava1-l14-linearMSE.pth`. Trained on ratings of 1 to 10; generated
-pictures score between 4 and 7. The prompt is not read. Version 1, another head and another scale, is another protocol.
+`camenduru/improved-aesthetic-predictor`, file `sac+logos+ava1-l14-linearMSE.pth`. Trained on ratings of
+1 to 10; generated images score between 4 and 7. The prompt is not read. Version 1, another head and
+another scale, is another protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,8 @@ from prompts.io import hub
 from prompts.io.errors import UserError
 
 REPOSITORY, REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
-# No commit of the head's repository is on record anywhere; the author's file is, by its hash, so that is what is pinned.
+# No commit of the head's repository is on record anywhere; the author's file is, by its
+# hash, so that is what is pinned.
 HEAD, HEAD_REVISION = "camenduru/improved-aesthetic-predictor", "main"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
@@ -31,7 +34,7 @@ VERIFIED_BY = {"aesthetic/v2": "formula"}
 
 
 class Aesthetic(Scorer):
-    """The head's value of the unit-length picture embedding."""
+    """The head's value of the unit-length image embedding."""
 
     def __init__(self, protocol: str, tower: Any, *, weights_sha256: str) -> None:
         super().__init__(protocol, CLIP_224, weights_sha256=weights_sha256)
@@ -50,15 +53,21 @@ class Aesthetic(Scorer):
 
 
 def load(name: str, path: str | None) -> Scorer:
-    """`path`: a local copy of the head, or a folder with it and with the CLIP's `config.json` and `model.safetensors`."""
+    """`path`: a local copy of the head, or a folder with it and with the CLIP's
+    `config.json` and `model.safetensors`.
+    """
     head = hub.fetch(HEAD, HEAD_FILE, HEAD_REVISION, local=path)
-    if path is None and not hub.without_weights() and (found := weights.sha256(head)) != HEAD_SHA256:
+    if path is None and not hub.without_weights() and (digest := weights.sha256(head)) != HEAD_SHA256:
         raise UserError(
-            f"{head}: sha256 {found}, expected {HEAD_SHA256}; fetch it again, or give the path of the file you mean"
+            f"{head}: sha256 {digest}, expected {HEAD_SHA256}; fetch it again, or give the path of the file you mean"
         )
     folder = path if path and Path(path).is_dir() else None
-    config, file = (hub.fetch(REPOSITORY, part, REVISION, local=folder) for part in ("config.json", "model.safetensors"))
-    scorer = Aesthetic(name, transformers_clip(config, file, vision_only=True), weights_sha256=weights.sha256(file, head))
-    own = {key.removeprefix("layers."): value for key, value in weights.read(head).items()}
-    weights.load_strict(scorer.head, own, head)
+    config, file = (
+        hub.fetch(REPOSITORY, part, REVISION, local=folder) for part in ("config.json", "model.safetensors")
+    )
+    scorer = Aesthetic(
+        name, transformers_clip(config, file, vision_only=True), weights_sha256=weights.sha256(file, head)
+    )
+    head_weights = {key.removeprefix("layers."): value for key, value in weights.read(head).items()}
+    weights.load_strict(scorer.head, head_weights, head)
     return scorer

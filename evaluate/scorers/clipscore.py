@@ -1,11 +1,13 @@
-"""CLIPScore (Hessel et al. 2021, arXiv:2104.08718), of which no two papers mean the same: the backbone is part of the name.
+"""CLIPScore (Hessel et al. 2021, arXiv:2104.08718), of which no two papers mean the same:
+the backbone is part of the name.
 
-`vit-g-14-dmd2`: as DMD2 computes it. Hub: `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`, file `open_clip_pytorch_model.bin`. The centre
-square, Lanczos to 256, bicubic to 224, 'A photo depicts ' before the prompt, the raw cosine (range [-1, 1], pictures about 0.3).
+`vit-g-14-dmd2`: as DMD2 computes it. Hub: `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`, file
+`open_clip_pytorch_model.bin`. The centre square, Lanczos to 256, bicubic to 224, 'A photo depicts ' before the
+prompt, the raw cosine (range [-1, 1], images about 0.3).
 
 `vit-l-14-torchmetrics`: as torchmetrics computes it. Hub: `openai/clip-vit-large-patch14`, files `config.json`,
-`model.safetensors`, `vocab.json` and `merges.txt`. 100 x cosine (range [-100, 100], pictures 20 to 35), one picture at a time:
-torchmetrics' maximum with 0 is of the mean, not of a picture.
+`model.safetensors`, `vocab.json` and `merges.txt`. 100 x cosine (range [-100, 100], images 20 to 35), one image at a
+time: torchmetrics' maximum with 0 is of the mean, not of an image.
 """
 
 from evaluate import weights
@@ -33,13 +35,22 @@ def load(name: str, path: str | None) -> Scorer:
         steps = (Resize(size=256, fit="square", filter="lanczos"), Resize(size=224, fit="shortest"))
         clip = open_clip_model("ViT-g-14", file)
         return OpenClip(
-            name, Preprocess(size=224, resize=steps), clip, scale=1.0, prefix=PREFIX, weights_sha256=weights.sha256(file)
+            name,
+            Preprocess(size=224, resize=steps),
+            clip,
+            scale=1.0,
+            prefix=PREFIX,
+            weights_sha256=weights.sha256(file),
         )
     config, file, *words = (
         hub.fetch(OPENAI, part, OPENAI_REVISION, local=path)
         for part in ("config.json", "model.safetensors", "vocab.json", "merges.txt")
     )
     return TransformersClip(
-        name, PROCESSOR_224, transformers_clip(config, file), tokenizer=clip_tokenizer(*words), scale=100.0,
+        name,
+        PROCESSOR_224,
+        transformers_clip(config, file),
+        tokenizer=clip_tokenizer(*words),
+        scale=100.0,
         weights_sha256=weights.sha256(file),
-    )  # fmt: skip
+    )

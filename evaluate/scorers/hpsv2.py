@@ -1,12 +1,13 @@
-"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv:2306.09341): 100 x cosine of a CLIP ViT-H/14 trained on preferences.
+"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv:2306.09341): 100 x cosine of a CLIP
+ViT-H/14 trained on preferences.
 
-Hub: `xswu/HPSv2`, files `HPS_v2_compressed.pt` and `HPS_v2.1_compressed.pt`. Range [-100, 100]; pictures by current models score
-between 20 and 35.
+Hub: `xswu/HPSv2`, files `HPS_v2_compressed.pt` and `HPS_v2.1_compressed.pt`. Range [-100, 100]; images by current
+models score between 20 and 35.
 
-The longer edge is resized to 224 on a tensor, and the original names no antialiasing: torchvision did not antialias tensors before
-0.17 and does since. The two differ by points (users report 28.71 where 30.63 was published for the same pictures), so there are two
-protocols: `/aa` is what the original computes with a current torchvision, `/noaa` what it computed with the older ones. On a GPU the
-original runs under fp16 autocast; here precision is `load`'s `dtype`.
+The longer edge is resized to 224 on a tensor, and the original names no antialiasing: torchvision did not antialias
+tensors before 0.17 and does since. The two differ by points (users report 28.71 where 30.63 was published for the same
+images), so there are two protocols: `/aa` is what the original computes with a current torchvision, `/noaa` what it
+computed with the older ones. On a GPU the original runs under fp16 autocast; here precision is `load`'s `dtype`.
 """
 
 from evaluate import weights
@@ -36,6 +37,6 @@ def load(name: str, path: str | None) -> Scorer:
     file = hub.fetch(REPOSITORY, FILES[version], REVISION, local=path)
     prepare = Preprocess(
         size=224, resize=(Resize(size=224, fit="longest"),), library="torch", antialias=ANTIALIAS[resize]
-    )  # fmt: skip
+    )
     clip = open_clip_model("ViT-H-14", file)
     return OpenClip(name, prepare, clip, scale=100.0, weights_sha256=weights.sha256(file))

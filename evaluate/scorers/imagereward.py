@@ -1,7 +1,8 @@
-"""ImageReward v1.0 (Xu et al. 2023, arXiv:2304.05977): a BLIP that reads the prompt with the picture before it, and a linear head.
+"""ImageReward v1.0 (Xu et al. 2023, arXiv:2304.05977): a BLIP that reads the prompt with the
+image before it, and a linear head.
 
-Hub: `THUDM/ImageReward`, file `ImageReward.pt`; words of `bert-base-uncased`, file `vocab.txt`. Unbounded; standardised to mean 0
-and deviation 1 on the authors' validation pictures, so most pictures score between -2.5 and 2.
+Hub: `THUDM/ImageReward`, file `ImageReward.pt`; words of `bert-base-uncased`, file `vocab.txt`. Unbounded; standardised
+to mean 0 and deviation 1 on the authors' validation images, so most images score between -2.5 and 2.
 """
 
 import re
@@ -25,19 +26,20 @@ LENGTH = 35  # tokens, with [CLS] and [SEP]
 VARIANTS = {"imagereward": "ImageReward v1.0, standardised"}
 VERIFIED_BY = {"imagereward": "image-reward 1.5"}
 
-#: BLIP-large's picture tower and BERT-base with cross-attention to it, as the authors' `med_config.json` has it.
+#: BLIP-large's image tower and BERT-base with cross-attention to it, as the authors' `med_config.json` has it.
 ARCHITECTURE: dict[str, dict[str, Any]] = {
     "vision": {
         "image_size": 224, "patch_size": 16, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
         "num_attention_heads": 16, "layer_norm_eps": 1e-6,
     },
     "text": {
-        "vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12,
         "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
     },
 }  # fmt: skip
 
-#: The authors' names in BLIP's picture tower -> transformers'. Text keys are the same in both.
+#: The authors' names in BLIP's image tower -> transformers'. Text keys are the same in both.
 NAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
@@ -53,7 +55,9 @@ UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.|blip\.text_encoder\.embedd
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' state dict under this module's names; a name that nobody knows stays, to be refused by the strict match."""
+    """The authors' state dict under this module's names; a name that nobody knows stays, to
+    be refused by the strict match.
+    """
     renamed = {}
     for key, value in tensors.items():
         if UNUSED.match(key):
@@ -68,7 +72,7 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ImageReward(Scorer):
-    """`(head(CLS of the prompt read with the picture) - MEAN) / STD`."""
+    """`(head(CLS of the prompt read with the image) - MEAN) / STD`."""
 
     def __init__(self, protocol: str, tokenizer: Any, *, weights_sha256: str) -> None:
         from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
@@ -83,15 +87,19 @@ class ImageReward(Scorer):
         self.tokenizer = tokenizer
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`ids` and `mask`, `[B, 35]`: the picture comes in at every layer, so nothing of the text can be computed before."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        """`ids` and `mask`, `[B, 35]`: the image comes in at every layer, so nothing of
+        the text can be computed before.
+        """
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+        )
         device = self.head[0].weight.device
         return {"ids": tokens.input_ids.to(device), "mask": tokens.attention_mask.to(device)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The reward, `[B]`."""
-        picture = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.language(input_ids=text["ids"], attention_mask=text["mask"], encoder_hidden_states=picture)
+        image = self.vision(pixel_values=pixels).last_hidden_state
+        read = self.language(input_ids=text["ids"], attention_mask=text["mask"], encoder_hidden_states=image)
         return (self.head(read.last_hidden_state[:, 0])[:, 0] - MEAN) / STD
 
 
@@ -106,7 +114,9 @@ def make_tokenizer(vocabulary: Path) -> Any:
 
 
 def load(name: str, path: str | None) -> Scorer:
-    """`path`: a local `ImageReward.pt`, or a folder with it; the words too are taken from a folder that has a `vocab.txt`."""
+    """`path`: a local `ImageReward.pt`, or a folder with it; the words too are taken from a
+    folder that has a `vocab.txt`.
+    """
     file = hub.fetch(REPOSITORY, "ImageReward.pt", REVISION, local=path)
     folder = path if path and (Path(path) / "vocab.txt").is_file() else None
     tokenizer = make_tokenizer(hub.fetch(WORDS, "vocab.txt", WORDS_REVISION, local=folder))

@@ -1,8 +1,8 @@
 """PickScore v1 (Kirstain et al. 2023, arXiv:2305.01569): a CLIP ViT-H/14 trained on Pick-a-Pic's choices.
 
 Hub: `yuvalkirstain/PickScore_v1`, files `config.json` and `model.safetensors`; words of
-`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, files `vocab.json` and `merges.txt`. Papers report the cosine (range [-1, 1], pictures
-0.17 to 0.25); the model card's number is `exp(logit_scale)`, about 100, times it. They are two protocols.
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`, files `vocab.json` and `merges.txt`. Papers report the cosine (range [-1, 1],
+images 0.17 to 0.25); the model card's number is `exp(logit_scale)`, about 100, times it. They are two protocols.
 """
 
 from pathlib import Path
@@ -23,13 +23,19 @@ VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
 def load(name: str, path: str | None) -> Scorer:
-    """`path`: a folder with `config.json` and `model.safetensors`, and with `vocab.json` and `merges.txt` if those are local too."""
+    """`path`: a folder with `config.json` and `model.safetensors`, and with `vocab.json` and
+    `merges.txt` if those are local too.
+    """
     from evaluate.scorers._clip import TransformersClip, clip_tokenizer, transformers_clip
 
     config, file = (hub.fetch(REPOSITORY, part, REVISION, local=path) for part in ("config.json", "model.safetensors"))
     folder = path if path and (Path(path) / "vocab.json").is_file() else None
     words = [hub.fetch(WORDS, part, WORDS_REVISION, local=folder) for part in ("vocab.json", "merges.txt")]
     return TransformersClip(
-        name, PROCESSOR_224, transformers_clip(config, file), tokenizer=clip_tokenizer(*words),
-        scale=None if name == "pickscore/scaled" else 1.0, weights_sha256=weights.sha256(file),
-    )  # fmt: skip
+        name,
+        PROCESSOR_224,
+        transformers_clip(config, file),
+        tokenizer=clip_tokenizer(*words),
+        scale=None if name == "pickscore/scaled" else 1.0,
+        weights_sha256=weights.sha256(file),
+    )

@@ -1,4 +1,4 @@
-"""The scorers of the embedded world `shapes`, for pictures of 32 x 32 and captions of its grammar."""
+"""The scorers of the embedded world `shapes`, for images of 32 x 32 and captions of its grammar."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,10 @@ from prompts.io.errors import UserError
 VARIANTS = {
     "shapes/oracle": "1 where every fact of the caption is read off the pixels, else 0; learned from nothing",
     "shapes/facts": "how many of the caption's six facts are read off the pixels; learned from nothing",
-    "shapes/rule": "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing",
-    "shapes/clip": "100 x cosine of picture and caption under a small CLIP, which also gives fd-shapes its features",
+    "shapes/rule": (
+        "the rule that labels preference pairs: facts plus half the colours' vividness; learned from nothing"
+    ),
+    "shapes/clip": "100 x cosine of image and caption under a small CLIP, which also gives fd-shapes its features",
     "shapes/preference": "small preference model: what shapes/rule prefers, learned from pairs",
     "shapes/preference-weak": "the same learned from few pairs, so that it can be over-optimised",
 }
@@ -28,7 +30,10 @@ LONGEST = 160  # bytes of a caption
 
 
 class Reading(Scorer):
-    """What a function `(picture [3, 32, 32] in [0, 1], caption) -> float` says. Not differentiable, on purpose: nothing may be trained on it."""
+    """What a function `(image [3, 32, 32] in [0, 1], caption) -> float` says.
+
+    Not differentiable, on purpose: nothing may be trained on it.
+    """
 
     differentiable: ClassVar[bool] = False
 
@@ -42,19 +47,21 @@ class Reading(Scorer):
         """`caption`: the captions themselves, as UTF-8 padded with zeros to `[B, LONGEST]`."""
         rows = [prompt.encode() for prompt in prompts]
         if longest := max((row for row in rows if len(row) > LONGEST), key=len, default=None):
-            raise ValueError(f"{self.protocol}: a prompt of {len(longest)} bytes is no caption of the world; leave it out")
+            raise ValueError(
+                f"{self.protocol}: a prompt of {len(longest)} bytes is no caption of the world; leave it out"
+            )
         return {"caption": torch.tensor([list(row.ljust(LONGEST, b"\0")) for row in rows], dtype=torch.uint8)}
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
-        """What is read of each picture, `[B]`."""
-        pictures = pixels.detach().clamp(0, 1).float().cpu().numpy()
+        """What is read of each image, `[B]`."""
+        images = pixels.detach().clamp(0, 1).float().cpu().numpy()
         captions = [bytes(row.tolist()).rstrip(b"\0").decode() for row in text["caption"]]
-        rows = [float(self.read(picture, caption)) for picture, caption in zip(pictures, captions, strict=True)]
+        rows = [float(self.read(image, caption)) for image, caption in zip(images, captions, strict=True)]
         return torch.tensor(rows, device=pixels.device)
 
 
 class DualEncoder(TransformersClip):
-    """100 x cosine of a transformers CLIP's picture and text embeddings, in [-100, 100]."""
+    """100 x cosine of a transformers CLIP's image and text embeddings, in [-100, 100]."""
 
     def __init__(self, protocol: str, clip: Any, tokenizer: Any, *, weights_sha256: str) -> None:
         size, half = clip.config.vision_config.image_size, (0.5, 0.5, 0.5)
@@ -62,7 +69,7 @@ class DualEncoder(TransformersClip):
         super().__init__(protocol, prepare, clip, tokenizer=tokenizer, scale=100.0, weights_sha256=weights_sha256)
 
     def features(self, images: Tensor) -> Tensor:
-        """The picture tower's output before its projection: `[B, 3, 32, 32]`, as `score` takes them -> `[B, width]`."""
+        """The image tower's output before its projection: `[B, 3, 32, 32]`, as `score` takes them -> `[B, width]`."""
         pixels = self.prepare(images).to(self.clip.logit_scale)
         pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
         return pooled
@@ -76,14 +83,15 @@ def load(name: str, path: str | None) -> Scorer:
         from prompts.shapes.oracle import verify
         from prompts.shapes.taste import facts, rule
 
-        readings = (lambda picture, caption: verify(picture, caption)["correct"], facts, rule)
+        readings = (lambda image, caption: verify(image, caption)["correct"], facts, rule)
         return Reading(name, dict(zip(READ, readings, strict=True))[name])
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = Path(path) if path else embedded.folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align reward'"
+            f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align"
+            " reward'"
         )
     weights.check_folder(folder)
     clip, files = CLIPModel(CLIPConfig.from_pretrained(folder)), sorted(folder.glob("*.safetensors"))

@@ -22,7 +22,9 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another place") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from None
 
 
 def flush(path: Path) -> None:

@@ -15,7 +15,9 @@ _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 @contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Within: files of weights are neither fetched nor read, and networks keep what they were made with or drawn with."""
+    """Within: files of weights are neither fetched nor read, and networks keep what
+    they were made with or drawn with.
+    """
     before = _left_out.set(True)
     try:
         yield
@@ -36,7 +38,9 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
     if local is not None:
         path = Path(local) / filename if Path(local).is_dir() else Path(local)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; give a local copy of {filename} of {repo}, or the folder it lies in")
+            raise UserError(
+                f"{path}: no such file; give a local copy of {filename} of {repo}, or the folder it lies in"
+            )
         return path
     if without_weights() and filename.endswith(WEIGHTS):
         return Path(filename)
@@ -49,7 +53,7 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
 
 
 def find(repo: str, filename: str, revision: str) -> Path | None:
-    """`fetch`, or None where the repository has no such file, or the hub is out of reach and no copy is at hand."""
+    """`fetch`, or None where the repository has no such file, or the hub is out of reach and there is no local copy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -71,13 +75,15 @@ def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequ
     if without_weights():
         allow = [pattern for pattern in allow if not pattern.endswith(WEIGHTS)]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore))
+        )
     except Exception as error:  # as above
         raise refusal(error, repo, "its files", revision) from None
 
 
 def refusal(error: Exception, repo: str, what: str, revision: str) -> UserError:
-    """The sentence for what the hub client raised: why `what` of `repo` is not to be had, and what to do."""
+    """The sentence for what the hub client raised: why `what` of `repo` is unavailable, and what to do."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -113,8 +119,8 @@ def reason(error: Exception) -> str:
 
 def redact(text: str) -> str:
     """The text without tokens of the hub, the one in use among them, and without passwords in addresses."""
-    own = _token()
-    return TOKEN.sub("***", text.replace(own, "***") if len(own) >= SHORTEST else text)
+    token = _token()
+    return TOKEN.sub("***", text.replace(token, "***") if len(token) >= SHORTEST else text)
 
 
 def _token() -> str:

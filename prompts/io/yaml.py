@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}; mend it there") from None
+        raise UserError(f"{path}: not valid YAML{where}; fix it there") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no keys; write 'key: value' lines")
     return content
@@ -37,4 +37,4 @@ def read_model(path: Path, model: type[M]) -> M:
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else None
         field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
-        raise UserError(f"{path}: {field}; mend it") from None
+        raise UserError(f"{path}: {field}; fix it") from None

@@ -1,4 +1,4 @@
-"""The world `shapes`: captions, pictures of them, and an oracle that reads captions' facts off pixels.
+"""The world `shapes`: captions, images of them, and an oracle that reads captions' facts off pixels.
 
 >>> from prompts.shapes import render, sample_captions
 >>> captions = sample_captions(2, split="train", seed=0)

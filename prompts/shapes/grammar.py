@@ -1,5 +1,5 @@
-"""Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out, and these in two
-halves: `validation` to tune and to watch by, `test` for tables alone.
+"""Captions of the world `shapes`: three families, each split into compositions to train on and compositions held out,
+and these in two halves: `validation` to tune and to watch by, `test` for tables alone.
 
 one    "a small red circle on a white background"
 count  "two blue squares on a grey background"
@@ -74,7 +74,9 @@ def _scenes() -> dict[str, Scene]:
     sized = [Object(size=s, colour=c, shape=h) for s, c, h in itertools.product(SIZES, COLOURS, SHAPES)]
     unsized = [Object(colour=c, shape=h) for c, h in itertools.product(COLOURS, SHAPES)]
     scenes = [Scene(objects=(o,), background=b) for o, b in itertools.product(sized, BACKGROUNDS)]
-    scenes += [Scene(objects=(o,) * n, background=b) for o, n, b in itertools.product(unsized, COUNTS.values(), BACKGROUNDS)]
+    scenes += [
+        Scene(objects=(o,) * n, background=b) for o, n, b in itertools.product(unsized, COUNTS.values(), BACKGROUNDS)
+    ]
     scenes += [
         Scene(objects=(a, o), relation=r, background=b)
         for a, o, r, b in itertools.product(sized, sized, RELATIONS, BACKGROUNDS)
@@ -95,9 +97,14 @@ def parse(caption: str) -> Scene:
 
 @functools.cache
 def captions(split: Split, family: str) -> tuple[str, ...]:
-    """All captions of one family and split, in an order fixed for good. The halves of what is held out are told apart by hash."""
+    """All captions of one family and split, in an order fixed for good.
+
+    The halves of what is held out are told apart by hash.
+    """
     if split not in get_args(Split) or family not in FAMILIES:
-        raise ValueError(f"no captions for split {split!r}, family {family!r}; splits: {get_args(Split)}; families: {FAMILIES}")
+        raise ValueError(
+            f"no captions for split {split!r}, family {family!r}; splits: {get_args(Split)}; families: {FAMILIES}"
+        )
     members = [caption for caption, scene in _scenes().items() if scene.family == family]
     random.Random(f"shapes/{family}").shuffle(members)
     held_out = round(HELD_OUT * len(members))
@@ -108,7 +115,9 @@ def captions(split: Split, family: str) -> tuple[str, ...]:
     return tuple(hashed[:half] if split == "validation" else hashed[half:])
 
 
-def sample_captions(n: int, *, split: Split, seed: int, family: str | None = None, mix: Mapping[str, float] = MIX) -> list[str]:
+def sample_captions(
+    n: int, *, split: Split, seed: int, family: str | None = None, mix: Mapping[str, float] = MIX
+) -> list[str]:
     """`n` captions drawn with replacement, families in the proportions of `mix` unless one is named."""
     rng = random.Random(f"shapes/{split}/{seed}")
     families = [family] * n if family else rng.choices(list(mix), weights=list(mix.values()), k=n)
@@ -116,7 +125,8 @@ def sample_captions(n: int, *, split: Split, seed: int, family: str | None = Non
 
 
 def edited(caption: str, rng: random.Random) -> str:
-    """Another training caption that says the same but for one thing: a size, a colour, a shape, the number, the relation, the background.
+    """Another training caption that says the same but for one thing: a size, a colour, a shape, the number, the
+    relation, the background.
 
     The same caption where `rng` finds no such one that is trained on.
     """
@@ -136,7 +146,8 @@ def edited(caption: str, rng: random.Random) -> str:
                 which, value = rng.randrange(len(things)), rng.choice(parts[part])
                 # Objects that are counted are all of one kind.
                 changed = (
-                    replace(thing, **{part: value}) if counted or i == which else thing for i, thing in enumerate(things)
+                    replace(thing, **{part: value}) if counted or i == which else thing
+                    for i, thing in enumerate(things)
                 )
                 other = replace(scene, objects=tuple(changed))
         if other.caption != caption and other.caption in _trained():

@@ -1,4 +1,4 @@
-"""Reads shapes, colours, sizes and places off the pixels and holds them against a caption.
+"""Reads shapes, colours, sizes and places off the pixels and compares them with a caption.
 
 Nothing here is learned and nothing may be trained on it: it is what catches a generator that pleases a reward without
 doing what the caption says.
@@ -17,7 +17,7 @@ from prompts.shapes.renderer import AREA, BACKGROUND_LEVEL, PALETTE, RADIUS, RES
 FACTS = ("background", "count", "colour", "shape", "size", "relation", "correct")
 CONTRAST = 0.18  # least distance of a foreground pixel from the background, in RGB units
 MIN_AREA = 10.0  # pixels; a smaller speck is dirt
-MAX_DIRT = 6.0  # pixels of such specks that a correct picture may hold
+MAX_DIRT = 6.0  # pixels of such specks that a correct image may hold
 MIN_OVERLAP = 0.72  # intersection over union with the nearest ideal shape, or it is no shape
 MIN_COLOUR = 0.9  # cosine to the nearest palette colour, both seen from mid-grey, or it is no colour
 SIZE_THRESHOLD = (RADIUS["small"][1] + RADIUS["large"][0]) / 2  # radius in pixels
@@ -25,7 +25,7 @@ SIZE_THRESHOLD = (RADIUS["small"][1] + RADIUS["large"][0]) / 2  # radius in pixe
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An object read off a picture: centre and radius in pixels; colour and shape None where they are no known ones."""
+    """An object read off an image: centre and radius in pixels; colour and shape None where they are no known ones."""
 
     x: float
     y: float
@@ -54,17 +54,17 @@ def _nearest_shape(cover: np.ndarray, x: float, y: float, area: float) -> tuple[
     return (SHAPES[kind[best]] if overlap[best] >= MIN_OVERLAP else None), float(radius[best])
 
 
-def read(picture: np.ndarray) -> tuple[str, list[Found], float]:
-    """What one picture `[3, 32, 32]`, float in [0, 1], shows: its background, its objects, and pixels of dirt."""
-    if picture.shape != (3, RESOLUTION, RESOLUTION):
-        raise ValueError(f"the oracle reads pictures of shape (3, {RESOLUTION}, {RESOLUTION}), got {picture.shape}")
-    pixels = picture.transpose(1, 2, 0)
+def read(image: np.ndarray) -> tuple[str, list[Found], float]:
+    """What one image `[3, 32, 32]`, float in [0, 1], shows: its background, its objects, and pixels of dirt."""
+    if image.shape != (3, RESOLUTION, RESOLUTION):
+        raise ValueError(f"the oracle reads images of shape (3, {RESOLUTION}, {RESOLUTION}), got {image.shape}")
+    pixels = image.transpose(1, 2, 0)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(border, axis=0)
     background = min(BACKGROUNDS, key=lambda b: float(np.abs(ground - BACKGROUND_LEVEL[b]).sum()))
     distance = np.linalg.norm(pixels - ground, axis=2)
     labels, n = ndimage.label(distance > CONTRAST)
-    found, dirt = [], 0.0
+    objects, dirt = [], 0.0
     for k in range(1, n + 1):
         core = labels == k
         if core.sum() < MIN_AREA:
@@ -79,8 +79,8 @@ def read(picture: np.ndarray) -> tuple[str, list[Found], float]:
         rows, columns = np.mgrid[:RESOLUTION, :RESOLUTION] + 0.5
         x, y = float((cover * columns).sum() / area), float((cover * rows).sum() / area)
         shape, radius = _nearest_shape(cover, x, y, area)
-        found.append(Found(x=x, y=y, radius=radius, colour=_nearest_colour(colour), shape=shape))
-    return background, found, dirt
+        objects.append(Found(x=x, y=y, radius=radius, colour=_nearest_colour(colour), shape=shape))
+    return background, objects, dirt
 
 
 def _holds(relation: str, a: Found, b: Found) -> bool:
@@ -89,16 +89,19 @@ def _holds(relation: str, a: Found, b: Found) -> bool:
     return (along > 0) == (relation in ("right of", "below")) and abs(along) > abs(across)
 
 
-def verify(picture: np.ndarray, caption: str) -> dict[str, bool]:
-    """Which of the caption's FACTS hold in a picture `[3, 32, 32]`, float in [0, 1].
+def verify(image: np.ndarray, caption: str) -> dict[str, bool]:
+    """Which of the caption's FACTS hold in an image `[3, 32, 32]`, float in [0, 1].
 
     Objects are matched to the caption by colour first, then by shape. A fact about objects that are not all there is
     False; a fact the caption does not state (a relation, a size) is True.
     """
     scene = parse(caption)
-    background, found, dirt = read(picture)
-    facts = {"background": background == scene.background, "count": len(found) == len(scene.objects) and dirt <= MAX_DIRT}
-    pool, matched = list(found), []
+    background, objects, dirt = read(image)
+    facts = {
+        "background": background == scene.background,
+        "count": len(objects) == len(scene.objects) and dirt <= MAX_DIRT,
+    }
+    pool, matched = list(objects), []
     for thing in scene.objects:
         best = max(pool, key=lambda f: 2 * (f.colour == thing.colour) + (f.shape == thing.shape), default=None)
         if best is not None:
@@ -107,12 +110,14 @@ def verify(picture: np.ndarray, caption: str) -> dict[str, bool]:
     complete = len(matched) == len(scene.objects)
     facts["colour"] = complete and all(f.colour == t.colour for t, f in matched)
     facts["shape"] = complete and all(f.shape == t.shape for t, f in matched)
-    facts["size"] = complete and all(t.size in (None, "large" if f.radius > SIZE_THRESHOLD else "small") for t, f in matched)
+    facts["size"] = complete and all(
+        t.size in (None, "large" if f.radius > SIZE_THRESHOLD else "small") for t, f in matched
+    )
     facts["relation"] = complete and (not scene.relation or _holds(scene.relation, matched[0][1], matched[1][1]))
     return facts | {"correct": all(facts.values())}
 
 
-def accuracy(pictures: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
-    """The share of pictures `[B, 3, 32, 32]` in which each of the FACTS holds."""
-    rows = [verify(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+def accuracy(images: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    """The share of images `[B, 3, 32, 32]` in which each of the FACTS holds."""
+    rows = [verify(image, caption) for image, caption in zip(images, captions, strict=True)]
     return {fact: float(np.mean([row[fact] for row in rows])) for fact in FACTS}

@@ -1,4 +1,4 @@
-"""Draws what a caption says, jittered, so that every caption has a distribution of pictures.
+"""Draws what a caption says, jittered, so that every caption has a distribution of images.
 
 Shapes are signed distance functions evaluated for a whole batch at once; coverage of a pixel is the distance clipped to
 one pixel, which antialiases the edges.
@@ -40,8 +40,8 @@ def coverage(
 ) -> np.ndarray:
     """How much of each pixel each shape covers.
 
-    shape: [N] index into SHAPES; x, y, radius: [N] in pixels; angle: [N] in radians. Returns [N, resolution, resolution]
-    in [0, 1].
+    shape: [N] index into SHAPES; x, y, radius: [N] in pixels; angle: [N] in radians. Returns [N,
+    resolution, resolution] in [0, 1].
     """
     grid = np.arange(resolution, dtype=np.float32) + 0.5
     dx = grid[None, None, :] - x[:, None, None]
@@ -91,14 +91,16 @@ def _place(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[np.ndarra
 
 
 def render(captions: Sequence[str], *, seed: int) -> np.ndarray:
-    """Pictures `[B, 3, 32, 32]`, float32 in [0, 1], one per caption; the same arguments give the same pictures."""
+    """Images `[B, 3, 32, 32]`, float32 in [0, 1], one per caption; the same arguments give the same images."""
     scenes = [parse(caption) for caption in captions]
     rng = np.random.default_rng(seed)
     centre, radius, present = _place(scenes, rng)
     n = len(scenes)
     level = np.array([BACKGROUND_LEVEL[s.background] for s in scenes])
-    canvas = (level[:, None] + rng.uniform(-0.04, 0.04, (n, 1)))[:, :, None, None] * np.ones((1, 3, RESOLUTION, RESOLUTION))
-    vividness = rng.uniform(*VIVIDNESS, (n, 1, 1))  # one light for the whole picture
+    canvas = (level[:, None] + rng.uniform(-0.04, 0.04, (n, 1)))[:, :, None, None] * np.ones(
+        (1, 3, RESOLUTION, RESOLUTION)
+    )
+    vividness = rng.uniform(*VIVIDNESS, (n, 1, 1))  # one light for the whole image
     angle = rng.uniform(-ROTATION, ROTATION, (n, MAX_OBJECTS))
     for j in range(MAX_OBJECTS):
         here = np.flatnonzero(present[:, j])

@@ -80,8 +80,8 @@ def card(name: str) -> Card:
 def load(name_or_path: str, *, path: Path | None = None) -> Suite:
     """The suite of that name, or the prompts of a file (.tsv, .csv, .json, .jsonl or .txt).
 
-    path: a local copy of a named suite's file (a folder, where there are several), in place of fetching it; either way it
-    must have the hash that the suite's YAML gives. Raises UserError, one sentence.
+    path: a local copy of a named suite's file (a folder, where there are several), in place of fetching it; either way
+    it must have the hash that the suite's YAML gives. Raises UserError, one sentence.
     """
     if name_or_path not in names():
         return _load_file(name_or_path, path)
@@ -95,11 +95,13 @@ def load(name_or_path: str, *, path: Path | None = None) -> Suite:
     rows: Rows = []
     for part in recipe.files:
         local = _recipe.obtain(recipe, part, name_or_path, path)
-        read = coco_rows(local) if recipe.format == "coco" else table_rows(local, text=recipe.text, groups=recipe.groups)
+        read = (
+            coco_rows(local) if recipe.format == "coco" else table_rows(local, text=recipe.text, groups=recipe.groups)
+        )
         rows += [(text, part.group | group) for text, group in read]
     rows = rows[:: recipe.every]
     if len(rows) != recipe.n:
-        raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; mend it")
+        raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; fix it")
     return _suite(name_or_path, rows, recipe.source, recipe.licence)
 
 
@@ -117,7 +119,8 @@ def _load_file(name: str, path: Path | None) -> Suite:
     if path is not None or not (file.suffix in SUFFIXES or file.exists()):
         close = get_close_matches(name, names(), 1, 0)[0]
         raise UserError(
-            f"no suite {name!r}; did you mean {close!r}? There are {', '.join(names())}, and any {', '.join(SUFFIXES)} file"
+            f"no suite {name!r}; did you mean {close!r}? There are {', '.join(names())}, and any {', '.join(SUFFIXES)}"
+            " file"
         )
     return _suite(file.stem, table_rows(file), str(file), "not stated")
 
@@ -126,7 +129,9 @@ def _suite(name: str, rows: Iterable[tuple[str, Mapping[str, str]]], source: str
     listed = list(rows)
     width = max(4, len(str(len(listed))))
     prompts = tuple(Prompt(f"{name}/{i:0{width}d}", text, dict(group)) for i, (text, group) in enumerate(listed, 1))
-    content = json.dumps([[p.id, p.text, p.group] for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    content = json.dumps(
+        [[p.id, p.text, p.group] for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True
+    )
     return Suite(name, prompts, hashlib.sha256(content.encode()).hexdigest(), source, licence)
 
 

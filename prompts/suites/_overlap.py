@@ -1,8 +1,9 @@
 """Which prompts of one set are in another: the same up to case and blanks, or nearly.
 
-Near is Jaccard's similarity of the two texts' sets of pairs of neighbouring words, punctuation dropped and both ends marked, so
-that the order of words counts. Candidates come from prefix filtering (Chaudhuri, Ganti and Kaushik 2006), which misses none: two
-sets of similarity t share an element among the first `n - ceil(t n) + 1` of each, both sorted by one order, here rarest first.
+Near is Jaccard's similarity of the two texts' sets of pairs of neighbouring words, punctuation dropped and both ends
+marked, so that the order of words counts. Candidates come from prefix filtering (Chaudhuri, Ganti and Kaushik 2006),
+which misses none: two sets of similarity t share an element among the first `n - ceil(t n) + 1` of each, both sorted by
+one order, here rarest first.
 """
 
 import math

@@ -4,10 +4,10 @@
 .csv    comma-separated with RFC 4180 quoting
 .json   a list of texts, or of objects
 .jsonl  a text or an object a line
-.txt    a prompt a line; blank lines are none
+.txt    one prompt per line; blank lines are none
 
-Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever its
-case, or the only one; the others, where they are texts or numbers, become groups.
+Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever
+its case, or the only one; the others, where they are texts or numbers, become groups.
 """
 
 import csv
@@ -50,18 +50,18 @@ def table_rows(path: Path, *, text: str | None = None, groups: Mapping[str, str]
 
 
 def coco_rows(path: Path) -> Rows:
-    """One caption a picture of COCO Captions' annotations: the one of lowest id, pictures in the order of their ids."""
+    """One caption an image of COCO Captions' annotations: the one of lowest id, images in the order of their ids."""
     content = _json(path, _decode(path), "the file")
     try:
         first: dict[int, tuple[int, str]] = {}
         for row in content["annotations"]:
-            picture, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]))
-            first[picture] = min(first.get(picture, candidate), candidate)
+            image, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]))
+            first[image] = min(first.get(image, candidate), candidate)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: no COCO captions ({type(error).__name__}: {error}); give annotations with image_id, id, caption"
         ) from None
-    return [(first[picture][1], {}) for picture in sorted(first)]
+    return [(first[image][1], {}) for image in sorted(first)]
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,7 +84,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for row in reader:
                     yield f"line {reader.line_num}", _row(path, reader.line_num, header, row)
             except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: {error}; mend its quoting") from None
+                raise UserError(f"{path}, line {reader.line_num}: {error}; fix its quoting") from None
         case ".json":
             records = _json(path, content, "the file")
             if not isinstance(records, list):
@@ -118,12 +118,14 @@ def _json(path: Path, content: str, place: str) -> Any:
         return json.loads(content)
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}" if place == "the file" else place
-        raise UserError(f"{path}, {at}: not valid JSON ({error.msg.lower()}); mend it") from None
+        raise UserError(f"{path}, {at}: not valid JSON ({error.msg.lower()}); fix it") from None
 
 
 def _row(path: Path, number: int, header: list[str], fields: list[str]) -> dict[str, str]:
     if len(fields) != len(header):
-        raise UserError(f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; mend the line")
+        raise UserError(
+            f"{path}, line {number}: {len(fields)} fields, but the first line names {len(header)}; fix the line"
+        )
     return dict(zip(header, fields, strict=True))
 
 
@@ -147,5 +149,7 @@ def _text_column(path: Path, place: str, fields: Mapping[str, Any]) -> str:
 def _field(path: Path, place: str, fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, SCALAR):
-        raise UserError(f"{path}, {place}: {name!r} is {'missing' if value is None else 'not a text'}; write a text there")
+        raise UserError(
+            f"{path}, {place}: {name!r} is {'missing' if value is None else 'not a text'}; write a text there"
+        )
     return str(value)

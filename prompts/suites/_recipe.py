@@ -37,8 +37,9 @@ class File(_Strict):
 class Recipe(_Strict):
     """A suite that is read from files.
 
-    n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`) or `coco`, the annotations of
-    COCO Captions. text: a table's column of prompts; groups: group name -> column. every: keeps rows 1, 1 + every, ...
+    n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`) or `coco`,
+    the annotations of COCO Captions. text: a table's column of prompts; groups: group name -> column.
+    every: keeps rows 1, 1 + every, ...
     """
 
     n: int
@@ -67,7 +68,9 @@ def obtain(recipe: Recipe, file: File, suite: str, path: Path | None) -> Path:
         with local.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{local}: cannot be read ({error.strerror}); give a copy of {file.name} of suite {suite!r}") from None
+        raise UserError(
+            f"{local}: cannot be read ({error.strerror}); give a copy of {file.name} of suite {suite!r}"
+        ) from None
     if found != file.sha256:
         raise UserError(
             f"{local}: its sha256 is {found[:12]}..., but {file.name} of suite {suite!r} has {file.sha256[:12]}...; "

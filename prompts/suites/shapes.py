@@ -1,4 +1,6 @@
-"""Captions of the embedded world `shapes` that nothing was trained, tuned or chosen by, each once; grouped by family."""
+"""Captions of the embedded world `shapes` that nothing was trained, tuned or chosen
+by, each once; grouped by family.
+"""
 
 from collections.abc import Iterator
 

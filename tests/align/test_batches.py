@@ -13,7 +13,11 @@ SHAPE = (4, 3, 5)
 
 
 def texts(picks: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-    return {"text": torch.as_tensor(picks).float()[:, None]}, {"text": torch.zeros(len(picks), 1)}, [str(i) for i in picks]
+    return (
+        {"text": torch.as_tensor(picks).float()[:, None]},
+        {"text": torch.zeros(len(picks), 1)},
+        [str(i) for i in picks],
+    )
 
 
 def sampler(*, seed: int = 0, size: int = 12, prompts: int = 7, **options: Any) -> BatchSampler:

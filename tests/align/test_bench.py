@@ -1,4 +1,6 @@
-"""What a step costs: the plain implementation that the trainer is measured against, drawn weights, and what is written."""
+"""What a step costs: the plain implementation that the trainer is measured against,
+drawn weights, and what is written.
+"""
 
 import json
 import shutil
@@ -36,13 +38,15 @@ def make(reference: Path, **changes: Any) -> TrainConfig:
     "changes",
     [
         {"method": "sim"},
-        {"method": "sim", "divergence": {"gradient": "detached", "weight": "dmd"}, "accumulate": 2},
-        REWARDED | {"cfg": {"mode": "in", "scale": 2.0}, "lora": None},
-        REWARDED | {"cfg": {"mode": "out", "scale": 3.0}, "divergence": {"distance": "l2", "weight": "edm"}},
+        {"method": "sim", "divergence": {"gradient": "detached", "weight": "dmd"}, "gradient_accumulation_steps": 2},
+        REWARDED | {"guidance": {"where": "reference", "scale": 2.0}, "lora": None},
+        REWARDED | {"guidance": {"where": "reward", "scale": 3.0}, "divergence": {"distance": "l2", "weight": "edm"}},
     ],
     ids=["sim", "detached, accumulated", "guidance in", "guidance out"],
 )
-def test_the_plain_implementation_trains_the_same(tiny: Path, tmp_path: Path, changes: dict[str, Any], tiny_clip: None) -> None:
+def test_the_plain_implementation_trains_the_same(
+    tiny: Path, tmp_path: Path, changes: dict[str, Any], tiny_clip: None
+) -> None:
     """Weights after three steps, in float64: what is compared in time and memory does the same work."""
     config = make(tiny, **EXACT | changes)
     train(config, tmp_path, show=False)
@@ -80,16 +84,21 @@ def test_drawn_weights_are_never_zeros() -> None:
 
 @pytest.mark.parametrize("gradient", ["exact", "exact_sequential", "detached"])
 def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Path, gradient: str) -> None:
-    """The estimate's, on tensors without numbers, against torch's counter on the loop with its true ones."""
+    """The estimate's, on fake tensors, against torch's counter on the loop with its true ones."""
     from torch.utils.flop_counter import FlopCounterMode
 
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
     counts = []
     for steps in (1, 2):
         config = make(
-            tiny, method="sim", steps=steps, divergence={"gradient": gradient}, accumulate=2,
-            prompts=str(tmp_path / "prompts.txt"), text_cache=str(tmp_path / f"texts-{steps}"),
-        )  # fmt: skip
+            tiny,
+            method="sim",
+            steps=steps,
+            divergence={"gradient": gradient},
+            gradient_accumulation_steps=2,
+            prompts=str(tmp_path / "prompts.txt"),
+            text_cache=str(tmp_path / f"texts-{steps}"),
+        )
         (tmp_path / str(steps)).mkdir()
         with FlopCounterMode(display=False) as counter:
             train(config, tmp_path / str(steps), show=False)
@@ -111,23 +120,39 @@ def test_the_rate_of_a_matrix_product_is_its_operations_over_its_time(monkeypatc
 
 @pytest.mark.slow
 def test_what_is_measured_is_written(
-    tiny: Path, tmp_path: Path, quick_programs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    tmp_path: Path,
+    quick_programs: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(module, "MODES", [("trainer", "full", "exact")])
     monkeypatch.setattr(module, "PLAIN", [("plain", "full", "exact")])
     monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e9)
     config = make(tiny, method="sim", batch_size=2, precision="bf16")
     module.bench(
-        config, "small", sets=["seed=1"], steps=1, rounds=2, random_weights=True, plain=True, roles=["full"],
-        gradients=[], output=None, leaderboards=tmp_path,
-    )  # fmt: skip
+        config,
+        "small",
+        sets=["seed=1"],
+        steps=1,
+        rounds=2,
+        random_weights=True,
+        plain=True,
+        roles=["full"],
+        gradients=[],
+        output=None,
+        leaderboards=tmp_path,
+    )
     rows = read_csv(tmp_path / "training.csv")
     assert [(row["implementation"], row["roles"], row["gradient"]) for row in rows] == [
         ("trainer", "full", "exact"),
         ("plain", "full", "exact"),
     ]
     for row in rows:
-        assert row["command"] == "align bench small --set seed=1 --steps 1 --roles full --rounds 2 --random-weights --plain"
+        assert (
+            row["command"]
+            == "align bench small --set seed=1 --steps 1 --roles full --rounds 2 --random-weights --plain"
+        )
         assert row["weights"] == "random" and row["hardware"]
         assert float(row["images_per_second"]) == pytest.approx(2 / float(row["step_s"]))
         assert float(row["peak_mib"]) > max(100, float(row["held_mib"])) and float(row["held_mib"]) > 1

@@ -48,7 +48,8 @@ def small(tiny: Path, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(
         yaml.safe_dump(
-            {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+            {key: value for key, value in SMALL_RUN.items() if key != "stage"}
+            | {"reference": str(tiny), "final_comparison": {"prompts": 0}}
         )
     )
     return path
@@ -78,8 +79,8 @@ def refused(result: tuple[int, str], *words: str) -> None:
         (["shapes-di", "--set", "steps=[1"], ["not valid YAML"]),
         (["shapes-di", "--set", "method=di*"], ["needs rewards"]),
         (["shapes-di", "--set", "rewards=[{scorer: shapes/clip, scale: 1}]"], ["takes no rewards"]),
-        (["shapes-di", "--set", "cfg.mode=off"], ["cfg.mode"]),
-        (["shapes-di", "--set", "accumulate=5"], ["not a multiple of accumulate"]),
+        (["shapes-di", "--set", "guidance.where=off"], ["guidance.where"]),
+        (["shapes-di", "--set", "gradient_accumulation_steps=5"], ["not a multiple of gradient_accumulation_steps"]),
         (["shapes-di", "--config", "/no/such.yaml"], ["/no/such.yaml: no such file"]),
         (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
         (["shapes-di", "--set", "prompts=/no/prompts.txt"], ["/no/prompts.txt: no such file"]),
@@ -126,7 +127,9 @@ def test_bad_prompt_files(align: Run, tmp_path: Path, small: Path, content: byte
 def test_a_prompt_file_trains(align: Run, tmp_path: Path, small: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text('a "quoted" prompt\nein Würfel, größer als 3 €\n')
-    code, error = align("train", "shapes-di", "--config", small, "--set", f"prompts={path}", "--output", tmp_path / "run")
+    code, error = align(
+        "train", "shapes-di", "--config", small, "--set", f"prompts={path}", "--output", tmp_path / "run"
+    )
     assert code == 0, error
 
 
@@ -149,7 +152,9 @@ def test_an_existing_folder_is_left_alone(align: Run, tmp_path: Path, small: Pat
         ["reward", "--pairs", "PAIRS", "--set", "initial=/no/clip"],
     ],
 )
-def test_a_refused_start_leaves_no_folder_of_its_own(align: Run, tmp_path: Path, tiny: Path, arguments: list[str]) -> None:
+def test_a_refused_start_leaves_no_folder_of_its_own(
+    align: Run, tmp_path: Path, tiny: Path, arguments: list[str]
+) -> None:
     (tmp_path / "empty.txt").write_text("")
     places = {"prompts=EMPTY": f"prompts={tmp_path / 'empty.txt'}", "PAIRS": write_pairs(tmp_path)}
     start = ["--set", f"reference={tiny}"] if "EMPTY" in arguments[-1] else []
@@ -168,9 +173,11 @@ def test_a_refused_start_leaves_no_folder_of_its_own(align: Run, tmp_path: Path,
          "student.learning_rate was 0.0001 and is now 0.001"),
         ({"rewards": [{"scorer": "a", "scale": 1.0}]}, {"rewards": [{"scorer": "a", "scale": 2.0}]},
          "rewards.0.scale was 1.0 and is now 2.0"),
-        ({"rewards": [{"scale": 1.0}]}, {"rewards": [{"scale": 1.0}, {"scale": 3.0}]}, "rewards.1.scale was not set and is now 3.0"),
+        ({"rewards": [{"scale": 1.0}]}, {"rewards": [{"scale": 1.0}, {"scale": 3.0}]},
+        "rewards.1.scale was not set and is now 3.0"),
         ({"lora": {"alpha": 4.0, "rank": 2}}, {"lora": None}, "lora.alpha was 4.0 and is now not set"),
-        ({"held_out": {"scorers": {"a/b": 0.5}}}, {"held_out": {"scorers": {}}}, "held_out.scorers.a/b was 0.5 and is now not set"),
+        ({"held_out": {"scorers": {"a/b": 0.5}}}, {"held_out": {"scorers": {}}},
+        "held_out.scorers.a/b was 0.5 and is now not set"),
         ({"a": {"b": []}}, {"a": {"b": None}}, "a.b was [] and is now not set"),
         ({"a": [1, 2]}, {"a": "all"}, "a was [1, 2] and is now 'all'"),
         ({"a": [{"b": None}]}, {"a": [{"b": None}]}, None),
@@ -308,7 +315,7 @@ def test_presets_are_listed(align: Run) -> None:
     assert "shapes-distar" in error
 
 
-# ---- sample, export --------------------------------------------------------------------------------------------------------
+# ---- sample, export --------------------------------------------------------------------------------------------------
 
 
 def test_sampling_draws_a_row_a_prompt(align: Run, tmp_path: Path, tiny: Path) -> None:
@@ -329,14 +336,16 @@ def test_exporting(align: Run, tmp_path: Path, small: Path, tiny: Path) -> None:
     code, error = align("export", tmp_path / "run", "--output", tmp_path / "bare", "--pipeline", tiny)
     assert code == 0, error
     size = sum(path.stat().st_size for path in (tmp_path / "bare").rglob("*") if path.is_file())
-    assert size < 0.5 * sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoint").rglob("*") if path.is_file())
+    assert size < 0.5 * sum(
+        path.stat().st_size for path in (tmp_path / "run" / "checkpoint").rglob("*") if path.is_file()
+    )
     assert align("sample", tmp_path / "bare", "--prompt", "a", "--output", tmp_path / "s.png")[0] == 0
     refused(align("export", tmp_path / "run", "--output", tmp_path / "bare"), "already there")
     refused(align("export", tmp_path / "none", "--output", tmp_path / "x"), "no such run")
     refused(align("export", tmp_path / "run", "--output", tmp_path / "x", "--dtype", "int8"), "int8")
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------------
+# ---- pairs -----------------------------------------------------------------------------------------------------------
 
 
 def write_pairs(folder: Path, n: int = 12, size: int = 32) -> Path:
@@ -383,8 +392,8 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
         (lambda path: path.write_text("{"), ["line 1", "not JSON with the keys"]),
         (lambda path: path.write_text('{"prompt": "a"}\n'), ["line 1", "not JSON with the keys"]),
         (
-            lambda path: (path.parent / "3-rejected.png").write_bytes(b"no picture"),
-            ["line 4", "3-rejected.png", "cannot be read as a picture"],
+            lambda path: (path.parent / "3-rejected.png").write_bytes(b"no image"),
+            ["line 4", "3-rejected.png", "cannot be read as an image"],
         ),
         (lambda path: (path.parent / "3-rejected.png").unlink(), ["line 4", "3-rejected.png"]),
         (lambda path: Image.new("RGB", (8, 8)).save(path.parent / "3-rejected.png"), ["several sizes"]),
@@ -392,10 +401,14 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
         (lambda path: write_pairs(path.parent, size=16), ["32 x 32"]),
     ],
 )
-def test_bad_pairs(align: Run, tmp_path: Path, clip_folder: Path, spoil: Callable[[Path], Any], words: list[str]) -> None:
+def test_bad_pairs(
+    align: Run, tmp_path: Path, clip_folder: Path, spoil: Callable[[Path], Any], words: list[str]
+) -> None:
     path = write_pairs(tmp_path)
     spoil(path)
-    refused(align("reward", "--pairs", path, "--set", f"initial={clip_folder}", "--output", tmp_path / "reward"), *words)
+    refused(
+        align("reward", "--pairs", path, "--set", f"initial={clip_folder}", "--output", tmp_path / "reward"), *words
+    )
 
 
 def test_another_owner_of_the_name_evaluate_is_named(align: Run, monkeypatch: pytest.MonkeyPatch) -> None:

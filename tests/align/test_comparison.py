@@ -36,7 +36,7 @@ def images(n: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n))
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------------
+# ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def test_the_largest_rises_and_falls_and_captions_at_random() -> None:
@@ -50,8 +50,10 @@ def test_the_largest_rises_and_falls_and_captions_at_random() -> None:
     assert len(set(picks)) == len(picks) == 2 * COLUMNS
     assert sections(40, scores(change), seed=3)[1] == sections(40, scores(change[::-1]), seed=3)[1] == drawn
     assert sections(40, scores(change), seed=4)[1] != drawn
-    assert comparison.said([largest, drawn]) == (
-        "largest changes of shapes/preference (4 largest rises and 4 largest falls of the reward, among 40 captions); "
+    assert (
+        comparison.said([largest, drawn])
+        == "largest changes of shapes/preference (4 largest rises and 4 largest falls of the reward, among 40"
+        " captions); "
         "drawn at random (8 of 40 captions)"
     )
 
@@ -71,7 +73,7 @@ def test_few_captions_are_shown_once_and_those_without_scores_at_random() -> Non
     assert list(map(len, drawn.rows)) == [COLUMNS] * 4
 
 
-# ---- how it is drawn ---------------------------------------------------------------------------------------------------------
+# ---- how it is drawn -------------------------------------------------------------------------------------------------
 
 
 def drawn(
@@ -92,7 +94,8 @@ def drawn(
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 @pytest.mark.parametrize(
     ("n", "scored", "size"),
-    [(16, True, (16, 16)), (16, True, (24, 16)), (2, True, (16, 24)), (2, True, (16, 16)), (16, False, (16, 16)), (1, False, (24, 8))],
+    [(16, True, (16, 16)), (16, True, (24, 16)), (2, True, (16, 24)), (2, True, (16, 16)), (16, False, (16, 16)),
+    (1, False, (24, 8))],
 )  # fmt: skip
 def test_nothing_overlaps_or_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n: int, scored: bool, size: tuple[int, int]
@@ -101,7 +104,9 @@ def test_nothing_overlaps_or_is_cut_off(
     figure = drawn(monkeypatch, tmp_path / "c.png", n, said, size)
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts = [text for text in figure.texts if text.get_text()]
-    boxes = [text.get_window_extent(renderer) for text in texts] + [axes.get_window_extent(renderer) for axes in figure.axes]
+    boxes = [text.get_window_extent(renderer) for text in texts] + [
+        axes.get_window_extent(renderer) for axes in figure.axes
+    ]
     assert len(figure.axes) == 2 * n if n < 16 else len(figure.axes) == 2 * 16
     whole = figure.bbox
     for box in boxes:
@@ -151,16 +156,29 @@ def test_a_file_of_noise_is_not_large(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [
         ({}, [], "drawn at random (9 of 9 captions)"),
         ({"shapes/oracle": 0.1, "shapes/clip": 1.0}, [], "4 largest rises and 4 largest falls of a held-out scorer"),
-        ({"shapes/oracle": 0.1}, [{"scorer": "shapes/clip", "scale": 1.0}], "largest changes of shapes/clip (4 largest rises"),
+        (
+            {"shapes/oracle": 0.1},
+            [{"scorer": "shapes/clip", "scale": 1.0}],
+            "largest changes of shapes/clip (4 largest rises",
+        ),
     ],
 )
 def test_a_report_shows_the_reward_or_a_held_out_scorer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], held_out: dict[str, float],
-    rewards: list[dict[str, Any]], line: str,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    held_out: dict[str, float],
+    rewards: list[dict[str, Any]],
+    line: str,
+) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"caption {i}\n" for i in range(9)))
     (tmp_path / "run.json").write_text(json.dumps({"step": 4}))
-    changes: dict[str, Any] = {"prompts": str(tmp_path / "prompts.txt"), "reference": "a/b", "report": 9, "rewards": rewards}
+    changes: dict[str, Any] = {
+        "prompts": str(tmp_path / "prompts.txt"),
+        "reference": "a/b",
+        "final_comparison": {"prompts": 9},
+        "rewards": rewards,
+    }
     changes |= {
         "method": "di++" if rewards else "di",
         "held_out": {"scorers": held_out, "prompts": str(tmp_path / "prompts.txt"), "guard": "off"},
@@ -168,9 +186,9 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     config = validate(TrainConfig, SMALL_RUN | changes, "test")
     monkeypatch.setattr(report, "beginning", lambda config, result: (None, None))
     monkeypatch.setattr(report, "_draw", lambda *_, **__: images(9))
-    monkeypatch.setattr(report, "pictures_of", lambda *_, **__: 1 - images(9))
+    monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
     monkeypatch.setattr(report, "score", lambda before, after, prompts, names: dict.fromkeys(names, two))
-    report.report(config, tmp_path)
+    report.final_comparison(config, tmp_path)
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()

@@ -56,7 +56,7 @@ def refusal(source: str, *words: str) -> None:
         assert word in said
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -123,7 +123,7 @@ def test_hash_and_distinct_texts(tmp_path: Path) -> None:
         assert read_prompts(f"{write(path, other)}:TEXT").sha256() not in hashes
 
 
-# ---- the hub -------------------------------------------------------------------------------------------------------------
+# ---- the hub ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_prompts_are_not_in_memory(tmp_path: Path, quick_programs: None) -> None
 
     path = tmp_path / "prompts.txt"
     with path.open("w") as file:
-        file.writelines(f"the picture with the number {i}, and so on, and so on, and so on\n" for i in range(500_000))
+        file.writelines(f"the image with the number {i}, and so on, and so on, and so on\n" for i in range(500_000))
     code = (
         "import sys, datasets, pandas\nfrom align.data.prompts import read_prompts\n"
         "own = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"

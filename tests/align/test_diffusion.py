@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from evaluate.diffusion import PREDICTIONS, TIMES, Schedule, denoise, expand
+from evaluate.diffusion import NOISE_LEVELS, PREDICTIONS, Schedule, append_dims, denoise
 from prompts.io.errors import UserError
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -16,7 +16,7 @@ SD = Schedule.from_scheduler(DDPMScheduler(**SD_BETAS))
 PIXART = Schedule.from_scheduler(DDPMScheduler(**PIXART_BETAS))
 
 
-def pictures(*, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def images(*, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """x0 and noise, `[4, 2, 3, 3]`."""
     x0, noise = torch.randn(2, 4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return x0.to(dtype), noise.to(dtype)
@@ -42,7 +42,9 @@ def test_pixart_noise_levels() -> None:
 @pytest.mark.parametrize("betas", [SD_BETAS, PIXART_BETAS], ids=["sd", "pixart"])
 def test_noise_levels_are_stock_diffusers_to_its_own_precision(betas: dict[str, Any]) -> None:
     stock = EulerDiscreteScheduler(**betas).sigmas[:-1].flip(0).double()
-    torch.testing.assert_close(Schedule.from_scheduler(EulerDiscreteScheduler(**betas)).sigmas, stock, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        Schedule.from_scheduler(EulerDiscreteScheduler(**betas)).sigmas, stock, rtol=1e-4, atol=0
+    )
 
 
 def test_a_schedulers_own_betas_are_taken() -> None:
@@ -82,7 +84,8 @@ def test_a_schedule_holds_what_is_within_half_a_bin_of_its_ends() -> None:
 
 # Prediction types
 
-#: What a perfect network of each type puts out for (x0, noise, alpha, sigma) of `alpha x0 + sigma noise`, as its papers write it.
+#: What a perfect network of each type puts out for (x0, noise, alpha, sigma) of `alpha x0 + sigma
+#: noise`, as its papers write it.
 TARGETS = {
     "epsilon": lambda x0, noise, alpha, sigma: noise,
     "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
@@ -99,26 +102,28 @@ def interpolation(prediction: str, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(prediction: str) -> None:
-    x0, noise = pictures()
+    x0, noise = images()
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
-    alpha, level = (expand(part, x0) for part in interpolation(prediction, sigma))
+    alpha, level = (append_dims(part, x0) for part in interpolation(prediction, sigma))
     seen = []
 
     def network(x: Tensor, time: Tensor) -> Tensor:
         seen.append((x, time))
         return TARGETS[prediction](x0, noise, alpha, level)
 
-    found = denoise(network, x0 + expand(sigma, x0) * noise, sigma, schedule=SD, prediction=prediction)
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction=prediction)
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     ((x, time),) = seen
     torch.testing.assert_close(x, alpha * x0 + level * noise, rtol=1e-12, atol=1e-12)
-    expected = 1000 * level.flatten() if prediction == "flow_prediction" else (sigma[:, None] - SD.sigmas).abs().argmin(1)
+    expected = (
+        1000 * level.flatten() if prediction == "flow_prediction" else (sigma[:, None] - SD.sigmas).abs().argmin(1)
+    )
     torch.testing.assert_close(time, expected)
 
 
 def test_the_variance_preserving_path_is_stock_diffusers() -> None:
     """`add_noise` and `get_velocity` decide what a network is trained on."""
-    x0, noise = pictures(dtype=torch.float32)
+    x0, noise = images(dtype=torch.float32)
     stock = DDPMScheduler(**SD_BETAS)
     t = torch.tensor([20, 399, 625, 999])
     for prediction, target in (("epsilon", noise), ("v_prediction", stock.get_velocity(x0, noise, t)), ("sample", x0)):
@@ -128,13 +133,15 @@ def test_the_variance_preserving_path_is_stock_diffusers() -> None:
             torch.testing.assert_close(x, stock.add_noise(x0, noise, t), rtol=0, atol=1e-5)
             return target
 
-        x = x0 + expand(SD.sigmas[t].float(), x0) * noise
-        torch.testing.assert_close(denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4)
+        x = x0 + append_dims(SD.sigmas[t].float(), x0) * noise
+        torch.testing.assert_close(
+            denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4
+        )
 
 
 def test_the_flow_path_is_stock_diffusers() -> None:
     """Its `scale_noise` makes what a network is fed, at its timesteps; the velocity leads from x0 to the noise."""
-    x0, noise = pictures(dtype=torch.float32)
+    x0, noise = images(dtype=torch.float32)
     stock = FlowMatchEulerDiscreteScheduler()
     at = [10, 400, 700, 990]
     level, times = stock.sigmas[at], stock.timesteps[at]
@@ -145,13 +152,15 @@ def test_the_flow_path_is_stock_diffusers() -> None:
         return noise - x0
 
     sigma = level / (1 - level)
-    x = x0 + expand(sigma, x0) * noise
-    torch.testing.assert_close(denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4)
+    x = x0 + append_dims(sigma, x0) * noise
+    torch.testing.assert_close(
+        denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4
+    )
 
 
 def test_sigma_is_not_rounded_with_its_timestep() -> None:
     """Half-way between bins the network's time is a bin's, and x0 still comes back exactly."""
-    x0, noise = pictures()
+    x0, noise = images()
     sigma = (0.6 * SD.sigmas[[5, 400, 700, 998]] + 0.4 * SD.sigmas[[6, 401, 701, 999]]).double()
     times = []
 
@@ -159,7 +168,7 @@ def test_sigma_is_not_rounded_with_its_timestep() -> None:
         times.append(time.tolist())
         return noise
 
-    found = denoise(network, x0 + expand(sigma, x0) * noise, sigma, schedule=SD, prediction="epsilon")
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction="epsilon")
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     assert times == [[5, 400, 700, 998]]
 
@@ -170,7 +179,7 @@ def test_sigma_is_not_rounded_with_its_timestep() -> None:
 )
 def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, wide: torch.dtype) -> None:
     """A bf16 network is fed and read in float32: rounding its output once is all that bf16 may cost."""
-    x0, noise = pictures(dtype=narrow)
+    x0, noise = images(dtype=narrow)
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
     seen = []
 
@@ -178,9 +187,9 @@ def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, w
         seen.append(x.dtype)
         return noise
 
-    x = (x0 + expand(sigma, x0) * noise).to(narrow)
+    x = (x0 + append_dims(sigma, x0) * noise).to(narrow)
     found = denoise(network, x, sigma, schedule=SD, prediction=prediction)
-    exact = PREDICTIONS[prediction].to_x0(x.double(), expand(sigma, x), noise.double())
+    exact = PREDICTIONS[prediction].to_x0(x.double(), append_dims(sigma, x), noise.double())
     assert seen == [wide]
     assert found.dtype == wide
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
@@ -189,7 +198,7 @@ def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, w
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_denoising_is_differentiable_in_x(prediction: str) -> None:
     """`exact` takes the gradient through this, network and conversion alike."""
-    x = pictures()[0].requires_grad_()
+    x = images()[0].requires_grad_()
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
 
     def denoiser(x: Tensor) -> Tensor:
@@ -203,9 +212,9 @@ def test_denoising_is_differentiable_in_x(prediction: str) -> None:
 TIME_CASES: dict[str, dict[str, Any]] = {"lognormal": {"mean": 0.0, "std": 6.0}, "uniform": {"low": 0, "high": 999}}
 
 
-@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("name", NOISE_LEVELS)
 def test_draws_stay_in_the_schedules_range_and_repeat_with_their_generator(name: str) -> None:
-    sample = TIMES[name](SD, **TIME_CASES[name])
+    sample = NOISE_LEVELS[name](SD, **TIME_CASES[name])
     first, again, other = (sample(4000, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert (first.shape, first.dtype) == ((4000,), torch.float64)
     assert first.equal(again)
@@ -217,13 +226,13 @@ def test_draws_stay_in_the_schedules_range_and_repeat_with_their_generator(name:
 
 def test_lognormal_has_its_logarithms_mean_and_deviation() -> None:
     """Narrow enough that nothing is clamped: within five standard errors of 40,000 draws."""
-    draws = TIMES["lognormal"](SD, mean=-0.5, std=0.4)(40_000, torch.Generator().manual_seed(0)).log()
+    draws = NOISE_LEVELS["lognormal"](SD, mean=-0.5, std=0.4)(40_000, torch.Generator().manual_seed(0)).log()
     assert abs(draws.mean() + 0.5) < 5 * 0.4 / 200
     assert abs(draws.std() - 0.4) < 5 * 0.4 / 200 / 2**0.5
 
 
 def test_uniform_draws_timesteps_with_both_ends() -> None:
-    draws = TIMES["uniform"](SD, low=20, high=23)(4000, torch.Generator().manual_seed(0))
+    draws = NOISE_LEVELS["uniform"](SD, low=20, high=23)(4000, torch.Generator().manual_seed(0))
     counts = SD.timestep(draws).bincount()
     assert counts[:20].sum() == 0
     assert len(counts) == 24
@@ -233,7 +242,7 @@ def test_uniform_draws_timesteps_with_both_ends() -> None:
 
 def test_every_prediction_type_and_distribution_is_tested_here() -> None:
     assert TARGETS.keys() == PREDICTIONS.keys()
-    assert TIME_CASES.keys() == TIMES.keys()
+    assert TIME_CASES.keys() == NOISE_LEVELS.keys()
 
 
 def test_schedulers_that_would_be_misread_are_refused() -> None:

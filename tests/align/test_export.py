@@ -1,4 +1,6 @@
-"""What a run leaves and what `align export` makes of it: pipelines and LoRAs that stock diffusers loads, and a card that tells no secrets."""
+"""What a run leaves and what `align export` makes of it: pipelines and LoRAs that stock diffusers loads,
+and a card that tells no secrets.
+"""
 
 import json
 import platform
@@ -36,7 +38,7 @@ FAMILIES = sorted(tiny_families.FAMILIES)
 #: A prompt that would spoil a page if it were taken for Markdown, HTML, YAML or Python.
 NASTY = """```<script>alert("x")</script> `a` | [b](c) ' --- {d} \\"""
 TOKEN = "hf_DoNotTellAnybodyWhatThisIsPlease12"
-LORA = {"rank": 3, "alpha": 6.0, "targets": ["to_q", "to_v", "conv1", "proj_in", "net.2"]}
+LORA = {"rank": 3, "alpha": 6.0, "target_modules": ["to_q", "to_v", "conv1", "proj_in", "net.2"]}
 
 
 @pytest.fixture
@@ -90,9 +92,11 @@ def train(family: str, published: Hub, folder: Path) -> Path:
             torch.save(getattr(made, name).state_dict(), place / "bare.bin")
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
-        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {}, "report": 4, "method": "di++",
+        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {},
+        "final_comparison": {"prompts": 4}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
-        "generator": {"noise_scale": "unit" if family == "sdxl" else "sigma"}, "student": {"learning_rate": 0.03},
+        "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"},
+        "student": {"learning_rate": 0.03},
     }  # fmt: skip
     config = validate(TrainConfig, content, family)
     assert runs.train(config, folder / family / "run", resume=False, preset="shapes-di")
@@ -100,9 +104,9 @@ def train(family: str, published: Hub, folder: Path) -> Path:
 
 
 def draw(pipeline: Any, folder: Path) -> Tensor:
-    """Pictures by a stock pipeline, called as the folder's recipe says."""
+    """Images by a stock pipeline, called as the folder's recipe says."""
     pipeline.set_progress_bar_config(disable=True)
-    return samplers.draw(pipeline, pipelines.recipe(str(folder)), ["a circle", "two squares"], seed=0)
+    return samplers.draw(pipeline, pipelines.read_recipe(str(folder)), ["a circle", "two squares"], seed=0)
 
 
 def started(run: Path) -> Any:
@@ -127,7 +131,8 @@ def lay(pipeline: Any, folder: Path) -> Any:
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     tensors = {
-        key.removeprefix("transformer."): value for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
+        key.removeprefix("transformer."): value
+        for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
     }
     targets = sorted({key.partition(".lora_")[0] for key in tensors})
     inject_adapter_in_model(LoraConfig(r=3, lora_alpha=3, target_modules=targets), pipeline.transformer)
@@ -148,7 +153,9 @@ def test_the_lora_over_its_start_draws_what_the_checkpoint_draws(trained: dict[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_path: Path, align: Run, family: str) -> None:
+def test_an_exported_lora_is_a_model_of_its_own(
+    trained: dict[str, Path], tmp_path: Path, align: Run, family: str
+) -> None:
     code, said = align("export", trained[family], "--lora", "--dtype", "fp32", "--output", tmp_path / "lora")
     assert code == 0, said
     names = {path.name for path in (tmp_path / "lora").iterdir()}
@@ -160,9 +167,13 @@ def test_an_exported_lora_is_a_model_of_its_own(trained: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bare_network_is_a_model_of_its_own(trained: dict[str, Path], tmp_path: Path, align: Run, family: str) -> None:
+def test_a_bare_network_is_a_model_of_its_own(
+    trained: dict[str, Path], tmp_path: Path, align: Run, family: str
+) -> None:
     reference = str(read_yaml(trained[family] / "config.yaml")["reference"])
-    code, said = align("export", trained[family], "--pipeline", reference, "--dtype", "fp32", "--output", tmp_path / "bare")
+    code, said = align(
+        "export", trained[family], "--pipeline", reference, "--dtype", "fp32", "--output", tmp_path / "bare"
+    )
     assert code == 0, said
     checkpoint = trained[family] / "checkpoint"
     mine, theirs = (draw(pipelines.load(str(folder)), folder) for folder in (tmp_path / "bare", checkpoint))
@@ -171,7 +182,7 @@ def test_a_bare_network_is_a_model_of_its_own(trained: dict[str, Path], tmp_path
 
 def test_pixart_is_told_to_leave_captions_as_they_are(trained: dict[str, Path]) -> None:
     for family, run in trained.items():
-        arguments = pipelines.recipe(str(run / "checkpoint")).arguments
+        arguments = pipelines.read_recipe(str(run / "checkpoint")).arguments
         assert (arguments or {}).get("clean_caption") is (False if family == "pixart" else None), family
 
 
@@ -189,7 +200,7 @@ def test_a_lora_of_what_a_folder_of_this_machine_was_made_from(tmp_path: Path, t
             "steps": 2,
             "batch_size": 4,
             "held_out": {"scorers": {}},
-            "cfg": {"scale": 1.0, "mode": "off"},
+            "guidance": {"scale": 1.0, "where": "off"},
         }
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(sets, default=str))))
         run = tmp_path / "runs" / name
@@ -203,7 +214,9 @@ def test_a_lora_of_what_a_folder_of_this_machine_was_made_from(tmp_path: Path, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         refused(
-            align("export", run, "--lora", "--push-to-hub", "me/model"), "on this machine alone", "push the whole checkpoint"
+            align("export", run, "--lora", "--push-to-hub", "me/model"),
+            "on this machine alone",
+            "push the whole checkpoint",
         )
 
 
@@ -215,11 +228,13 @@ def test_what_cannot_be_exported(trained: dict[str, Path], tmp_path: Path, tiny:
     refused(align("export", run, "--output", tmp_path / "x", "--lora", "--pipeline", tiny), "choose one")
     refused(align("export", tiny, "--output", tmp_path / "x", "--lora"), "no LoRA of a run there", "leave out --lora")
     (tmp_path / "other.csv").write_text("model,model_sha256\nother,0\n")
-    refused(align("export", run, "--output", tmp_path / "y", "--scores", tmp_path / "other.csv"), "no row of this model")
+    refused(
+        align("export", run, "--output", tmp_path / "y", "--scores", tmp_path / "other.csv"), "no row of this model"
+    )
     assert not (tmp_path / "x").exists()
 
 
-# ---- the card ------------------------------------------------------------------------------------------------------------
+# ---- the card --------------------------------------------------------------------------------------------------------
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -243,11 +258,11 @@ def test_a_card_tells_how_to_draw(
 ) -> None:
     run = trained[family]
     run_code(card(run / "checkpoint")[1], run, monkeypatch)
-    assert (run / "picture.png").is_file()
+    assert (run / "image.png").is_file()
     assert align("export", run, "--lora", "--output", tmp_path / "lora")[0] == 0
     metadata, text = card(tmp_path / "lora")
     assert metadata["base_model_relation"] == "adapter"
-    assert run_code(text, tmp_path, monkeypatch)["pictures"].shape == (1, 3, 64, 64)
+    assert run_code(text, tmp_path, monkeypatch)["images"].shape == (1, 3, 64, 64)
 
 
 def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Path, align: Run) -> None:
@@ -259,10 +274,14 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     found = json.loads((run / "comparison.json").read_text())
     row = found["rows"][0]
     for said in (
-        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ", "2 of the generator, 8 pictures",
-        "3 of the assistant, 12 pictures", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`", "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
-        "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions", "pickscore (reward)",
-        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"), environment.commit() or environment.versions("onestep-align").split()[-1],
+        "Diff-Instruct++ (`di++`)", "https://arxiv.org/abs/2410.18881", "`shapes-di`; changed: `method`, ",
+        "2 of the generator, 8 images",
+        "3 of the assistant, 12 images", f"`tests-of-export/sdxl-start/bare.bin@{'1' * 40}`",
+        "`trained0/prompts.txt`, 3;", "`pickscore` x 100",
+        "LoRA of rank 3, alpha 6", f"torch {torch.__version__.partition('+')[0]}", "On 4 held-out captions",
+        "pickscore (reward)",
+        f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", environment.processor("cpu"),
+        environment.commit() or environment.versions("onestep-align").split()[-1],
     ):  # fmt: skip
         assert said in text, said
     # A leaderboard's row of this very model, whatever it is called there.
@@ -279,7 +298,7 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     write_csv([line, line | {"model_sha256": "0", "pickscore": "0.99"}], tmp_path / "parti.csv")
     assert align("export", run, "--output", tmp_path / "out", "--scores", tmp_path / "parti.csv")[0] == 0
     metadata, text = card(tmp_path / "out")
-    assert "On parti\\|\\<b\\>, 7 pictures" in text
+    assert "On parti\\|\\<b\\>, 7 images" in text
     assert "| pickscore | 0.25 | se 0.01 | 7 |\n| fid | 9.5 | \\[9, 10\\] | 7 |" in text
     assert "0.99" not in text
     (index,) = metadata["model-index"]
@@ -288,7 +307,9 @@ def test_a_card_says_how_a_model_was_made(trained: dict[str, Path], tmp_path: Pa
     assert [(each["type"], each["value"]) for each in shown["metrics"]] == [("pickscore", 0.25), ("fid", 9.5)]
 
 
-def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(trained: dict[str, Path], align: Run, tmp_path: Path) -> None:
+def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(
+    trained: dict[str, Path], align: Run, tmp_path: Path
+) -> None:
     for family, run in trained.items():
         for options in ([], ["--lora"], ["--pipeline", "shapes/teacher"]):
             folder = tmp_path / family / (options[0] if options else "whole")
@@ -314,7 +335,8 @@ def test_what_a_user_wrote_does_nothing_in_a_card(trained: dict[str, Path]) -> N
 def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: Path("/home/alice"))
     for path, said in {
-        "/home/alice/prompts.txt": "prompts.txt", "/srv/alice/prompts.txt": "prompts.txt", "/srv/a/b/c": "b/c", "../x/y": "x/y",
+        "/home/alice/prompts.txt": "prompts.txt", "/srv/alice/prompts.txt": "prompts.txt", "/srv/a/b/c": "b/c",
+        "../x/y": "x/y",
         "runs/sd15-di/checkpoint": "sd15-di/checkpoint", "shapes:train": "shapes:train", "shapes/base": "shapes/base",
         "a/b/c.bin@main": "a/b/c.bin@main",
     }.items():  # fmt: skip
@@ -331,7 +353,7 @@ def test_a_revision_that_was_fetched_is_pinned(published: Hub, monkeypatch: pyte
     assert cards.pinned(None) is None
 
 
-# ---- tokens in configs ---------------------------------------------------------------------------------------------------
+# ---- tokens in configs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,13 +391,18 @@ def test_a_leaderboards_command_has_no_token(tmp_path: Path) -> None:
     from evaluate.bench.timing import TimingSettings
 
     told = TimingSettings(
-        model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}", random_weights=True, device="cpu", dtype="fp32", batch=1, repeats=1
+        model=f"https://me:a1B2@host/{'hf_' + 'a1B2' * 8}",
+        random_weights=True,
+        device="cpu",
+        dtype="fp32",
+        batch=1,
+        repeats=1,
     )
     assert "a1B2" not in told.command
     assert "evaluate time --model" in told.command
 
 
-# ---- the hub -------------------------------------------------------------------------------------------------------------
+# ---- the hub ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -398,7 +425,9 @@ def test_what_is_pushed_comes_back_and_draws(
     from huggingface_hub import snapshot_download
 
     for name, options in {"whole": [], "low-rank": ["--lora", "--private"]}.items():
-        code, said = align("export", trained["sdxl"], *options, "--output", tmp_path / name, "--push-to-hub", f"me/{name}")
+        code, said = align(
+            "export", trained["sdxl"], *options, "--output", tmp_path / name, "--push-to-hub", f"me/{name}"
+        )
         assert code == 0, said
         assert f"{account.url}/me/{name}" in said
         assert "NotTell" not in said
@@ -411,10 +440,10 @@ def test_what_is_pushed_comes_back_and_draws(
         run_code(card(tmp_path / name)[1], tmp_path, monkeypatch)
     stock = DiffusionPipeline.from_pretrained("me/whole", torch_dtype=torch.float32)
     whole = draw(stock, tmp_path / "whole")
-    assert pipelines.recipe("me/whole") == pipelines.recipe(str(tmp_path / "whole"))
-    assert pipelines.recipe("me/whole").timesteps
+    assert pipelines.read_recipe("me/whole") == pipelines.read_recipe(str(tmp_path / "whole"))
+    assert pipelines.read_recipe("me/whole").timesteps
     with pytest.raises(UserError, match="holds only part of a model"):
-        pipelines.recipe("me/low-rank")
+        pipelines.read_recipe("me/low-rank")
     low = Path(snapshot_download("me/low-rank"))
     assert (draw(pipelines.load(str(low)), low) - whole).abs().max() < 0.02
     code, said = align("export", trained["sdxl"], "--push-to-hub", "me/whole")  # once more, without a folder of its own
@@ -453,7 +482,12 @@ def test_a_push_that_fails_says_why_and_tells_no_token(
     with monkeypatch.context() as patch:
         patch.delenv("HF_TOKEN")
         fails("no token", "hf auth login")
-    for endpoint in ("http://127.0.0.1:1", f"http://user:{TOKEN}@127.0.0.1:1", f"http://user:{TOKEN}@host:port", f"://{TOKEN}"):
+    for endpoint in (
+        "http://127.0.0.1:1",
+        f"http://user:{TOKEN}@127.0.0.1:1",
+        f"http://user:{TOKEN}@host:port",
+        f"://{TOKEN}",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
             fails("not pushed")

@@ -19,21 +19,23 @@ from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import guided
 from evaluate import families
-from evaluate.diffusion import expand
+from evaluate.diffusion import append_dims
 from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
-#: noise_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.
-CONVENTIONS = {"sigma": (2.5, 625, 440), "unit": (1.1606, 399, 287)}
+#: input_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.
+CONVENTIONS = {"sigma_init": (2.5, 625, 440), "unit_variance": (1.1606, 399, 287)}
 
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES}
+    return {
+        family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES
+    }
 
 
-def make(family: str, pipeline: Any, noise_scale: str = "sigma", sigma_init: float | None = None) -> OneStep:
-    generator = {"noise_scale": noise_scale, "sigma_init": sigma_init or CONVENTIONS[noise_scale][0]}
+def make(family: str, pipeline: Any, input_scale: str = "sigma_init", sigma_init: float | None = None) -> OneStep:
+    generator = {"input_scale": input_scale, "sigma_init": sigma_init or CONVENTIONS[input_scale][0]}
     config = validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator}, "test")
     preconditioning = Preconditioning(families.load(family), pipeline, nullcontext, source="a/b")
     return OneStep(config.generator, preconditioning, source="a/b")
@@ -94,17 +96,26 @@ def test_a_start_outside_the_schedule_is_refused(stock: dict[str, Any], sigma: f
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 16)])
-@pytest.mark.parametrize("noise_scale", CONVENTIONS)
+@pytest.mark.parametrize("input_scale", CONVENTIONS)
 @pytest.mark.parametrize("family", tiny_families.FAMILIES)
-def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, noise_scale: str, shape: tuple[int, int]) -> None:
+def test_one_step_is_stock_diffusers(
+    stock: dict[str, Any], family: str, input_scale: str, shape: tuple[int, int]
+) -> None:
     pipeline, z = stock[family], noise(*shape)
-    generator = make(family, pipeline, noise_scale)
+    generator = make(family, pipeline, input_scale)
     mine = sample(generator, pipeline, z)
-    wrong = sample(make(family, pipeline, "unit" if noise_scale == "sigma" else "sigma"), pipeline, z)
+    wrong = sample(
+        make(family, pipeline, "unit_variance" if input_scale == "sigma_init" else "sigma_init"), pipeline, z
+    )
     scheduler, recipe = generator.export(pipeline.scheduler)
-    assert type(scheduler).__name__ == {"sigma": "EulerDiscreteScheduler", "unit": "LCMScheduler"}[noise_scale]
-    assert recipe["timesteps"] == [CONVENTIONS[noise_scale][2 if family == "pixart" else 1]]
-    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    assert (
+        type(scheduler).__name__
+        == {"sigma_init": "EulerDiscreteScheduler", "unit_variance": "LCMScheduler"}[input_scale]
+    )
+    assert recipe["timesteps"] == [CONVENTIONS[input_scale][2 if family == "pixart" else 1]]
+    theirs = draw(
+        pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"]
+    )
     assert largest(mine - theirs) < 1e-4
     assert largest(wrong - theirs) > 0.1
 
@@ -125,7 +136,7 @@ def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: 
         x = z * scheduler.sigmas[0]
         for sigma, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
             level = sigma.expand(len(x))
-            x = x + (following - sigma) * (x - denoiser(x, level)) / expand(level, x)
+            x = x + (following - sigma) * (x - denoiser(x, level)) / append_dims(level, x)
         return x
 
     with torch.no_grad():
@@ -153,7 +164,7 @@ def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: s
             torch.testing.assert_close(value[0], together[key][row], rtol=1e-5, atol=1e-6)
 
 
-def test_the_transformer_for_1024_pixels_is_told_the_pictures_size(tmp_path: Path) -> None:
+def test_the_transformer_for_1024_pixels_is_told_the_images_size(tmp_path: Path) -> None:
     pipeline = tiny_families.pipeline("pixart", tmp_path, sample_size=128)
     assert pipeline.transformer.use_additional_conditions
     generator = make("pixart", pipeline)
@@ -175,5 +186,7 @@ def test_networks_are_told_the_size_that_another_autoencoder_draws(
     generator = make(family, pipeline)
     mine = sample(generator, pipeline, z)
     scheduler, recipe = generator.export(pipeline.scheduler)
-    theirs = draw(pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"])
+    theirs = draw(
+        pipeline, scheduler, z, family, timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"]
+    )
     assert largest(mine - theirs) < 1e-4

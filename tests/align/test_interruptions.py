@@ -33,7 +33,9 @@ def start(folder: Path, output: Path, *, resume: bool) -> subprocess.Popen[str]:
         str(output),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *(["--resume"] if resume else [])], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [*command, *(["--resume"] if resume else [])], stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.fixture
@@ -103,6 +105,6 @@ def test_a_signal_saves_and_ends_cleanly(small: Path, number: signal.Signals) ->
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert "go on with --resume" in " ".join(error.split())
+    assert "continue with --resume" in " ".join(error.split())
     assert max(int(path.name[5:]) for path in (output / "state").iterdir()) == logged(output)
     assert (output / "checkpoint" / "model_index.json").is_file()

@@ -1,4 +1,6 @@
-"""The estimate of memory: against what the loop does on real tensors, against what the process holds, and against the published sizes."""
+"""The estimate of memory: against what the loop does on real tensors, against what the process holds,
+and against the published sizes.
+"""
 
 import itertools
 import json
@@ -31,7 +33,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
     return validate(TrainConfig, SMALL_RUN | {"reference": str(folder)} | changes, "test")
 
 
-# ---- the tracker -----------------------------------------------------------------------------------------------------------
+# ---- the tracker -----------------------------------------------------------------------------------------------------
 
 
 def test_a_storage_counts_once_until_it_is_freed() -> None:
@@ -60,19 +62,21 @@ def test_gradients_and_casts_are_told_apart() -> None:
     assert tracker.peak[CASTS] == 20_000
 
 
-# ---- the loop on real tensors, and the process -------------------------------------------------------------------------------
+# ---- the loop on real tensors, and the process -----------------------------------------------------------------------
 
 CASES: dict[str, dict[str, Any]] = {
-    "full, exact, accumulated": {"accumulate": 2},
+    "full, exact, accumulated": {"gradient_accumulation_steps": 2},
     "lora, exact, checkpointing": {"lora": {"rank": 4, "alpha": 4.0}, "gradient_checkpointing": True},
     "lora, sequential": {"lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}},
     "full, bf16": {"precision": "bf16"},
     "lora, bf16, sequential, checkpointing": {
-        "precision": "bf16", "lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"}, "gradient_checkpointing": True,
+        "precision": "bf16", "lora": {"rank": 4, "alpha": 4.0}, "divergence": {"gradient": "exact_sequential"},
+        "gradient_checkpointing": True,
     },
 }  # fmt: skip
 
-#: Those whose tensors are large beside what a CPU's kernels take for themselves (some 70 MiB here, of which no tensor knows).
+#: Those whose tensors are large beside what a CPU's kernels take for themselves (some 70 MiB
+#: here, of which no tensor knows).
 WHOLE = {"full, exact, accumulated"}
 
 #: Parent of the cases' processes, that they start with all imported. Prints, per case, estimated and measured bytes.
@@ -123,36 +127,51 @@ def save(folder: Path, **network: Any) -> Path:
     from tiny import tiny_components
 
     torch.manual_seed(0)
-    common = {"in_channels": 4, "out_channels": 4, "layers_per_block": 1, "attention_head_dim": 4, "cross_attention_dim": 16}
+    common = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+    }
     parts = tiny_components(0) | {"unet": UNet2DConditionModel(**common, **network).eval()}
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 
 def medium(folder: Path) -> Path:
-    """A pipeline whose network is large beside what a process takes for itself: 13 M parameters, images of 256 x 256."""
+    """A pipeline whose network is large beside what a process takes for itself: 13 M
+    parameters, images of 256 x 256.
+    """
     return save(
         folder,
-        sample_size=32, block_out_channels=[96, 192, 192], norm_num_groups=32,
+        sample_size=32,
+        block_out_channels=[96, 192, 192],
+        norm_num_groups=32,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    )  # fmt: skip
+    )
 
 
 def small(folder: Path) -> Path:
     """A pipeline whose network is large beside what a step makes besides it: 0.5 M parameters."""
     return save(
         folder,
-        sample_size=16, block_out_channels=[24, 48], norm_num_groups=4,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-    )  # fmt: skip
+        sample_size=16,
+        block_out_channels=[24, 48],
+        norm_num_groups=4,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    )
 
 
 #: One of each precision; the others are among the slow tests.
 QUICK = {"full, exact, accumulated", "full, bf16"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tracker on the loop and its true tensors, that of each phase in which any are made."""
     from align.networks.roles import Roles
@@ -161,9 +180,13 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
     from align.training.setup import make_roles
 
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
-    changes = {"method": "sim", "batch_size": 2, "steps": 2, "held_out": {}, "prompts": str(tmp_path / "prompts.txt")} | CASES[
-        name
-    ]
+    changes = {
+        "method": "sim",
+        "batch_size": 2,
+        "steps": 2,
+        "held_out": {},
+        "prompts": str(tmp_path / "prompts.txt"),
+    } | CASES[name]
     made = config(small(tmp_path / "small"), **changes)
     (tmp_path / "run").mkdir()
     tracker = Tracker()
@@ -187,7 +210,8 @@ def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypa
 def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a circle\na square\n")
     common: dict[str, Any] = {
-        "method": "sim", "reference": str(medium(tmp_path / "medium")), "prompts": str(tmp_path / "prompts.txt"), "steps": 2,
+        "method": "sim", "reference": str(medium(tmp_path / "medium")), "prompts": str(tmp_path / "prompts.txt"),
+        "steps": 2,
         "batch_size": 4, "held_out": {}, "assistant": {"learning_rate": 1e-5}, "student": {"learning_rate": 1e-5},
     }  # fmt: skip
     cases = {name: SMALL_RUN | common | changes for name, changes in CASES.items() if name in WHOLE}
@@ -202,9 +226,13 @@ def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> N
     for name in [*cases, "first"]:
         (tmp_path / name.replace(" ", "-")).mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], input=json.dumps([first, cases]), env=os.environ | settings,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        input=json.dumps([first, cases]),
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == list(cases)
@@ -230,12 +258,14 @@ def test_the_estimate_is_what_a_gpu_holds(tmp_path: Path, name: str) -> None:
     assert (found.total - found.reserve) / memory.GIB == pytest.approx(lines[-1]["peak_gib"], rel=0.15)
 
 
-# ---- the published architectures -------------------------------------------------------------------------------------------
+# ---- the published architectures -------------------------------------------------------------------------------------
 
 #: What stabilityai/stable-diffusion-xl-base-1.0's unet/config.json says.
 SDXL = {
-    "_class_name": "UNet2DConditionModel", "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": [320, 640, 1280],
-    "layers_per_block": 2, "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "transformer_layers_per_block": [1, 2, 10],
+    "_class_name": "UNet2DConditionModel", "sample_size": 128, "in_channels": 4, "out_channels": 4,
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2, "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
+    "transformer_layers_per_block": [1, 2, 10],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
     "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
@@ -291,14 +321,17 @@ def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of
     assert "saving" not in alone.phases
 
 
-# ---- the command -------------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def dry_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`align train shapes-di --dry-run` on a tiny pipeline: exit code, stdout, stderr."""
     path = tmp_path / "small.yaml"
-    changes = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {"reference": str(tiny), "report": 0}
+    changes = {key: value for key, value in SMALL_RUN.items() if key != "stage"} | {
+        "reference": str(tiny),
+        "final_comparison": {"prompts": 0},
+    }
     path.write_text(yaml.safe_dump(changes))
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -346,7 +379,10 @@ def test_what_does_not_fit_is_refused_with_a_remedy(dry_run: Any) -> None:
 @pytest.mark.slow
 def test_a_remedy_is_enough(tiny: Path) -> None:
     made = config(tiny, batch_size=32)
-    needed, least = memory.estimate(made).total, memory.estimate(remedies.changed(made, [("accumulate", 32)])).total
+    needed, least = (
+        memory.estimate(made).total,
+        memory.estimate(remedies.changed(made, [("gradient_accumulation_steps", 32)])).total,
+    )
     with pytest.raises(UserError) as refused:
         remedies.check(made, processes=1, available=(needed + least) / 2)
     words = str(refused.value).split()
@@ -355,8 +391,8 @@ def test_a_remedy_is_enough(tiny: Path) -> None:
     for each in sets:
         key, _, value = each.rstrip(",;").partition("=")
         content = place(content, key.split("."), yaml.safe_load(value))
-    mended = validate(TrainConfig, content, "mended")
-    assert memory.estimate(mended).total <= (needed + least) / 2
+    changed = validate(TrainConfig, content, "changed")
+    assert memory.estimate(changed).total <= (needed + least) / 2
 
 
 def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) -> None:

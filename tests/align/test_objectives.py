@@ -1,8 +1,8 @@
 """Every loss's gradient against closed forms, in float64.
 
-A student `G(z) = A z + b` makes the pictures of N(b, A A^T), so its assistant, its reference and the divergence between them
-are all known. Expectations over z and the noise are taken by Gauss-Hermite quadrature, not sampled: nothing here is random
-up to the networks' weights, and a tolerance is a bound on an error, not on luck.
+A student `G(z) = A z + b` makes the images of N(b, A A^T), so its assistant, its reference and the divergence between
+them are all known. Expectations over z and the noise are taken by Gauss-Hermite quadrature, not sampled: nothing here
+is random up to the networks' weights, and a tolerance is a bound on an error, not on luck.
 """
 
 import math
@@ -84,8 +84,9 @@ REFERENCE_3D = Gaussian(MEAN_3D, COVARIANCE_3D)
 
 
 def normal_grid(dimensions: int, order: int) -> tuple[Tensor, Tensor]:
-    """Points `[N, dimensions]` and probabilities `[N]` that integrate against N(0, I): exactly, for polynomials of degree below
-    2 * order in each variable. Points that would not count in double precision are left out."""
+    """Points `[N, dimensions]` and probabilities `[N]` that integrate against N(0, I): exactly, for polynomials of
+    degree below 2 * order in each variable. Points that would not count in double precision are left out.
+    """
     points, weights = (torch.from_numpy(values) for values in hermegauss(order))
     probability = torch.cartesian_prod(*[weights / weights.sum()] * dimensions).prod(1)
     counts = probability > 1e-12
@@ -113,7 +114,9 @@ def numerical_gradient(objective: Callable[[Student], Tensor], student: Student,
     slopes = []
     for unit in torch.eye(size + size * size, dtype=torch.float64):
         direction = Slope(unit[:size], unit[size:].view(size, size))
-        slopes.append((objective(student.moved(direction, step)) - objective(student.moved(direction, -step))) / (2 * step))
+        slopes.append(
+            (objective(student.moved(direction, step)) - objective(student.moved(direction, -step))) / (2 * step)
+        )
     return Slope(torch.stack(slopes[:size]), torch.stack(slopes[size:]).view(size, size))
 
 
@@ -142,8 +145,9 @@ DISTANCE_VALUES |= {
 
 
 def frozen_divergence(moved: Student, *, sampled: Student, reference: Gaussian | Mixture, distance: str) -> Tensor:
-    """Sum over SIGMAS of `E_{x ~ p_sigma of sampled} sigma^-2 d(D_moved(x) - D_ref(x))`: DI* eq. 3.2, whose gradient in `moved`
-    at `moved = sampled` is what Theorem 3.1 claims."""
+    """Sum over SIGMAS of `E_{x ~ p_sigma of sampled} sigma^-2 d(D_moved(x) - D_ref(x))`: DI* eq. 3.2, whose gradient in
+    `moved` at `moved = sampled` is what Theorem 3.1 claims.
+    """
     points, probability = normal_grid(2, 60)
     total = tensor(0.0)
     for level in SIGMAS:
@@ -157,7 +161,8 @@ def frozen_divergence(moved: Student, *, sampled: Student, reference: Gaussian |
 
 def quadratic_divergence_gradient(student: Student, mean: Tensor, covariance: Tensor) -> Slope:
     """The gradient of `frozen_divergence` for l2 and a Gaussian reference, where u = M x + k makes it
-    `||M b + k||^2 + tr(M S M^T)` with S the covariance of x, in any number of dimensions."""
+    `||M b + k||^2 + tr(M S M^T)` with S the covariance of x, in any number of dimensions.
+    """
     leaves = Slope(student.mean.clone().requires_grad_(), student.factor.clone().requires_grad_())
     total = tensor(0.0)
     for level in SIGMAS:
@@ -167,7 +172,9 @@ def quadratic_divergence_gradient(student: Student, mean: Tensor, covariance: Te
         matrix = -(level**2) * (precision - reference_precision)
         offset = level**2 * (precision @ leaves.mean - reference_precision @ mean)
         spread = student.factor @ student.factor.T + noise
-        total = total + ((matrix @ student.mean + offset).square().sum() + (matrix @ spread @ matrix.T).trace()) / level**2
+        total = (
+            total + ((matrix @ student.mean + offset).square().sum() + (matrix @ spread @ matrix.T).trace()) / level**2
+        )
     return Slope(*torch.autograd.grad(total, leaves))
 
 
@@ -203,9 +210,13 @@ def test_the_mixture_oracle_has_the_density_of_its_parts() -> None:
 @pytest.mark.parametrize("gradient", ["exact", "exact_sequential"])
 def test_exact_l2_gradient_is_the_closed_form_between_gaussians(gradient: Any) -> None:
     loss = partial(
-        score_divergence_loss, assistant=STUDENT_3D.density.denoiser, reference=REFERENCE_3D.denoiser, distance="l2",
-        gradient=gradient, weight=inverse_variance,
-    )  # fmt: skip
+        score_divergence_loss,
+        assistant=STUDENT_3D.density.denoiser,
+        reference=REFERENCE_3D.denoiser,
+        distance="l2",
+        gradient=gradient,
+        weight=inverse_variance,
+    )
     truth = quadratic_divergence_gradient(STUDENT_3D, MEAN_3D, COVARIANCE_3D)
     assert max(errors(expected_gradient(loss, STUDENT_3D, order=2), truth)) < 1e-12
 
@@ -218,9 +229,13 @@ def test_exact_gradient_is_the_numerical_gradient_of_the_frozen_divergence(
     """For log_cosh too, known to the library by its value alone."""
     monkeypatch.setitem(DISTANCES, "log_cosh", log_cosh)
     loss = partial(
-        score_divergence_loss, assistant=STUDENT.density.denoiser, reference=REFERENCES[reference].denoiser, distance=distance,
-        huber_c=HUBER_C, weight=inverse_variance,
-    )  # fmt: skip
+        score_divergence_loss,
+        assistant=STUDENT.density.denoiser,
+        reference=REFERENCES[reference].denoiser,
+        distance=distance,
+        huber_c=HUBER_C,
+        weight=inverse_variance,
+    )
     divergence = partial(frozen_divergence, sampled=STUDENT, reference=REFERENCES[reference], distance=distance)
     truth = numerical_gradient(divergence, STUDENT)
     assert max(errors(expected_gradient(loss, STUDENT, order=18), truth)) < (1e-6 if reference == "gaussian" else 1e-4)
@@ -234,9 +249,14 @@ def test_detached_gets_mean_and_covariance_wrong_at_any_step_size(distance: str,
     Off by hundreds of times what `exact` may be off by, at the best step size for each parameter too.
     """
     loss = partial(
-        score_divergence_loss, assistant=STUDENT.density.denoiser, reference=REFERENCES[reference].denoiser, distance=distance,
-        huber_c=HUBER_C, gradient="detached", weight=inverse_variance,
-    )  # fmt: skip
+        score_divergence_loss,
+        assistant=STUDENT.density.denoiser,
+        reference=REFERENCES[reference].denoiser,
+        distance=distance,
+        huber_c=HUBER_C,
+        gradient="detached",
+        weight=inverse_variance,
+    )
     divergence = partial(frozen_divergence, sampled=STUDENT, reference=REFERENCES[reference], distance=distance)
     found, truth = expected_gradient(loss, STUDENT, order=18), numerical_gradient(divergence, STUDENT)
     assert min(errors(found, truth)) > 0.2
@@ -314,7 +334,12 @@ def test_detached_is_a_weighted_ikl_step(distance: str) -> None:
         return torch.full_like(sigma, 2.0) if distance == "l2" else (u.square().sum(1) + HUBER_C**2).rsqrt()
 
     detached = partial(
-        score_divergence_loss, assistant=assistant, reference=reference, distance=distance, huber_c=HUBER_C, gradient="detached"
+        score_divergence_loss,
+        assistant=assistant,
+        reference=reference,
+        distance=distance,
+        huber_c=HUBER_C,
+        gradient="detached",
     )
     ikl = partial(ikl_loss, assistant=assistant, reference=reference, weight=factor)
     assert max(errors(expected_gradient(detached, STUDENT, order=4), expected_gradient(ikl, STUDENT, order=4))) < 1e-12
@@ -327,14 +352,16 @@ VARIANCE, SLOPE, ALPHA = 1.7, 0.6, 0.8  # of the reference N(0, VARIANCE), and o
 
 
 def terminal_optimum(objective: str, sigmas: Sequence[float], power: int) -> float:
-    """The mean at which the divergence's pull, linear in the mean, balances ALPHA * SLOPE, with w = sigma^-power averaged over sigmas.
+    """The mean at which the divergence's pull, linear in the mean, balances ALPHA * SLOPE, with w =
+    sigma^-power averaged over sigmas.
 
-    There the student's variance is the reference's. DI++: `E[u] = sigma^2 m / (VARIANCE + sigma^2)`; DI* with l2: the derivative in m
-    of `u^2` at frozen x is `2 u` times `sigma^2 / (VARIANCE + sigma^2)`.
+    There the student's variance is the reference's. DI++: `E[u] = sigma^2 m / (VARIANCE + sigma^2)`; DI* with l2: the
+    derivative in m of `u^2` at frozen x is `2 u` times `sigma^2 / (VARIANCE + sigma^2)`.
     """
     ratios = [level**2 / (VARIANCE + level**2) for level in sigmas]
     pulls = [
-        level**-power * (ratio if objective == "di++" else 2 * ratio**2) for level, ratio in zip(sigmas, ratios, strict=True)
+        level**-power * (ratio if objective == "di++" else 2 * ratio**2)
+        for level, ratio in zip(sigmas, ratios, strict=True)
     ]
     return ALPHA * SLOPE * len(sigmas) / sum(pulls)
 
@@ -405,13 +432,23 @@ def test_descending_the_cfg_reward_raises_the_class_probability_and_the_papers_s
 
 @pytest.mark.parametrize(
     ("weight", "holds"),
-    [(None, True), (inverse_variance, True), (WEIGHTS["edm"], True), (WEIGHTS["dmd"], False), (WEIGHTS["inverse_norm"], False)],
+    [
+        (None, True),
+        (inverse_variance, True),
+        (WEIGHTS["edm"], True),
+        (WEIGHTS["dmd"], False),
+        (WEIGHTS["inverse_norm"], False),
+    ],
     ids=["constant", "inverse_variance", "edm", "dmd", "inverse_norm"],
 )
-def test_guidance_inside_equals_guidance_outside_unless_the_weight_depends_on_the_reference(weight: Any, holds: bool) -> None:
+def test_guidance_inside_equals_guidance_outside_unless_the_weight_depends_on_the_reference(
+    weight: Any, holds: bool
+) -> None:
     """DI++ Theorem 3.4."""
     scale, assistant = 4.5, STUDENT.density.denoiser
-    inside = partial(ikl_loss, assistant=assistant, reference=guided(RIGHT.denoiser, TWO_MODES.denoiser, scale), weight=weight)
+    inside = partial(
+        ikl_loss, assistant=assistant, reference=guided(RIGHT.denoiser, TWO_MODES.denoiser, scale), weight=weight
+    )
 
     def outside(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         divergence = ikl_loss(x0, noise, sigma, assistant=assistant, reference=RIGHT.denoiser, weight=weight)
@@ -490,11 +527,16 @@ def batch() -> Batch:
     return Batch(Network(1), Network(2), Network(3), z, noise, tensor([0.1, 0.5, 1.0, 3.0, 10.0]))
 
 
-#: (x0, noise, sigma, first, second, weight=None) -> [B]. u = first - second, but for `guided`, whose reference is of both.
+#: (x0, noise, sigma, first, second, weight=None) -> [B]. u = first - second, but for
+#: `guided`, whose reference is of both.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ikl": lambda *at, weight=None: ikl_loss(*at[:3], assistant=at[3], reference=at[4], weight=weight),
-    "cfg_reward": lambda *at, weight=None: cfg_reward_loss(*at[:3], conditional=at[3], unconditional=at[4], weight=weight),
-    "guided": lambda *at, weight=None: ikl_loss(*at[:3], assistant=at[3], reference=guided(at[4], at[3], 3.0), weight=weight),
+    "cfg_reward": lambda *at, weight=None: cfg_reward_loss(
+        *at[:3], conditional=at[3], unconditional=at[4], weight=weight
+    ),
+    "guided": lambda *at, weight=None: ikl_loss(
+        *at[:3], assistant=at[3], reference=guided(at[4], at[3], 3.0), weight=weight
+    ),
 } | {
     gradient: lambda *at, gradient=gradient, weight=None: score_divergence_loss(
         *at[:3], assistant=at[3], reference=at[4], huber_c=HUBER_C, gradient=gradient, weight=weight
@@ -526,7 +568,13 @@ def test_exact_sequential_is_exact_in_value_and_gradient(
 
         def loss(*at: Any, gradient: Any = gradient) -> Tensor:
             return score_divergence_loss(
-                *at[:3], assistant=at[3], reference=at[4], distance=distance, huber_c=HUBER_C, gradient=gradient, weight=weight
+                *at[:3],
+                assistant=at[3],
+                reference=at[4],
+                distance=distance,
+                huber_c=HUBER_C,
+                gradient=gradient,
+                weight=weight,
             )
 
         found[gradient] = student_gradient(loss, batch)
@@ -537,7 +585,9 @@ def test_exact_sequential_is_exact_in_value_and_gradient(
     assert (detached_slope - slope).norm() > 1e-2 * slope.norm()
 
 
-def test_exact_sequential_has_freed_the_assistants_activations_when_the_reference_is_differentiated(batch: Batch) -> None:
+def test_exact_sequential_has_freed_the_assistants_activations_when_the_reference_is_differentiated(
+    batch: Batch,
+) -> None:
     """What it is for. Whatever autograd keeps for the assistant is kept through `Held`, so that its end can be seen."""
 
     class Held:
@@ -585,7 +635,9 @@ def test_a_graph_is_built_only_where_it_is_needed(batch: Batch, loss: str, passe
 
         return denoiser
 
-    LOSSES[loss](batch.x0, batch.noise, batch.sigma, watched("assistant", batch.first), watched("reference", batch.second))
+    LOSSES[loss](
+        batch.x0, batch.noise, batch.sigma, watched("assistant", batch.first), watched("reference", batch.second)
+    )
     assert seen == passes
 
 
@@ -608,7 +660,7 @@ def test_only_the_assistant_receives_a_gradient_from_its_loss(batch: Batch) -> N
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_frozen_network_a_leaf_and_no_graph_at_all_do(batch: Batch, loss: str) -> None:
-    """Training hands over pictures with a graph; memory-saving loops a leaf; monitoring has gradients off."""
+    """Training hands over images with a graph; memory-saving loops a leaf; monitoring has gradients off."""
     for module in (batch.first, batch.second):
         module.requires_grad_(False)
     rest = batch.noise, batch.sigma, batch.first, batch.second
@@ -626,8 +678,8 @@ def test_a_frozen_network_a_leaf_and_no_graph_at_all_do(batch: Batch, loss: str)
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "assistant"])
-def test_each_pictures_loss_is_its_own(batch: Batch, loss: str) -> None:
-    """[B] out, summed over C, H, W: nothing is averaged over the batch or shared between pictures."""
+def test_each_images_loss_is_its_own(batch: Batch, loss: str) -> None:
+    """[B] out, summed over C, H, W: nothing is averaged over the batch or shared between images."""
 
     def call(at: slice) -> Tensor:
         x0, noise, sigma = batch.x0[at], batch.noise[at], batch.sigma[at]
@@ -669,7 +721,9 @@ def test_values_are_the_formulas(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "assistant"])
-def test_a_weight_is_given_what_it_is_promised_scales_the_loss_and_is_not_differentiated(batch: Batch, loss: str) -> None:
+def test_a_weight_is_given_what_it_is_promised_scales_the_loss_and_is_not_differentiated(
+    batch: Batch, loss: str
+) -> None:
     rest = batch.noise, batch.sigma
     given: list[tuple[Tensor, ...]] = []
 
@@ -724,7 +778,7 @@ def test_named_weights_are_their_papers_formulas(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", ["dmd", "inverse_norm"])
-def test_a_picture_that_equals_its_target_has_a_finite_weight(name: str) -> None:
+def test_an_image_that_equals_its_target_has_a_finite_weight(name: str) -> None:
     x0 = torch.ones(2, *SHAPE)
     weight = WEIGHTS[name]
     assert callable(weight)
@@ -732,7 +786,10 @@ def test_a_picture_that_equals_its_target_has_a_finite_weight(name: str) -> None
 
 
 def test_l2_is_twice_sids_loss_at_its_alpha_1(batch: Batch) -> None:
-    """SiD (Zhou et al. 2024) with its alpha: `(D_ref - D_psi)^T ((D_ref - x0) - alpha (D_ref - D_psi))`, through x0 and x."""
+    """SiD (Zhou et al. 2024) with its alpha: `(D_ref - D_psi)^T ((D_ref - x0) - alpha (D_ref - D_psi))`.
+
+    Through x0 and x.
+    """
 
     def sid(x0: Tensor, noise: Tensor, sigma: Tensor, first: Any, second: Any) -> Tensor:
         x = x0 + sigma[:, None, None, None] * noise
@@ -764,7 +821,9 @@ def test_derivatives_of_a_distance_are_the_analytic_ones(name: str, monkeypatch:
     torch.testing.assert_close(distance_gradient(name, u, HUBER_C), d_prime, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(hessian_vector_product(name, u, v, HUBER_C), hv, rtol=1e-12, atol=1e-12)
     step = 1e-5
-    numerical = (distance_gradient(name, u + step * v, HUBER_C) - distance_gradient(name, u - step * v, HUBER_C)) / (2 * step)
+    numerical = (distance_gradient(name, u + step * v, HUBER_C) - distance_gradient(name, u - step * v, HUBER_C)) / (
+        2 * step
+    )
     torch.testing.assert_close(hv, numerical, rtol=1e-7, atol=1e-7)
 
 
@@ -775,22 +834,29 @@ def test_distances_are_zero_at_zero_with_no_slope() -> None:
         assert distance_gradient(name, zero, HUBER_C).abs().max() == 0, name
 
 
-def test_default_huber_c_follows_one_pictures_size() -> None:
+def test_default_huber_c_follows_one_images_size() -> None:
     assert default_huber_c(torch.zeros(7, 4, 64, 64)) == pytest.approx(0.06912, rel=1e-12)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "exact_sequential", "detached"])
 def test_huber_c_defaults_and_counts(batch: Batch, gradient: Any) -> None:
     call = partial(
-        score_divergence_loss, batch.x0.detach(), batch.noise, batch.sigma, assistant=batch.first, reference=batch.second,
+        score_divergence_loss,
+        batch.x0.detach(),
+        batch.noise,
+        batch.sigma,
+        assistant=batch.first,
+        reference=batch.second,
         gradient=gradient,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(call(), call(distance="pseudo_huber", huber_c=0.00054 * 18**0.5), rtol=1e-12, atol=0)
     assert (call() - call(huber_c=0.5)).abs().min() > 1e-3
 
 
 def test_unknown_names_are_refused_with_the_choices(batch: Batch) -> None:
-    call = partial(score_divergence_loss, batch.x0, batch.noise, batch.sigma, assistant=batch.first, reference=batch.second)
+    call = partial(
+        score_divergence_loss, batch.x0, batch.noise, batch.sigma, assistant=batch.first, reference=batch.second
+    )
     with pytest.raises(ValueError, match="unknown distance 'l3'; choose one of l2, pseudo_huber"):
         call(distance="l3")
     with pytest.raises(ValueError, match="unknown gradient 'half'; choose exact, exact_sequential or detached"):

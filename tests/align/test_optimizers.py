@@ -47,7 +47,9 @@ def test_eight_bits_descend_as_far_and_take_a_quarter(name: str) -> None:
     assert eight != full
 
     def size(optimizer: torch.optim.Optimizer) -> int:
-        return sum(value.nbytes for held in optimizer.state.values() for value in held.values() if torch.is_tensor(value))
+        return sum(
+            value.nbytes for held in optimizer.state.values() for value in held.values() if torch.is_tensor(value)
+        )
 
     assert size(small) < 0.3 * size(whole)
 

@@ -1,4 +1,6 @@
-"""The papers' presets: each runs on tiny random models that are published as the real ones are, and what it leaves is stock."""
+"""The papers' presets: each runs on tiny random models that are published as the real ones
+are, and what it leaves is stock.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from align.training.loop import train
 from evaluate import pipelines, weights
 
 PAPERS = [name for name, content in load.presets(TRAIN).items() if content.get("family")]
-#: One of each family is held against a run that was not broken off.
+#: One of each family is compared with an uninterrupted run.
 UNBROKEN = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
 
 
@@ -43,8 +45,15 @@ def world(published: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def resolve(preset: str, **changes: Any) -> TrainConfig:
-    """A preset with a small batch, few steps and prompts at hand; nothing else is changed."""
-    small = {"prompts": "prompts.txt", "batch_size": 2, "accumulate": 1, "steps": 3, "save_every": 2, "sample_every": 3}
+    """A preset with a small batch, few steps and local prompts; nothing else is changed."""
+    small = {
+        "prompts": "prompts.txt",
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "steps": 3,
+        "save_every": 2,
+        "sample_every": 3,
+    }
     sets = [f"{key}={value}" for key, value in (small | changes).items()]
     config = load.resolve(preset, TRAIN, sets=sets)
     assert isinstance(config, TrainConfig)
@@ -70,17 +79,17 @@ STOCK = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline",
 
 
 def draw(folder: Path, family: str) -> torch.Tensor:
-    """A picture by the stock pipeline of a family, called as the recipe says and in no other way."""
+    """An image by the stock pipeline of a family, called as the recipe says and in no other way."""
     import diffusers
 
     stock = getattr(diffusers, STOCK[family]).from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
-    how = pipelines.recipe(str(folder))
+    recipe = pipelines.read_recipe(str(folder))
     options = tiny_families.OPTIONS.get(family, {})
     generator = torch.Generator().manual_seed(0)
-    arguments = {"timesteps": list(how.timesteps or ()), "guidance_scale": how.guidance_scale}
-    picture: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
-    return picture
+    arguments = {"timesteps": list(recipe.timesteps or ()), "guidance_scale": recipe.guidance_scale}
+    image: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
+    return image
 
 
 @pytest.mark.parametrize("preset", PAPERS)
@@ -92,9 +101,9 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert not equal(before, after)
     if preset in UNBROKEN:
         assert equal(after, run(config, tmp_path / "unbroken"))
-    picture = draw(folder / "checkpoint", config.family)
-    assert picture.shape == (1, 3, 64, 64)
-    assert picture.isfinite().all()
+    image = draw(folder / "checkpoint", config.family)
+    assert image.shape == (1, 3, 64, 64)
+    assert image.isfinite().all()
 
 
 def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path) -> None:
@@ -103,7 +112,10 @@ def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path
     assert where
     folder = published.folder(f"datasets/{where.repository}", "main") / "data"
     folder.mkdir()
-    table = {"URL": [f"https://example.org/{i}.jpg" for i in range(9)], "TEXT": [f"a circle, number {i % 5}" for i in range(9)]}
+    table = {
+        "URL": [f"https://example.org/{i}.jpg" for i in range(9)],
+        "TEXT": [f"a circle, number {i % 5}" for i in range(9)],
+    }
     pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
     config = resolve("sd15-di", prompts=source)
     whole = run(config, tmp_path / "whole")
@@ -123,10 +135,10 @@ def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None
 def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:
     config = resolve("sdxl-distar", steps=1, sample_every=100)
     run(config, tmp_path / "run")
-    pipeline, how = beginning(config, str(tmp_path / "run" / "checkpoint"))
+    pipeline, recipe = beginning(config, str(tmp_path / "run" / "checkpoint"))
     (file,) = (world / "hub" / "tianweiy" / "DMD2").rglob("dmd2_sdxl_1step_unet_fp16.bin")
     assert equal(pipeline.unet.state_dict(), {key: value.float() for key, value in weights.read(file).items()})
-    assert how.timesteps == (399,)
+    assert recipe.timesteps == (399,)
 
 
 def test_what_the_papers_say() -> None:
@@ -136,34 +148,40 @@ def test_what_the_papers_say() -> None:
         config = load.resolve(name, TRAIN)
         assert isinstance(config, TrainConfig)
         reward = config.rewards[0] if config.rewards else None
-        rows[name] = (config.method, config.cfg.mode, config.cfg.scale, reward and reward.scorer, reward and reward.scale)
+        rows[name] = (
+            config.method,
+            config.guidance.where,
+            config.guidance.scale,
+            reward and reward.scorer,
+            reward and reward.scale,
+        )
         sdxl = config.family == "sdxl"
-        assert config.generator.noise_scale == ("unit" if sdxl else "sigma"), name
+        assert config.generator.input_scale == ("unit_variance" if sdxl else "sigma_init"), name
         assert config.generator.sigma_init == (1.1606 if sdxl else 2.5), name
         if sdxl:
             assert config.initial and config.initial.startswith("tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin@"), name
-    distar = ("di*", "in", 7.5, "pickscore", 100)
+    distar = ("di*", "reference", 7.5, "pickscore", 100)
     assert rows == {
-        "sdxl-di": ("di", "in", 7.5, None, None),
-        "sdxl-sim": ("sim", "in", 7.5, None, None),
-        "sdxl-dipp": ("di++", "in", 7.5, "pickscore", 100),
+        "sdxl-di": ("di", "reference", 7.5, None, None),
+        "sdxl-sim": ("sim", "reference", 7.5, None, None),
+        "sdxl-dipp": ("di++", "reference", 7.5, "pickscore", 100),
         "sdxl-distar": distar,
-        "sdxl-distar-out": ("di*", "out", 8.5, "pickscore", 100),
+        "sdxl-distar-out": ("di*", "reward", 8.5, "pickscore", 100),
         "sdxl-distar-dpo": distar,
         "sdxl-distar-80gb": distar,
         "sdxl-distar-48gb": distar,
         "sdxl-distar-24gb": distar,
-        "sd15-di": ("di", "in", 1.5, None, None),
-        "sd15-dipp": ("di++", "in", 1.5, "imagereward", 100),
-        "sd15-dipp-rew0-cfg1.5": ("di", "in", 1.5, None, None),
-        "sd15-dipp-rew100-cfg4.5": ("di++", "in", 4.5, "imagereward", 100),
-        "sd15-dipp-rew1000-cfg1.5": ("di++", "in", 1.5, "imagereward", 1000),
-        "pixart-di": ("di", "in", 4.5, None, None),
-        "pixart-dipp": ("di++", "in", 4.5, "imagereward", 1),
+        "sd15-di": ("di", "reference", 1.5, None, None),
+        "sd15-dipp": ("di++", "reference", 1.5, "imagereward", 100),
+        "sd15-dipp-rew0-cfg1.5": ("di", "reference", 1.5, None, None),
+        "sd15-dipp-rew100-cfg4.5": ("di++", "reference", 4.5, "imagereward", 100),
+        "sd15-dipp-rew1000-cfg1.5": ("di++", "reference", 1.5, "imagereward", 1000),
+        "pixart-di": ("di", "reference", 4.5, None, None),
+        "pixart-dipp": ("di++", "reference", 4.5, "imagereward", 1),
         "pixart-dipp-rew0-cfg1": ("di", "off", 1.0, None, None),
         "pixart-dipp-rew1-cfg1": ("di++", "off", 1.0, "imagereward", 1),
-        "pixart-dipp-rew0-cfg4.5": ("di", "in", 4.5, None, None),
-        "pixart-dipp-rew10-cfg4.5": ("di++", "in", 4.5, "imagereward", 10),
+        "pixart-dipp-rew0-cfg4.5": ("di", "reference", 4.5, None, None),
+        "pixart-dipp-rew10-cfg4.5": ("di++", "reference", 4.5, "imagereward", 10),
     }
 
 

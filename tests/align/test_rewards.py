@@ -53,11 +53,18 @@ def test_the_gradient_reaches_the_latents_and_nothing_else(
     total.mean().backward()
     assert x0.grad is not None
     assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
-    assert all(p.grad is None for p in [*rewards.decoder.vae.parameters(), *rewards.scorers["shapes/clip"].parameters()])
+    assert all(
+        p.grad is None for p in [*rewards.decoder.vae.parameters(), *rewards.scorers["shapes/clip"].parameters()]
+    )
 
 
-def test_several_rewards_are_summed_with_their_scales(tiny: Path, clip_folder: Path, tiny_clip: None, x0: torch.Tensor) -> None:
-    given = [Reward(scorer="shapes/clip", scale=2.0), Reward(scorer="shapes/preference", scale=-0.5, weights=str(clip_folder))]
+def test_several_rewards_are_summed_with_their_scales(
+    tiny: Path, clip_folder: Path, tiny_clip: None, x0: torch.Tensor
+) -> None:
+    given = [
+        Reward(scorer="shapes/clip", scale=2.0),
+        Reward(scorer="shapes/preference", scale=-0.5, weights=str(clip_folder)),
+    ]
     total, each = Rewards(given, Decoder(pipelines.load(str(tiny)).vae), device="cpu")(x0, PROMPTS)
     torch.testing.assert_close(total.detach(), 2.0 * each["shapes/clip"] - 0.5 * each["shapes/preference"])
 

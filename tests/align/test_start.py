@@ -90,7 +90,8 @@ def lora(module: nn.Module, form: str) -> tuple[dict[str, Tensor], nn.Module]:
         names = {key: key.rpartition(".lora_")[0] for key in state}
         parts = {"A": "down", "B": "up"}
         written = {
-            f"lora_unet_{name.replace('.', '_')}.lora_{parts[key[-8]]}.weight": state[key] for key, name in names.items()
+            f"lora_unet_{name.replace('.', '_')}.lora_{parts[key[-8]]}.weight": state[key]
+            for key, name in names.items()
         }
         written |= {f"lora_unet_{name.replace('.', '_')}.alpha": torch.tensor(6.0) for name in names.values()}
         return written, adapted
@@ -122,7 +123,9 @@ def test_a_lora_is_added_to_the_weights(unets: tuple[Any, Any], tmp_path: Path, 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -> None:
-    """Every layer's, as diffusers maps the names of blocks, and the rest by what its own converter of checkpoints says."""
+    """Every layer's, as diffusers maps the names of blocks, and the rest by what its own
+    converter of checkpoints says.
+    """
     from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 
     network = tiny_families.pipeline(family, tmp_path).unet
@@ -132,7 +135,9 @@ def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -
     written = {key: f"lora_unet_{names[0].replace('.', '_')}" for key, names in first.items()}
     assert len(set(written.values())) == len(layers)
     # Theirs puts an upsampler under `attentions` where its level has none, which no published network does.
-    blocks = {f"{name}.alpha": key for key, name in written.items() if "_block" in name and "input_blocks_0_0" not in name}
+    blocks = {
+        f"{name}.alpha": key for key, name in written.items() if "_block" in name and "input_blocks_0_0" not in name
+    }
     mapped = _maybe_map_sgm_blocks_to_diffusers(dict(blocks), network.config)
     inner = {
         "in_layers_2": "conv1",
@@ -149,13 +154,18 @@ def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -
         assert theirs == key.replace(".", "_")
     tensors = {}
     for key, layer in layers.items():
-        down, up = torch.randn(2, *layer.weight.shape[1:]), torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2))
+        down, up = (
+            torch.randn(2, *layer.weight.shape[1:]),
+            torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2)),
+        )
         tensors |= {f"{written[key]}.lora_down.weight": down, f"{written[key]}.lora_up.weight": up}
     added = copy.deepcopy(network)
     loras.add(added, tensors, "unet", "a.safetensors")
     assert all(not added.get_submodule(key).weight.equal(layer.weight) for key, layer in layers.items())
     with pytest.raises(UserError, match=r"lora_unet_input_blocks_99_1_proj_in.*is no LoRA of a layer"):
-        loras.add(added, tensors | {"lora_unet_input_blocks_99_1_proj_in.alpha": torch.tensor(1.0)}, "unet", "a.safetensors")
+        loras.add(
+            added, tensors | {"lora_unet_input_blocks_99_1_proj_in.alpha": torch.tensor(1.0)}, "unet", "a.safetensors"
+        )
 
 
 def test_keys_that_do_not_match_are_errors(unets: tuple[Any, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: what is refused before anything runs, what is gone on with, and whether a table says what is in the figures."""
+"""Sweeps: what is refused before anything runs, what is resumed, and whether a table says what is in the figures."""
 
 import json
 import os
@@ -31,11 +31,19 @@ SWEEPS = list(presets(SWEEP))
 def content(tiny: Path, **changes: Any) -> dict[str, Any]:
     """A sweep of two cells on a tiny pipeline."""
     common = {key: value for key, value in SMALL_RUN.items() if key != "stage"}
-    common |= {"reference": str(tiny), "initial": None, "rewards": [], "held_out": HELD, "cfg": {"mode": "off", "scale": 1.0}}
+    common |= {
+        "reference": str(tiny),
+        "initial": None,
+        "rewards": [],
+        "held_out": HELD,
+        "guidance": {"where": "off", "scale": 1.0},
+    }
     common |= {"steps": 30, "save_every": 3}
     whole = {
-        "stage": "sweep", "centre": "shapes-di", "common": common, "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,
-        "measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/clip": "higher", "diversity/shapes-clip": "higher"}},
+        "stage": "sweep", "centre": "shapes-di", "common": common,
+        "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,
+        "measure": {"prompts": "shapes:test", "captions": 6,
+        "metrics": {"shapes/clip": "higher", "diversity/shapes-clip": "higher"}},
     }  # fmt: skip
     return whole | changes
 
@@ -56,7 +64,7 @@ def prepare(config: SweepConfig, output: Path) -> list[sweep.Trial]:
     return runs
 
 
-# ---- before anything runs --------------------------------------------------------------------------------------------------
+# ---- before anything runs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", SWEEPS)
@@ -79,12 +87,18 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
         ({"cells": {"a": {}, "b": {"stepz": 3}}}, ["cell b", "'stepz'", "did you mean 'steps'?"]),
         ({"cells": {"a": {}, "b": {"method": "di*"}}}, ["cell b", "needs rewards"]),
         ({"centre": "shapes-vae"}, ["centre = shapes-vae", "no preset of 'align train'"]),
-        ({"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}}, ["'shapes/orakel'"]),
+        (
+            {"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}},
+            ["'shapes/orakel'"],
+        ),
         ({"cells": {"../up": {}}}, ["'../up' cannot name a cell"]),
         ({"cells": {"centre": {}}}, ["'centre' cannot name a cell"]),
         ({"curves": {"x": ["centre", "othr"]}}, ["no cell or curve 'othr'", "did you mean 'other'?"]),
         ({"less_stable": [{"worse": ["centre", "other"], "than": ["other"]}]}, ["pairs 2 cells with 1"]),
-        ({"equal_reward": [{"better": "x", "than": "y"}], "curves": {"x": ["centre", "other"]}}, ["no cell or curve 'y'"]),
+        (
+            {"equal_reward": [{"better": "x", "than": "y"}], "curves": {"x": ["centre", "other"]}},
+            ["no cell or curve 'y'"],
+        ),
         ({"equal_reward": [{"better": "centre", "than": "other"}]}, ["single cells; one side must be a curve"]),
         (
             {
@@ -132,7 +146,7 @@ def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny:
     assert len(sweep.plan(make(tiny, seeds=3, cells={**content(tiny)["cells"], "third": {}}), tmp_path)) == 9
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path, tmp_path: Path) -> None:
@@ -170,7 +184,9 @@ raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) el
     for one, two in zip(prepare(config, tmp_path / "one"), runs, strict=True):
         assert sweep.carry_out(one.folder)
         assert result(one.folder)["metrics"] == result(two.folder)["metrics"]
-        assert [json.loads(line)["step"] for line in (two.folder / "log.jsonl").read_text().splitlines()] == list(range(1, 32))
+        assert [json.loads(line)["step"] for line in (two.folder / "log.jsonl").read_text().splitlines()] == list(
+            range(1, 32)
+        )
         assert not (two.folder / "state").exists()
     first, second = (result(run.folder)["metrics"]["shapes/clip"] for run in runs)
     assert first["n"] == 12
@@ -181,7 +197,9 @@ raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) el
     assert before == [(run.folder / "result.json").stat().st_mtime_ns for run in runs], "what is finished was run again"
 
 
-def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_diverges_or_is_stopped_is_a_result(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from align.training import validation
 
     guarded = {"rewards": [{"scorer": "shapes/clip", "scale": 0.1}], "method": "di++"}
@@ -189,10 +207,10 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(tiny: Path, tmp_path: Pat
         "scorers": {"shapes/oracle": 0.5},
         "prompts": "shapes:test",
         "every": 2,
-        "pictures": 4,
+        "images": 4,
         "guard": "stop",
     }
-    wild = {"student": {"learning_rate": 1e30, "clip": None}, "steps": 3}
+    wild = {"student": {"learning_rate": 1e30, "max_grad_norm": None}, "steps": 3}
     config = make(tiny, cells={"wild": wild, "guarded": guarded})
     _, diverged, stopped = prepare(config, tmp_path)
     monkeypatch.setattr(validation.Validation, "evaluate", lambda *_: ("it fell", {}) if tripping else (None, {}))
@@ -234,11 +252,18 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
         "longer": {"model": str(tiny), "steps": 2}
     }
     curves, claim = {"best": ["best-of-1", "best-of-3"]}, [{"better": "other", "than": "best"}]
-    config = make(tiny, measure=measure, baselines=baselines, curves=curves, equal_reward=claim, seeds=2, seeds_of={"other": 1})
+    config = make(
+        tiny, measure=measure, baselines=baselines, curves=curves, equal_reward=claim, seeds=2, seeds_of={"other": 1}
+    )
     runs = prepare(config, tmp_path)
     assert [(run.cell, run.seed) for run in runs] == [
-        ("best-of-1", None), ("best-of-3", None), ("longer", None), ("centre", 0), ("other", 0), ("centre", 1),
-    ]  # fmt: skip
+        ("best-of-1", None),
+        ("best-of-3", None),
+        ("longer", None),
+        ("centre", 0),
+        ("other", 0),
+        ("centre", 1),
+    ]
     for run in runs[:3]:
         assert sweep.carry_out(run.folder)
     one, three, longer = ({name: x["value"] for name, x in result(run.folder)["metrics"].items()} for run in runs[:3])
@@ -250,23 +275,24 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
     assert claims.by_seed(found, "best-of-3", "shapes/clip", 2) == pytest.approx([three["shapes/clip"]] * 2)
     table.write(config, found, "small", tmp_path / "table")
     assert "| best-of-3 |" in (tmp_path / "table" / "README.md").read_text()
-    # What the pictures of `over` score is kept, and taken.
+    # What the images of `over` score is kept, and taken.
     (tmp_path / "over.json").write_text(json.dumps({"shapes/clip": [-1000.0] * 12}))
     assert sweep.carry_out(runs[0].folder)
     assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == 1.0
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------------
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 METRICS = {"reward": "higher", "good": "higher", "distance": "lower"}
 CURVES = {"A": ["a0", "a1", "a2"], "B": ["b0", "b1", "b2"]}
 
 
 def planted(
-    *, gap: float, spread: float, halted: int = 0, seeds: int = 5, noise: float = 0.02, world: int = 3
+    *, gap: float, spread: float, stopped: int = 0, seeds: int = 5, noise: float = 0.02, world: int = 3
 ) -> tuple[SweepConfig, list[dict[str, Any]]]:
-    """Curves A and B over overlapping rewards, A higher by `gap` in `good` and lower in `distance` at equal reward; cell `wild` with
-    `spread` times the noise of the centre, `halted` of its runs stopped."""
+    """Curves A and B over overlapping rewards, A higher by `gap` in `good` and lower in `distance` at equal reward;
+    cell `wild` with `spread` times the noise of the centre, `stopped` of its runs stopped.
+    """
     config = SweepConfig.model_validate(
         {
             "stage": "sweep",
@@ -288,9 +314,10 @@ def planted(
             ahead = gap if cell[0] == "a" else 0.0
             values = {"reward": reward, "good": 3 - reward + ahead, "distance": reward**2 / 4 - ahead}
             metrics = {
-                name: {"value": value + scale * noise * rng.standard_normal(), "n": 16} for name, value in values.items()
+                name: {"value": value + scale * noise * rng.standard_normal(), "n": 16}
+                for name, value in values.items()
             }
-            stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < halted else None
+            stop = {"step": 9, "by": "guard", "why": "it fell"} if cell == "wild" and seed < stopped else None
             rows.append(
                 {
                     "cell": cell,
@@ -316,12 +343,18 @@ def verdicts(config: SweepConfig, rows: list[dict[str, Any]]) -> dict[str, set[s
 
 
 def test_what_is_planted_is_found_and_nothing_else() -> None:
-    assert verdicts(*planted(gap=0.5, spread=40.0, halted=5)) == {
-        "good": {"holds"}, "distance": {"holds"}, "spread": {"holds"}, "share": {"holds"},
-    }  # fmt: skip
+    assert verdicts(*planted(gap=0.5, spread=40.0, stopped=5)) == {
+        "good": {"holds"},
+        "distance": {"holds"},
+        "spread": {"holds"},
+        "share": {"holds"},
+    }
     assert verdicts(*planted(gap=-0.5, spread=0.02)) == {
-        "good": {"the opposite holds"}, "distance": {"the opposite holds"}, "spread": {"the opposite holds"}, "share": {"inconclusive"},
-    }  # fmt: skip
+        "good": {"the opposite holds"},
+        "distance": {"the opposite holds"},
+        "spread": {"the opposite holds"},
+        "share": {"inconclusive"},
+    }
 
 
 def test_where_nothing_is_planted_it_is_inconclusive() -> None:
@@ -394,7 +427,9 @@ def test_a_difference_that_would_have_been_found_is_found_as_often_as_is_said() 
     for world in range(200):
         config, rows = planted(gap=0.0, spread=1.0, seeds=8, world=world)
         for row in rows:  # straight curves alone are the same for both
-            row["metrics"]["distance"]["value"] = row["metrics"]["reward"]["value"] + row["metrics"]["good"]["value"] - 3
+            row["metrics"]["distance"]["value"] = (
+                row["metrics"]["reward"]["value"] + row["metrics"]["good"]["value"] - 3
+            )
         result = claims.findings(config, rows)
         wrong += any(finding.verdict != claims.INCONCLUSIVE for finding in result)
         smallest.append(result[0].detectable)

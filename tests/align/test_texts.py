@@ -20,7 +20,7 @@ from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data import text_embeddings as texts
 from align.data.prompts import Prompts, read_prompts
-from align.data.text_embeddings import Ahead, chunk, prepare, release, restore
+from align.data.text_embeddings import CachedTextEmbeddings, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
 from prompts.io.errors import UserError
@@ -82,9 +82,16 @@ def ready(
     counted = Counted(family)
     config = run_config(family, text_cache=str(folder) if folder else None, **changes)
     made = prepare(
-        family, counted, pipeline, given, encoding=config.text_encoding, folder=config.text_cache, device="cpu",
-        dtype=dtype, show=False,
-    )  # fmt: skip
+        family,
+        counted,
+        pipeline,
+        given,
+        encoding=config.text_encoding,
+        folder=config.text_cache,
+        device="cpu",
+        dtype=dtype,
+        show=False,
+    )
     return made, counted.texts
 
 
@@ -116,7 +123,9 @@ def test_contents(made: dict[str, Any], tmp_path: Path, family: str, dtype: torc
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_changes_no_bit_of_what_networks_make(made: dict[str, Any], tmp_path: Path, family: str) -> None:
-    """Under autocast, rows that were rounded when they were stored give what rows of float32 give; their gradients too."""
+    """Under autocast, rows that were rounded when they were stored give what rows of
+    float32 give; their gradients too.
+    """
     pipeline, module, given = made[family], families.load(family), prompts(tmp_path)
     network = getattr(pipeline, module.network)
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -135,17 +144,27 @@ def test_half_precision_changes_no_bit_of_what_networks_make(made: dict[str, Any
     assert not outputs[0][0].equal(outputs[1][0])  # the prompt counts
 
 
-def test_a_run_in_half_precision_is_the_same_to_the_bit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_half_precision_is_the_same_to_the_bit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = []
     prompts(tmp_path)
     for stored in (None, torch.float32):
-        changes = {"reference": str(tiny), "prompts": str(tmp_path / "prompts.txt"), "text_cache": str(tmp_path / str(stored))}
+        changes = {
+            "reference": str(tiny),
+            "prompts": str(tmp_path / "prompts.txt"),
+            "text_cache": str(tmp_path / str(stored)),
+        }
         config = run_config("sd15", precision="bf16", steps=2, **changes)
         if stored:
-            monkeypatch.setattr("align.training.setup.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k))
+            monkeypatch.setattr(
+                "align.training.setup.prepare", lambda *a, dtype, **k: prepare(*a, dtype=torch.float32, **k)
+            )
         (tmp_path / f"run-{stored}").mkdir()
         assert train(config, tmp_path / f"run-{stored}", show=False)
-        results.append(weights.read(tmp_path / f"run-{stored}" / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"))
+        results.append(
+            weights.read(tmp_path / f"run-{stored}" / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors")
+        )
     assert {json.loads(p.read_text())["dtype"] for p in tmp_path.glob("*/manifest.json")} == {"bfloat16", "float32"}
     assert all(results[0][key].equal(value) for key, value in results[1].items())
 
@@ -228,7 +247,7 @@ def test_where_it_is(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.M
     assert ready(made["sd15"], given, None)[0].folder == tmp_path / "theirs" / "onestep-align" / "texts" / a.name
 
 
-# ---- other processes -----------------------------------------------------------------------------------------------------
+# ---- other processes -------------------------------------------------------------------------------------------------
 
 WORKER = """
 import sys, time, torch
@@ -262,7 +281,9 @@ def worker(tiny: Path, given: Path, folder: Path, pause: float) -> Any:
 
 
 def test_kills_and_company(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
-    """A killed process loses at most the file it was making; two make each file once, and make the same bytes as one."""
+    """A killed process loses at most the file it was making; two make each file once,
+    and make the same bytes as one.
+    """
     prompts(tmp_path, [f"a circle number {i}" for i in range(64)])
     given, alone, folder = tmp_path / "prompts.txt", tmp_path / "alone", tmp_path / "together"
     workers = [worker(tiny, given, where, 0.3) for where in (alone, folder, folder)]
@@ -303,11 +324,15 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     for i in range(files):  # 16 MB each
         save_file({"text": torch.full((rows, width), float(i))}, chunk(tmp_path, i))
     np.save(tmp_path / "rows.npy", np.arange(files * rows))
-    made = Ahead(prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32)
+    made = CachedTextEmbeddings(
+        prompts(tmp_path, [f"{i}" for i in range(files * rows)]), tmp_path, device="cpu", dtype=torch.float32
+    )
 
     def resident() -> int:
         return next(
-            int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line
+            int(line.split()[1]) * 1024
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if "VmRSS" in line
         )
 
     made([0])
@@ -318,7 +343,7 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     assert resident() - before < 8 * 2**20 * 6  # of 128 MB: eight rows of 2 MB, twice, and what the kernel reads ahead
 
 
-# ---- training ------------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def test_text_encoders_leave_and_come_back(tiny: Path) -> None:

@@ -61,13 +61,15 @@ REWARDED = {"rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}
 METHODS: dict[str, dict[str, Any]] = {
     "di": {},
     "sim": {},
-    "di++": REWARDED | {"cfg": {"mode": "out", "scale": 2.0}},
-    "di*": REWARDED | {"cfg": {"mode": "in", "scale": 2.0}},
+    "di++": REWARDED | {"guidance": {"where": "reward", "scale": 2.0}},
+    "di*": REWARDED | {"guidance": {"where": "reference", "scale": 2.0}},
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: Path, method: str, tiny_clip: None) -> None:
+def test_every_method_trains_logs_and_leaves_a_checkpoint(
+    tiny: Path, tmp_path: Path, method: str, tiny_clip: None
+) -> None:
     trained = run(make(tiny, method=method, **METHODS[method]), tmp_path / "run")
     before = weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")
     assert largest_difference(trained, before) > 1e-6
@@ -86,10 +88,12 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(tiny: Path, tmp_path: 
     for line in lines:  # in the warm-up too: the critics' update is then the whole step
         assert line["images_per_second"] == pytest.approx(8 / line["seconds"])
     if METHODS[method]:
-        assert lines[-1]["reward_ratio"] == pytest.approx(lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"])
+        assert lines[-1]["reward_ratio"] == pytest.approx(
+            lines[-1]["reward_gradient"] / lines[-1]["divergence_gradient"]
+        )
         assert "reward/shapes/clip" in lines[-1]
-    pictures = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
-    assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= pictures
+    images = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= images
 
 
 def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) -> None:
@@ -100,12 +104,12 @@ def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) 
     assert not any("samples" in phase for phase in memory.estimate(config, cuda=False).phases)
 
 
-@pytest.mark.parametrize(("noise_scale", "sigma_init"), [("sigma", 2.5), ("unit", 1.1606)])
+@pytest.mark.parametrize(("input_scale", "sigma_init"), [("sigma_init", 2.5), ("unit_variance", 1.1606)])
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
-def test_stock_diffusers_draws_the_trainers_picture(
+def test_stock_diffusers_draws_the_trainers_image(
     tiny: Path,
     tmp_path: Path,
-    noise_scale: str,
+    input_scale: str,
     sigma_init: float,
     lora: dict[str, Any] | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,12 +130,12 @@ def test_stock_diffusers_draws_the_trainers_picture(
         finish(run, step)
 
     monkeypatch.setattr(module, "finish", draw_before_merging)
-    run(make(tiny, generator={"noise_scale": noise_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
+    run(make(tiny, generator={"input_scale": input_scale, "sigma_init": sigma_init}, lora=lora), tmp_path / "run")
 
     folder = tmp_path / "run" / "checkpoint"
     stock = DiffusionPipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
-    latents = stock(prompts, latents=z, output_type="latent", **pipelines.recipe(str(folder)).call()).images
+    latents = stock(prompts, latents=z, output_type="latent", **pipelines.read_recipe(str(folder)).call()).images
     assert (latents - drawn[0]).abs().max().item() < 1e-5
     assert drawn[0].std() > 0.1
 
@@ -171,7 +175,7 @@ EXACT = {
 
 def test_micro_batches_equal_one_batch(tiny: Path, tmp_path: Path) -> None:
     one = run(make(tiny, **EXACT), tmp_path / "one")
-    four = run(make(tiny, **EXACT, accumulate=4), tmp_path / "four")
+    four = run(make(tiny, **EXACT, gradient_accumulation_steps=4), tmp_path / "four")
     assert largest_difference(one, four) < 1e-12
 
 
@@ -199,14 +203,18 @@ def test_lora_adapters_leave_the_reference_alone(tiny: Path) -> None:
     x, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 24, 16)
     with torch.no_grad():
         expected = base(x, t, encoder_hidden_states=text)[0]
-    roles = Roles(base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, targets=UNET_LAYERS), checkpointing=False)
+    roles = Roles(
+        base, base, same=True, lora=LoraConfig(rank=2, alpha=4.0, target_modules=UNET_LAYERS), checkpointing=False
+    )
     student, assistant = roles.trainable(roles.student), roles.trainable(roles.assistant)
     assert student.keys().isdisjoint(assistant.keys())
     assert all(p.requires_grad for p in [*student.values(), *assistant.values()])
     with torch.no_grad():
         for parameter in student.values():
             parameter.normal_()
-        outputs = [role(x, t, encoder_hidden_states=text)[0] for role in (roles.student, roles.assistant, roles.reference)]
+        outputs = [
+            role(x, t, encoder_hidden_states=text)[0] for role in (roles.student, roles.assistant, roles.reference)
+        ]
     assert (outputs[0] - expected).abs().max() > 1e-3
     torch.testing.assert_close(outputs[1], expected)
     torch.testing.assert_close(outputs[2], expected)
@@ -238,7 +246,12 @@ def test_divergence_stops_the_run_and_names_step_term_and_batch(tiny: Path, tmp_
 
 @pytest.mark.parametrize("guard", ["stop", "warn"])
 def test_the_guard_names_the_scorer_that_fell(
-    tiny: Path, tmp_path: Path, guard: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_clip: None
+    tiny: Path,
+    tmp_path: Path,
+    guard: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_clip: None,
 ) -> None:
     looks = iter(range(100))
 
@@ -251,7 +264,7 @@ def test_the_guard_names_the_scorer_that_fell(
         validation.scorers, "load", lambda name, **kw: Falling() if name == "shapes/oracle" else load(name, **kw)
     )
     # A reward that always rises: minus the scale of a falling one would do; here the baseline is pulled down.
-    held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "pictures": 4, "every": 1, "guard": guard}
+    held = {"scorers": {"shapes/oracle": 1.5}, "prompts": "shapes:test", "images": 4, "every": 1, "guard": guard}
     evaluate = validation.Validation.evaluate
 
     def with_a_low_baseline(self: Any, student: Any) -> Any:
@@ -267,7 +280,7 @@ def test_the_guard_names_the_scorer_that_fell(
     assert (tmp_path / "checkpoint" / "model_index.json").is_file()
 
 
-# ---- processes -----------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 WORKER = """
 import json, os, sys, weakref
@@ -340,7 +353,8 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
     (folder / "content.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "worker.py"),
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    str(folder / "worker.py"),
                str(folder / "content.json"), str(folder), variant, start]  # fmt: skip
     root = str(Path(module.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -353,7 +367,12 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     "options",
     [
         {"method": "sim"},
-        {"method": "di", "lora": {"rank": 2, "alpha": 4.0}, "accumulate": 2, "student": {"name": "sgd", "learning_rate": 1.0}},
+        {
+            "method": "di",
+            "lora": {"rank": 2, "alpha": 4.0},
+            "gradient_accumulation_steps": 2,
+            "student": {"name": "sgd", "learning_rate": 1.0},
+        },
     ],
     ids=["full", "lora"],
 )
@@ -382,7 +401,9 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name in ("student", "assistant") for key, value in saved[name].items()}
 
 
-@pytest.mark.parametrize("storage", [{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}], ids=["full", "lora"])  # fmt: skip
+@pytest.mark.parametrize("storage",
+[{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}}],
+ids=["full", "lora"])  # fmt: skip
 def test_two_sharded_processes_equal_one_resumed_or_not(
     tiny: Path, tmp_path: Path, quick_programs: None, storage: dict[str, Any]
 ) -> None:
@@ -400,7 +421,7 @@ def test_two_sharded_processes_equal_one_resumed_or_not(
     assert {file.is_file() for file in files} == {"lora" in storage}
     if "lora" in storage:
         assert largest_difference(*map(weights.read, files)) < 1e-6
-    # What two processes saved, two and one can go on with.
+    # What two processes saved, two and one can resume.
     for name in ("again", "fewer"):
         folder = tmp_path / name
         shutil.copytree(tmp_path / "two" / "state" / "step-3", folder / "state" / "step-3")
@@ -426,5 +447,7 @@ def test_sharding_needs_processes(tiny: Path, tmp_path: Path) -> None:
 
 def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1)
-    trained = run(make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run")
+    trained = run(
+        make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run"
+    )
     assert largest_difference(trained, weights.read(other / "unet" / "diffusion_pytorch_model.safetensors")) < 1e-6

@@ -16,16 +16,16 @@ from prompts.io.errors import UserError
 SHA = "a" * 64
 
 
-class Napper:
-    """A scorer that takes 50 ms a call."""
+class SlowScorer:
+    """A scorer that takes 50 ms per call."""
 
-    protocol = "nap"
+    protocol = "slow"
 
     def __init__(self) -> None:
         self.seen: list[str] = []
 
     def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        assert images.shape == (bench.PICTURES, 3, bench.EDGE, bench.EDGE)
+        assert images.shape == (bench.IMAGES, 3, bench.EDGE, bench.EDGE)
         self.seen += prompts
         time.sleep(0.05)
         return torch.zeros(len(prompts))
@@ -33,8 +33,9 @@ class Napper:
 
 def originals(path: Path, **changes: Any) -> Path:
     content = {
-        "hardware": "here", "pictures": bench.PICTURES, "edge": bench.EDGE, "prompt": bench.PROMPT, "versions": "hpsv2 1.2.0",
-        "scorers": {"nap": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.PICTURES}},
+        "hardware": "here", "images": bench.IMAGES, "edge": bench.EDGE, "prompt": bench.PROMPT,
+        "versions": "hpsv2 1.2.0",
+        "scorers": {"slow": {"seconds": 0.5, "weights_sha256": SHA, "scores": [0.25] * bench.IMAGES}},
     }  # fmt: skip
     path.write_text(json.dumps(content | changes))
     return path
@@ -42,22 +43,22 @@ def originals(path: Path, **changes: Any) -> Path:
 
 def test_a_scorer_beside_its_original(tmp_path: Path) -> None:
     known = Originals.read(originals(tmp_path / "o.json"), "here")
-    scorer: Any = Napper()
+    scorer: Any = SlowScorer()
     row = bench_scorer(scorer, SHA, device="cpu", repeats=2, originals=known)
-    assert row.ours == pytest.approx(bench.PICTURES / 0.05, rel=0.1)
-    assert row.original == bench.PICTURES / 0.5
+    assert row.ours == pytest.approx(bench.IMAGES / 0.05, rel=0.1)
+    assert row.original == bench.IMAGES / 0.5
     assert row.ratio == pytest.approx(10, rel=0.1)
     assert row.by == "hpsv2 1.2.0"
     assert row.difference == 0.25
-    timed = scorer.seen[: -bench.PICTURES]
-    assert len(set(timed)) * bench.PICTURES == len(timed), "no prompt twice: nothing is remembered from call to call"
+    timed = scorer.seen[: -bench.IMAGES]
+    assert len(set(timed)) * bench.IMAGES == len(timed), "no prompt twice: nothing is remembered from call to call"
     assert bench_scorer(scorer, SHA, device="cpu", repeats=1).ratio is None
     with pytest.raises(UserError, match="same file"):
         bench_scorer(scorer, "b" * 64, device="cpu", repeats=1, originals=known)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"hardware": "there"}, "hardware"), ({"pictures": 1}, "pictures"), ({"scorers": 1}, "scorers")]
+    ("changes", "words"), [({"hardware": "there"}, "hardware"), ({"images": 1}, "images"), ({"scorers": 1}, "scorers")]
 )
 def test_timings_made_elsewhere_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -75,7 +76,10 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
     clip = CLIPModel.from_pretrained(clip_folder).eval()
     scorer = SimpleNamespace(clip=clip, tokenizer=CLIPTokenizer.from_pretrained(clip_folder))
     name, make = bench.IMPORTABLE["clipscore/vit-l-14-torchmetrics"]
-    images, texts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), ["a red circle", "a blue square", "a circle"]
+    images, texts = (
+        torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8),
+        ["a red circle", "a blue square", "a circle"],
+    )
     with torch.no_grad():
         score = make(scorer)(images, texts)
     assert name == "torchmetrics"

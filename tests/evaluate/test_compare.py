@@ -25,7 +25,9 @@ def test_differences_by_hand() -> None:
     (row,) = compare(make({"m": A}), make({"m": B}))
     t = stats.ttest_rel(B, A)
     interval = t.confidence_interval(0.95)
-    expected = ComparedMetric("m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4))
+    expected = ComparedMetric(
+        "m", "", 4, 2.5, 3.125, 0.625, interval.low, interval.high, (2 + 0.5) / 4, *wilson(0.625, 4)
+    )
     assert row[:3] == expected[:3]
     assert row[3:] == pytest.approx(expected[3:])
 
@@ -37,8 +39,8 @@ def test_prompts_are_paired_by_id_whatever_the_order() -> None:
     assert compare(make({"m": A}), shuffled) == compare(make({"m": A}), b)
 
 
-def test_several_pictures_of_a_prompt_count_as_one() -> None:
-    # Each score twice: twice the pictures, and not a bit more certainty.
+def test_several_images_of_a_prompt_count_as_one() -> None:
+    # Each score twice: twice the images, and not a bit more certainty.
     twice = compare(make({"m": A.repeat(2)}, seeds=2), make({"m": B.repeat(2)}, seeds=2))
     assert twice == compare(make({"m": A}), make({"m": B}))
 

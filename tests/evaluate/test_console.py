@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from evaluate import console as module
-from evaluate.console import Watch
+from evaluate.console import ProgressLog
 
 TRAINING = {"assistant": 0.03512, "divergence": -1234.5, "reward": -0.1234, "reward_ratio": 12.345}
 #: Of the commands: their titles, how much they have to do, and their figures.
@@ -34,10 +34,12 @@ class Clock:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, *, width: int = 80, terminal: bool) -> io.StringIO:
-    """Where a Watch writes from now on."""
+    """Where a ProgressLog writes from now on."""
     out = io.StringIO()
     monkeypatch.setattr(
-        module, "console", Console(width=width, file=out, force_terminal=terminal, color_system=None, legacy_windows=False)
+        module,
+        "console",
+        Console(width=width, file=out, force_terminal=terminal, color_system=None, legacy_windows=False),
     )
     return out
 
@@ -47,12 +49,12 @@ def watched(monkeypatch: pytest.MonkeyPatch, *, width: int = 80, terminal: bool)
 def test_what_matters_is_whole_at_every_width(monkeypatch: pytest.MonkeyPatch, title: str, width: int) -> None:
     total, figures = SHOWN[title]
     out, clock = watched(monkeypatch, width=width, terminal=True), Clock()
-    with Watch(title, total, clock=clock) as watch:
+    with ProgressLog(title, total, clock=clock) as progress:
         clock.now = 30.0
-        watch(total // 4, **figures)
+        progress(total // 4, **figures)
         clock.now = 60.0
-        watch(total // 2, **figures)
-        watch._progress.refresh()
+        progress(total // 2, **figures)
+        progress._progress.refresh()
     lines = [line for line in out.getvalue().replace("\x1b[2K", "").split("\r") if f"{total // 2}/{total}" in line]
     assert lines
     for line in lines:
@@ -82,10 +84,10 @@ def test_titles_lose_folders_first(title: str, short: str) -> None:
 
 def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = watched(monkeypatch, terminal=False), Clock()
-    with Watch("di* [x]", 100, start=20, clock=clock) as watch:
+    with ProgressLog("di* [x]", 100, start=20, clock=clock) as progress:
         for step in range(21, 101):  # a second each
             clock.now += 1
-            watch(step, ("reward",), reward=0.25, other=1.0)
+            progress(step, ("reward",), reward=0.25, other=1.0)
         assert out.getvalue().splitlines() == [
             "di* [x] 50/100, 0:00:50 left, 1.00 step/s, reward 0.25",
             "di* [x] 80/100, 0:00:20 left, 1.00 step/s, reward 0.25",
@@ -95,11 +97,11 @@ def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch)
 
 def test_slow_steps_have_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = watched(monkeypatch, terminal=False), Clock()
-    with Watch("drawing x", 10, unit="picture", clock=clock) as watch:
+    with ProgressLog("drawing x", 10, unit="image", clock=clock) as progress:
         for _ in range(3):
             clock.now += 100
-            watch.advance(1)
-    assert out.getvalue().splitlines()[-1] == "drawing x 3/10, 0:11:40 left, 100.00 s/picture"
+            progress.advance(1)
+    assert out.getvalue().splitlines()[-1] == "drawing x 3/10, 0:11:40 left, 100.00 s/image"
 
 
 def test_a_log_gets_lines_within_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +115,14 @@ def test_a_log_gets_lines_within_a_long_step(monkeypatch: pytest.MonkeyPatch) ->
         said.release()
 
     monkeypatch.setattr(module.console, "print", note)
-    with Watch("di*", 100):
+    with ProgressLog("di*", 100):
         assert all(said.acquire(timeout=30) for _ in range(2))
     assert {line.split(",")[0] for line in out.getvalue().splitlines()} == {"di* 0/100"}
 
 
 def test_nothing_is_said_where_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = watched(monkeypatch, terminal=False), Clock()
-    with Watch("di*", 2, show=False, clock=clock) as watch:
+    with ProgressLog("di*", 2, show=False, clock=clock) as progress:
         clock.now = 100.0
-        watch(1)
+        progress(1)
     assert out.getvalue() == ""

@@ -1,4 +1,4 @@
-"""FID against clean-fid's own code: its pictures' way into the network, the network, and the distance."""
+"""FID against clean-fid's own code: its images' way into the network, the network, and the distance."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ import torch
 from hub import Hub
 from PIL import Image
 from torch import Tensor
-from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_pictures, original, save
+from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_images, original, save
 
 from evaluate import distribution, weights
 from evaluate.distribution import fid, inception
@@ -21,9 +21,9 @@ from prompts.io.errors import UserError
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Generated and real pictures."""
-    home = tmp_path_factory.mktemp("pictures")
-    return save(make_pictures(**GENERATED), home / "generated"), save(make_pictures(**REAL), home / "real")
+    """Generated and real images."""
+    home = tmp_path_factory.mktemp("images")
+    return save(make_images(**GENERATED), home / "generated"), save(make_images(**REAL), home / "real")
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def measure(name: str, folders: tuple[Path, Path]) -> distribution.Estimate:
     generated, real = folders
     metric = distribution.load(name, reference=str(real))
-    pictures = [fid.read_picture(path) for path in sorted(generated.iterdir())]
-    for i in range(0, len(pictures), 10):
-        metric.update(pictures[i : i + 10], [f"{j}" for j in range(i, len(pictures))][:10])
+    images = [fid.read_image(path) for path in sorted(generated.iterdir())]
+    for i in range(0, len(images), 10):
+        metric.update(images[i : i + 10], [f"{j}" for j in range(i, len(images))][:10])
     return metric.compute()
 
 
@@ -47,7 +47,9 @@ def test_the_distance_is_clean_fids(name: str, folders: tuple[Path, Path], stand
     estimate = measure(name, folders)
     expected, features = original(*folders, SIZES[name])
     assert estimate.value == pytest.approx(expected, rel=1e-4)
-    ours = fid.features_of(StandIn(), SIZES[name], "cpu")([fid.read_picture(path) for path in sorted(folders[0].iterdir())])
+    ours = fid.features_of(StandIn(), SIZES[name], "cpu")(
+        [fid.read_image(path) for path in sorted(folders[0].iterdir())]
+    )
     np.testing.assert_allclose(ours.numpy(), features, rtol=1e-5, atol=1e-6)
 
 
@@ -64,7 +66,7 @@ def test_the_two_protocols_differ(folders: tuple[Path, Path], stand_in: None) ->
     assert {name: p.size for name, p in fid.PROTOCOLS.items()} == SIZES
     a, b = (measure(name, folders) for name in SIZES)
     assert a.value != pytest.approx(b.value, rel=1e-3), "ten times what either may differ from the original"
-    assert a.note == "24 pictures where the protocol takes 30,000"
+    assert a.note == "24 images where the protocol takes 30,000"
 
 
 # The network
@@ -72,7 +74,9 @@ def test_the_two_protocols_differ(folders: tuple[Path, Path], stand_in: None) ->
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """clean-fid's own definition of the network, with seeded weights in the place of those it would fetch, and their file."""
+    """clean-fid's own definition of the network, with seeded weights in the place of those
+    it would fetch, and their file.
+    """
     from cleanfid import inception_pytorch
 
     generator, state = torch.Generator().manual_seed(0), {}
@@ -111,11 +115,11 @@ def test_the_network_is_the_one_clean_fid_defines(
     monkeypatch.setattr(inception, "fetch", lambda: pytest.fail("fetched") if given else path)
     ours, digest = fid.load_inception("cpu", str(path) if given else None)
     assert digest == weights.sha256(path)
-    pictures = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (2, 3, 299, 299)).astype(np.float32))
+    images = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (2, 3, 299, 299)).astype(np.float32))
     with torch.no_grad():
-        # Its last step scales [0, 1] to [-1, 1]; the way for pictures that are resized already is (x - 128) / 128.
-        expected = theirs(pictures / 256)[0].flatten(1)
-        found = ours(pictures)
+        # Its last step scales [0, 1] to [-1, 1]; the way for images that are resized already is (x - 128) / 128.
+        expected = theirs(images / 256)[0].flatten(1)
+        found = ours(images)
     assert found.shape == (2, inception.WIDTH)
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -168,7 +172,9 @@ def test_weights_are_fetched_once(net: Hub, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("fault", ["another hash", "torn", "not there"])
-def test_what_is_not_the_weights_is_not_kept(fault: str, net: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_the_weights_is_not_kept(
+    fault: str, net: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if fault == "another hash":
         monkeypatch.setattr(inception, "SHA256", "0" * 64)
     elif fault == "torn":
@@ -187,19 +193,19 @@ def test_what_is_not_the_weights_is_not_kept(fault: str, net: Hub, tmp_path: Pat
 
 
 def moments(folder: Path, home: Path, *, digest: str = "0", name: str = "fid/coco2014-30k") -> tuple[Moments, int]:
-    """The reference's moments, and how many pictures had to go through the network."""
+    """The reference's moments, and how many images had to go through the network."""
     seen = 0
 
-    def features(pictures: Any) -> Tensor:
+    def features(images: Any) -> Tensor:
         nonlocal seen
-        seen += len(pictures)
-        return torch.stack([picture.float().mean((1, 2)) for picture in pictures])
+        seen += len(images)
+        return torch.stack([image.float().mean((1, 2)) for image in images])
 
     return fid.reference_moments(folder, name, features, digest, home=home), seen
 
 
 def test_a_reference_is_measured_once_for_all_that_makes_it(tmp_path: Path) -> None:
-    folder, home = save(make_pictures(4, seed=3, contrast=1.0), tmp_path / "real"), tmp_path / "cache"
+    folder, home = save(make_images(4, seed=3, contrast=1.0), tmp_path / "real"), tmp_path / "cache"
     first, seen = moments(folder, home)
     assert seen == 4
     again, seen = moments(folder, home)
@@ -211,16 +217,16 @@ def test_a_reference_is_measured_once_for_all_that_makes_it(tmp_path: Path) -> N
     assert moments(folder, home, name="fid/coco-sdxl-10k")[1] == 4, "another protocol"
     Image.new("RGB", (300, 300)).save(folder / "003.png")
     changed, seen = moments(folder, home)
-    assert seen == 4, "another picture"
+    assert seen == 4, "another image"
     assert not torch.equal(changed.mean, first.mean)
 
 
 def test_a_reference_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "real"
-    with pytest.raises(UserError, match=r"real: 0 pictures there; fid/coco2014-30k compares with all 40,504"):
+    with pytest.raises(UserError, match=r"real: 0 images there; fid/coco2014-30k compares with all 40,504"):
         moments(folder, tmp_path)
-    save(make_pictures(2, seed=3, contrast=1.0), folder)
+    save(make_images(2, seed=3, contrast=1.0), folder)
     path = folder / "000.png"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"000\.png: not a picture that can be read"):
+    with pytest.raises(UserError, match=r"000\.png: not an image that can be read"):
         moments(folder, tmp_path)

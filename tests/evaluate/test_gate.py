@@ -36,13 +36,15 @@ def at_most(count: int, runs: int, level: float) -> bool:
     return bool(stats.binomtest(count, runs, alternative="greater").proportion_ci(0.95).low <= level)
 
 
-# ---- how often it is wrong -----------------------------------------------------------------------------------------------
+# ---- how often it is wrong -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [PARTI, 40])
 @pytest.mark.parametrize("margin", [0.0, 0.28])
 def test_false_alarms_are_as_rare_as_stated(n: int, margin: float) -> None:
-    """2,000 runs that have dropped by no more than the margin, in the least favourable case by exactly that, on all metrics."""
+    """2,000 runs that have dropped by no more than the margin, in the least favourable case
+    by exactly that, on all metrics.
+    """
     rng, alarms = np.random.default_rng(n), 0
     for _ in range(4):
         before, after = score_pairs(rng, n, 500 * METRICS, drop=margin)
@@ -73,7 +75,7 @@ def test_skewed_scores_keep_to_the_level() -> None:
     assert at_most(alarms, 2000, ALPHA)
 
 
-# ---- what it finds -------------------------------------------------------------------------------------------------------
+# ---- what it finds ---------------------------------------------------------------------------------------------------
 
 
 def test_a_drop_of_two_percent_is_found() -> None:
@@ -105,7 +107,7 @@ def test_the_detectable_drop_is_found_as_often_as_stated() -> None:
     assert 0.92 < found < 0.98
 
 
-# ---- its parts -----------------------------------------------------------------------------------------------------------
+# ---- its parts -------------------------------------------------------------------------------------------------------
 
 
 def test_holm_by_hand() -> None:
@@ -128,12 +130,12 @@ def test_expanding_undoes_shrinking(n: int) -> None:
     assert shrink(0.05, n) < 0.05
 
 
-def test_the_clustered_error_lets_pictures_of_a_prompt_depend_on_each_other() -> None:
+def test_the_clustered_error_lets_images_of_a_prompt_depend_on_each_other() -> None:
     rng = np.random.default_rng(8)
     scores = rng.normal(size=200)
     ids = np.array([f"{i}" for i in range(200)])
     assert clustered_mean(scores, ids) == pytest.approx((scores.mean(), stats.sem(scores), 200))
-    # Every picture three times over: three times the pictures, and the same error.
+    # Every image three times over: three times the images, and the same error.
     assert clustered_mean(scores.repeat(3), ids.repeat(3)).error == pytest.approx(stats.sem(scores))
     gaps = np.append(scores, [np.nan, np.nan])
     assert clustered_mean(gaps, np.append(ids, ["a", "b"])) == clustered_mean(scores, ids)
@@ -160,7 +162,7 @@ def test_the_margin_has_the_size_of_the_mean_and_a_sign_that_changes_is_told() -
         gate.check(make(scores), make(scores), margins={"lo": 0.05})
 
 
-# ---- what it answers -----------------------------------------------------------------------------------------------------
+# ---- what it answers -------------------------------------------------------------------------------------------------
 
 Run = Callable[..., tuple[int, str]]
 
@@ -182,7 +184,7 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def known(tmp_path: Path, evaluate: Run) -> Path:
-    """An accepted baseline of two metrics, 300 prompts with two pictures each."""
+    """An accepted baseline of two metrics, 300 prompts with two images each."""
     rng = np.random.default_rng(10)
     make(scores(rng), seeds=2).save(tmp_path / "run" / "records.parquet")
     path = tmp_path / "baselines" / "b.parquet"
@@ -202,7 +204,9 @@ def changed(known: Path, path: Path, change: Callable[[Records], Any]) -> Path:
 
 
 def drop(records: Records, amount: float, spread: float = 0.0) -> None:
-    records.frame["score.hpsv2.1/aa"] -= amount + np.random.default_rng(11).normal(0, spread or 1e-3, len(records.frame))
+    records.frame["score.hpsv2.1/aa"] -= amount + np.random.default_rng(11).normal(
+        0, spread or 1e-3, len(records.frame)
+    )
 
 
 def test_a_baseline_is_accepted_without_its_sentences(known: Path, tmp_path: Path, evaluate: Run) -> None:
@@ -261,8 +265,8 @@ def test_exit_codes_and_files(known: Path, tmp_path: Path, evaluate: Run) -> Non
         (lambda r: r.meta["protocols"].update({"imagereward": "b" * 64}), "imagereward was computed with weights"),
         (lambda r: r.meta.update(suite_sha256="6" * 64), "suite_sha256"),
         (lambda r: r.meta["protocols"].pop("imagereward") and None, "the run has no imagereward"),
-        (lambda r: r.frame.assign(seed=r.frame["seed"] + 1), "300 of the baseline's 600 pictures"),
-        (lambda r: r.meta.update(n_expected=300) or r.frame.iloc[:300], "300 of the baseline's 600 pictures"),
+        (lambda r: r.frame.assign(seed=r.frame["seed"] + 1), "300 of the baseline's 600 images"),
+        (lambda r: r.meta.update(n_expected=300) or r.frame.iloc[:300], "300 of the baseline's 600 images"),
     ],
 )
 def test_what_is_incomplete_or_not_comparable_is_never_judged(
@@ -270,7 +274,9 @@ def test_what_is_incomplete_or_not_comparable_is_never_judged(
 ) -> None:
     path = changed(known, tmp_path / "run.parquet", change)
     json_file, junit = tmp_path / "r.json", tmp_path / "r.xml"
-    code, said = evaluate("check", path, "--baseline", known, "--json", json_file, "--junit", junit, "--inconclusive", "pass")
+    code, said = evaluate(
+        "check", path, "--baseline", known, "--json", json_file, "--junit", junit, "--inconclusive", "pass"
+    )
     assert code == 4
     assert words in " ".join(said.split())
     assert json.loads(json_file.read_text())["verdict"] == "incomplete"
@@ -286,7 +292,8 @@ def test_an_incomplete_run_makes_no_baseline(known: Path, tmp_path: Path, evalua
 
 
 @pytest.mark.parametrize(
-    "options", [("--baseline", "/no/such.parquet"), ("--min-effect", "x"), ("--alpha", "2"), ("--inconclusive", "maybe"), ("--nonsense",)]
+    "options", [("--baseline", "/no/such.parquet"), ("--min-effect", "x"), ("--alpha", "2"),
+    ("--inconclusive", "maybe"), ("--nonsense",)]
 )  # fmt: skip
 def test_wrong_usage(known: Path, evaluate: Run, options: tuple[str, ...]) -> None:
     baseline = () if "--baseline" in options else ("--baseline", known)

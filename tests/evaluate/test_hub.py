@@ -14,7 +14,7 @@ from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-PICTURE = torch.from_numpy(seeded.pictures()["small"]).permute(2, 0, 1)[None]
+IMAGE = torch.from_numpy(seeded.pictures()["small"]).permute(2, 0, 1)[None]
 #: What each variant asks a hub for: repository, revision, file.
 OPENAI = [(clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("config.json", "model.safetensors")]
 PICKSCORE = [
@@ -55,7 +55,7 @@ def test_exactly_the_pinned_files_are_fetched(name: str, real_scorers: Hub, empt
     scorer = scorers.load(name)
     asked = list(dict.fromkeys(real_scorers.requests))
     assert asked == [f"/{repository}/resolve/{revision}/{file}" for repository, revision, file in FILES[name]]
-    assert scorer.score(PICTURE, ["a cat"]).isfinite().all()
+    assert scorer.score(IMAGE, ["a cat"]).isfinite().all()
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -65,7 +65,7 @@ def test_once_fetched_no_network_is_needed(name: str, real_scorers: Hub, monkeyp
     real_scorers.requests.clear()
     after = scorers.load(name)
     assert not real_scorers.requests
-    assert torch.equal(before.score(PICTURE, ["a cat"]), after.score(PICTURE, ["a cat"]))
+    assert torch.equal(before.score(IMAGE, ["a cat"]), after.score(IMAGE, ["a cat"]))
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -77,7 +77,7 @@ def test_a_local_folder_serves_as_well(name: str, real_scorers: Hub, tmp_path: P
     local = scorers.load(name, weights=str(tmp_path))
     assert not real_scorers.requests
     assert local.weights_sha256 == fetched.weights_sha256
-    assert torch.equal(local.score(PICTURE, ["a cat"]), fetched.score(PICTURE, ["a cat"]))
+    assert torch.equal(local.score(IMAGE, ["a cat"]), fetched.score(IMAGE, ["a cat"]))
 
 
 def test_a_local_file_serves_as_well(real_scorers: Hub) -> None:
@@ -181,4 +181,9 @@ def test_damaged_words_are_named(real_scorers: Hub, tmp_path: Path, content: str
 
 def test_a_whole_repository_can_be_listed_and_fetched(published: Hub, empty_cache: Path) -> None:
     folder = huggingface_hub.snapshot_download(clipscore.OPENAI, revision=clipscore.OPENAI_REVISION)
-    assert {path.name for path in Path(folder).iterdir()} == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert {path.name for path in Path(folder).iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+    }

@@ -1,4 +1,4 @@
-"""Picture files of every kind that a folder of pictures turns out to hold."""
+"""Image files of every kind that a folder of images turns out to hold."""
 
 import struct
 import zlib
@@ -26,7 +26,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
-def test_a_picture_is_bytes_in_chw(tmp_path: Path, name: str) -> None:
+def test_an_image_is_bytes_in_chw(tmp_path: Path, name: str) -> None:
     RED.save(tmp_path / name, quality=100)
     pixels = read_image(tmp_path / name)
     assert pixels.shape == (3, 10, 20)
@@ -36,8 +36,8 @@ def test_a_picture_is_bytes_in_chw(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
 def test_transparency_is_composed_on_white(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    picture.putpixel((0, 0), (255, 0, 0, 255))
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
     path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
     if mode == "P":
         flat = Image.new("P", (4, 4), 1)
@@ -46,9 +46,9 @@ def test_transparency_is_composed_on_white(tmp_path: Path, mode: str) -> None:
         flat.save(path, transparency=1)
     elif mode == "PA":
         pytest.importorskip("PIL.TiffImagePlugin")
-        picture.save(path)
+        image.save(path)
     else:
-        picture.convert(mode).save(path)
+        image.convert(mode).save(path)
     pixels = read_image(path)
     assert pixels[:, 1, 1].tolist() == [255, 255, 255]
     assert pixels[0, 0, 0] == (76 if mode == "LA" else 255)
@@ -90,7 +90,7 @@ def write(path: Path, kind: str) -> None:
         noise.save(path, "JPEG")
         path.write_bytes(path.read_bytes()[:-1500])
     elif kind == "text":
-        path.write_text("not a picture")
+        path.write_text("not an image")
     elif kind == "folder":
         path.unlink()
         path.mkdir()
@@ -111,13 +111,13 @@ def write(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "no such picture"),
-        ("folder", "no such picture"),
+        ("missing", "no such image"),
+        ("folder", "no such image"),
         ("empty", "an empty file"),
-        ("header alone", "truncated or not a picture"),
-        ("truncated png", "truncated or not a picture"),
-        ("truncated jpeg", "truncated or not a picture"),
-        ("text", "truncated or not a picture"),
+        ("header alone", "truncated or not an image"),
+        ("truncated png", "truncated or not an image"),
+        ("truncated jpeg", "truncated or not an image"),
+        ("text", "truncated or not an image"),
         ("animated", "animated, 3 frames"),
         ("bomb", "more than .* pixels"),
         ("larger bomb", "more than .* pixels"),

@@ -1,4 +1,4 @@
-"""Recipes of published models: each loads from the real ids, revisions and file names, and makes a picture."""
+"""Recipes of published models: each loads from the real ids, revisions and file names, and makes an image."""
 
 import json
 import re
@@ -18,21 +18,22 @@ from tiny_models import SIDE
 
 from evaluate import cli, embedded, families, pipelines, samplers, weights
 from evaluate.bench import timing
-from evaluate.pipelines import overlays as layers
+from evaluate.pipelines import overlays
 from evaluate.results.csv_io import read_csv
 from evaluate.runs.settings import from_options
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-RECIPES = {name: pipelines.recipe(name) for name in pipelines.names()}
-RUNNABLE = [name for name, how in RECIPES.items() if not how.reported_only]
+RECIPES = {name: pipelines.read_recipe(name) for name in pipelines.names()}
+RUNNABLE = [name for name, recipe in RECIPES.items() if not recipe.reported_only]
 PROMPTS = ["a small red circle", "a large blue square left of a small red circle"]
-#: Rows of the papers' tables, counted in the papers. DI++ Table 1 has two more; which of Table 2's models they are it does not say.
+#: Rows of the papers' tables, counted in the papers. DI++ Table 1 has two more; which of Table 2's
+#: models they are it does not say.
 ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1": 46, "DI++ Table 2": 29}
 
 
-def draw(pipeline: Any, how: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
-    return samplers.draw(pipeline, how, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
+def draw(pipeline: Any, recipe: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
+    return samplers.draw(pipeline, recipe, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
 
 
 def own(tmp_path: Path, text: str, **changes: Any) -> str:
@@ -43,49 +44,49 @@ def own(tmp_path: Path, text: str, **changes: Any) -> str:
     return str(path)
 
 
-# ---- rows ----------------------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_row_of_the_papers_is_there() -> None:
-    found = Counter(row for how in RECIPES.values() if how.about for row in how.about.rows)
+    found = Counter(row for recipe in RECIPES.values() if recipe.about for row in recipe.about.rows)
     assert found == ROWS
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_row_says_what_it_is(name: str) -> None:
-    how = RECIPES[name]
-    assert how.about
-    if how.reported_only:
-        assert not (how.pipeline or how.unet or how.lora)
+    recipe = RECIPES[name]
+    assert recipe.about
+    if recipe.reported_only:
+        assert not (recipe.pipeline or recipe.unet or recipe.lora)
         for use in (pipelines.load, pipelines.digest):
-            with pytest.raises(UserError, match=re.escape(f"{name}: reported only: {how.reported_only}")):
+            with pytest.raises(UserError, match=re.escape(f"{name}: reported only: {recipe.reported_only}")):
                 use(name)
         return
-    assert {"pipeline", "steps", "guidance_scale", "width", "height", "dtype"} <= how.model_fields_set
-    assert how.about.parameters
-    sources = [source for source in (how.unet, how.delta, how.lora) if isinstance(source, pipelines.Weights)]
-    pinned = [how.revision, *(source.revision for source in sources)]
+    assert {"pipeline", "steps", "guidance_scale", "width", "height", "dtype"} <= recipe.model_fields_set
+    assert recipe.about.parameters
+    sources = [source for source in (recipe.unet, recipe.delta, recipe.lora) if isinstance(source, pipelines.Weights)]
+    pinned = [recipe.revision, *(source.revision for source in sources)]
     if not all(pinned):
-        assert "revision" in (how.about.note or "")
+        assert "revision" in (recipe.about.note or "")
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned if revision)
-    assert how.timesteps is None or len(how.timesteps) == how.steps
+    assert recipe.timesteps is None or len(recipe.timesteps) == recipe.steps
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_it_loads_and_makes_pictures_that_depend_on_prompt_and_seed_alone(name: str, models: Hub) -> None:
+def test_it_loads_and_makes_images_that_depend_on_prompt_and_seed_alone(name: str, models: Hub) -> None:
     models.requests.clear()
-    pipeline, how = pipelines.load(name), pipelines.recipe(name)
+    pipeline, recipe = pipelines.load(name), pipelines.read_recipe(name)
     asked = [path for path in models.requests if "/resolve/" in path]
     assert not any("safety_checker" in path or "feature_extractor" in path for path in asked)
-    pictures = draw(pipeline, how, PROMPTS)
-    assert pictures.shape == (2, 3, SIDE, SIDE)
-    assert pictures.isfinite().all()
-    assert pictures.std() > 0.01
-    turned = draw(pipeline, how, PROMPTS[::-1])
-    torch.testing.assert_close(turned.flip(0), pictures, atol=1e-3, rtol=0)
-    alone = draw(pipeline, how, PROMPTS[:1])
-    torch.testing.assert_close(alone[0], pictures[0], atol=1e-3, rtol=0)
-    other = draw(pipeline, how, PROMPTS[:1], seed=4)
+    images = draw(pipeline, recipe, PROMPTS)
+    assert images.shape == (2, 3, SIDE, SIDE)
+    assert images.isfinite().all()
+    assert images.std() > 0.01
+    turned = draw(pipeline, recipe, PROMPTS[::-1])
+    torch.testing.assert_close(turned.flip(0), images, atol=1e-3, rtol=0)
+    alone = draw(pipeline, recipe, PROMPTS[:1])
+    torch.testing.assert_close(alone[0], images[0], atol=1e-3, rtol=0)
+    other = draw(pipeline, recipe, PROMPTS[:1], seed=4)
     assert (other - alone).abs().mean() > 1e-3
 
 
@@ -93,17 +94,19 @@ def test_the_pinned_revision_is_asked_for(models: Hub, tmp_path: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     models.requests.clear()
     pipelines.load("sd15-hyper-1step")
-    how = RECIPES["sd15-hyper-1step"]
-    assert how.lora
+    recipe = RECIPES["sd15-hyper-1step"]
+    assert recipe.lora
     files = [path.strip("/").split("/resolve/") for path in models.requests if "/resolve/" in path]
     assert {(repo, rest.partition("/")[0]) for repo, rest in files} == {
-        (how.pipeline, how.revision), (how.lora.repo, how.lora.revision)
-    }  # fmt: skip
-    names = {rest.partition("/")[2] for repo, rest in files if repo == how.pipeline}
+        (recipe.pipeline, recipe.revision),
+        (recipe.lora.repo, recipe.lora.revision),
+    }
+    names = {rest.partition("/")[2] for repo, rest in files if repo == recipe.pipeline}
     assert {name for name in names if name.endswith(".safetensors")} == {
-        "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
-    }  # fmt: skip
+    }
 
 
 def test_offline_once_it_is_there(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +130,7 @@ def test_offline_once_it_is_there(models: Hub, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_slip_of_a_shipped_models_name_is_told_without_the_hub(given: str, meant: str, published: Hub) -> None:
     published.requests.clear()
-    for use in (pipelines.recipe, pipelines.load, pipelines.digest):
+    for use in (pipelines.read_recipe, pipelines.load, pipelines.digest):
         with pytest.raises(UserError, match=f"{given}: no such folder or recipe; did you mean '{meant}'"):
             use(given)
     assert not published.requests
@@ -137,11 +140,11 @@ def test_other_hub_ids_still_go_to_the_hub(published: Hub) -> None:
     assert pipelines.locate("somebody/base") is pipelines.locate("tianweiy/DMD2") is None
     published.requests.clear()
     with pytest.raises(UserError, match=r"somebody/base: recipe\.yaml cannot be fetched"):
-        pipelines.recipe("somebody/base")
+        pipelines.read_recipe("somebody/base")
     assert published.requests
 
 
-# ---- what is loaded is what the files hold -------------------------------------------------------------------------------
+# ---- what is loaded is what the files hold ---------------------------------------------------------------------------
 
 
 def test_old_names_of_parts_are_read(models: Hub) -> None:
@@ -164,25 +167,25 @@ def test_old_names_of_parts_are_read(models: Hub) -> None:
 
 def test_bare_networks_deltas_and_loras_are_what_their_files_say(models: Hub) -> None:
     base = pipelines.load("sdxl-50step").unet.state_dict()
-    how = RECIPES["sdxl-dmd2-1step-1024"]
-    assert isinstance(how.unet, pipelines.Weights)
-    bare = weights.read(hub.fetch(str(how.unet.repo), how.unet.file, str(how.unet.revision)))
+    recipe = RECIPES["sdxl-dmd2-1step-1024"]
+    assert isinstance(recipe.unet, pipelines.Weights)
+    bare = weights.read(hub.fetch(str(recipe.unet.repo), recipe.unet.file, str(recipe.unet.revision)))
     loaded = pipelines.load("sdxl-dmd2-1step-1024")
     assert all(torch.equal(value, bare[key]) for key, value in loaded.unet.state_dict().items())
     assert type(loaded.scheduler).__name__ == "LCMScheduler"
     assert any(not torch.equal(value, base[key]) for key, value in bare.items())
 
     plain = pipelines.load("sd15-25step").unet.state_dict()
-    how = RECIPES["sd15-perflow-4step"]
-    assert how.delta
-    delta = weights.read(hub.fetch(str(how.delta.repo), how.delta.file, str(how.delta.revision)))
+    recipe = RECIPES["sd15-perflow-4step"]
+    assert recipe.delta
+    delta = weights.read(hub.fetch(str(recipe.delta.repo), recipe.delta.file, str(recipe.delta.revision)))
     for key, value in pipelines.load("sd15-perflow-4step").unet.state_dict().items():
         torch.testing.assert_close(value, plain[key] + delta[key])
 
     for name, up, down in (("sd15-lcm-1step", "lora_up", "lora_down"), ("sd15-hyper-1step", "lora_B", "lora_A")):
-        how = RECIPES[name]
-        assert how.lora
-        low = weights.read(hub.fetch(str(how.lora.repo), how.lora.file, str(how.lora.revision)))
+        recipe = RECIPES[name]
+        assert recipe.lora
+        low = weights.read(hub.fetch(str(recipe.lora.repo), recipe.lora.file, str(recipe.lora.revision)))
         merged = pipelines.load(name).unet.state_dict()
         assert merged.keys() == plain.keys()
         changed = 0
@@ -200,7 +203,9 @@ def test_bare_networks_deltas_and_loras_are_what_their_files_say(models: Hub) ->
 
 
 def test_the_digest_is_of_what_is_loaded(models: Hub, tmp_path: Path) -> None:
-    board = {row["model"]: row["model_sha256"] for row in read_csv(Path(__file__).parents[2] / "leaderboards" / "shapes.csv")}
+    board = {
+        row["model"]: row["model_sha256"] for row in read_csv(Path(__file__).parents[2] / "leaderboards" / "shapes.csv")
+    }
     for name, known in board.items():
         assert pipelines.digest(name) == known
     repo = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -216,7 +221,11 @@ def test_the_digest_is_of_what_is_loaded(models: Hub, tmp_path: Path) -> None:
         path = local / used
         content = path.read_bytes()
         tensors = load_file(path) if path.suffix == ".safetensors" else {}
-        save_file({key: value + 1 for key, value in tensors.items()}, path) if tensors else path.write_bytes(content + b"\n")
+        (
+            save_file({key: value + 1 for key, value in tensors.items()}, path)
+            if tensors
+            else path.write_bytes(content + b"\n")
+        )
         assert pipelines.digest(name) != before
         path.write_bytes(content)
     assert pipelines.digest(name) == before
@@ -314,7 +323,7 @@ def test_a_recipe_that_cannot_be_meant(changes: dict[str, Any], said: str, model
     assert "\n" not in str(caught.value)
 
 
-# ---- what the hub refuses ------------------------------------------------------------------------------------------------
+# ---- what the hub refuses --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -336,7 +345,10 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(
         ({"revision": gone}, f"{base}: .*no revision {gone}.*name another revision"),
         ({"pipeline": "tianweiy/DMD2", "revision": None}, r"tianweiy/DMD2: model_index\.json cannot be fetched"),
         ({"unet": {"repo": "tianweiy/DMD2", "revision": gone, "file": "a.bin"}}, "tianweiy/DMD2: a.bin .*no revision"),
-        ({"lora": {"repo": "nobody/nothing", "file": "low.safetensors"}}, r"nobody/nothing: low\.safetensors .*no such"),
+        (
+            {"lora": {"repo": "nobody/nothing", "file": "low.safetensors"}},
+            r"nobody/nothing: low\.safetensors .*no such",
+        ),
         (
             {"unet": {"repo": "tianweiy/DMD2", "revision": there, "file": "gone.bin"}},
             r"tianweiy/DMD2: gone\.bin .*no such file at revision 19179ac8.*check the file's name",
@@ -372,7 +384,7 @@ def test_an_address_is_told_without_its_password() -> None:
     assert not any(word in said for word in ("me:", "secret", "abc"))
 
 
-# ---- samplers ------------------------------------------------------------------------------------------------------------
+# ---- samplers --------------------------------------------------------------------------------------------------------
 
 
 def test_a_straight_flow_is_followed_in_any_number_of_steps() -> None:
@@ -405,7 +417,7 @@ def test_a_window_is_crossed_where_its_noise_is_known() -> None:
         torch.testing.assert_close(found, x_end, atol=1e-4, rtol=1e-4)
 
 
-# ---- commands ------------------------------------------------------------------------------------------------------------
+# ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,8 +432,8 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
     lines = runnable | reported
     shipped = {name for name in embedded.names() if (embedded.folder(name) / "recipe.yaml").is_file()}
     assert set(lines) == shipped | set(RECIPES)
-    for name, how in RECIPES.items():
-        assert how.reported_only in reported[name] if how.reported_only else name in runnable
+    for name, recipe in RECIPES.items():
+        assert recipe.reported_only in reported[name] if recipe.reported_only else name in runnable
     assert all(word in lines["sdxl-50step"] for word in ("50", "7.5", "1024 x 1024", "2.6 B", "openrail++"))
     assert "gated" in lines["flux-dev-50step"]
 
@@ -429,7 +441,8 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given: dict[str, Any] = {
-        "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path, "shard": "1/1"
+        "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path,
+        "shard": "1/1"
     }  # fmt: skip
     for device, dtype, expected in (("cuda", None, "bf16"), ("cuda", "fp32", "fp32"), ("cpu", None, "fp32")):
         (asked,) = from_options("shapes", ["flux-dev-50step"], [], device=device, dtype=dtype, **given)
@@ -448,9 +461,13 @@ def test_parts_and_index_agree(models: Hub, tmp_path: Path) -> None:
     folder = tiny_models.copy(models, "stabilityai/sd-turbo", tmp_path / "local")
     (folder / "model_index.json").write_text(
         json.dumps(
-            {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": [None, None]}
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": [None, None],
+            }
         )
     )
-    assert layers.parts(folder / "model_index.json") == {"unet": ("diffusers", "UNet2DConditionModel")}
+    assert overlays.parts(folder / "model_index.json") == {"unet": ("diffusers", "UNet2DConditionModel")}
     with pytest.raises(UserError, match="cannot be loaded"):
         pipelines.load(str(folder))

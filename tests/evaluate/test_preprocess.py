@@ -1,4 +1,4 @@
-"""Preparation of pictures, against Pillow and torchvision themselves."""
+"""Preparation of images, against Pillow and torchvision themselves."""
 
 import dataclasses
 
@@ -12,7 +12,9 @@ from upstream import seeded
 
 from evaluate.preprocess import CLIP_224, CLIP_MEAN, CLIP_STD, PROCESSOR_224, Preprocess, Resize, resampling_matrix
 
-ARRAYS = {name: array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for name, array in seeded.pictures().items()}
+ARRAYS = {
+    name: array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for name, array in seeded.pictures().items()
+}
 NORMALISE = transforms.Normalize(CLIP_MEAN, CLIP_STD)
 
 
@@ -42,24 +44,24 @@ def test_bytes_take_the_path_of_transformers(name: str) -> None:
 
 
 def test_the_two_centres_differ_where_a_surplus_is_odd() -> None:
-    picture = torch.rand(1, 3, 224, 227)
-    assert not torch.equal(CLIP_224(picture), PROCESSOR_224(picture))
+    image = torch.rand(1, 3, 224, 227)
+    assert not torch.equal(CLIP_224(image), PROCESSOR_224(image))
 
 
 @pytest.mark.parametrize("antialias", [True, False])
 def test_the_longest_edge_on_tensors(antialias: bool) -> None:
     prepare = Preprocess(size=224, resize=(Resize(size=224, fit="longest"),), library="torch", antialias=antialias)
-    picture = chw(ARRAYS["odd"])
+    image = chw(ARRAYS["odd"])
     height, width = round(301 * 224 / 437), 224
-    resized = TF.resize(picture.float() / 255, [height, width], transforms.InterpolationMode.BICUBIC, antialias=antialias)
+    resized = TF.resize(image.float() / 255, [height, width], transforms.InterpolationMode.BICUBIC, antialias=antialias)
     expected = NORMALISE(TF.pad(resized, [0, (224 - height) // 2, 0, 224 - height - (224 - height) // 2], fill=0))
-    torch.testing.assert_close(prepare(picture[None])[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(prepare(image[None])[0], expected, atol=1e-6, rtol=0)
 
 
 def test_a_square_is_cut_before_it_is_resized() -> None:
     prepare = Preprocess(size=64, resize=(Resize(size=64, fit="square", filter="lanczos"),))
-    picture = Image.fromarray(ARRAYS["wide"])
-    expected = TF.center_crop(picture, [480, 480]).resize((64, 64), Image.Resampling.LANCZOS)
+    image = Image.fromarray(ARRAYS["wide"])
+    expected = TF.center_crop(image, [480, 480]).resize((64, 64), Image.Resampling.LANCZOS)
     assert torch.equal(prepare(chw(ARRAYS["wide"])[None])[0], NORMALISE(TF.to_tensor(expected)))
 
 
@@ -77,18 +79,20 @@ def test_matrices_are_pillows_filters(name: str, sizes: tuple[int, int]) -> None
 def test_floats_differ_from_bytes_by_roundings_alone(name: str) -> None:
     """Two passes, each rounded to 1/255: at most 1/2 at the end and 1/2 carried through the second pass's weights."""
     plain = dataclasses.replace(CLIP_224, mean=(0.0,) * 3, std=(1.0,) * 3)
-    picture = chw(ARRAYS[name])[None]
-    gap = (plain(picture) - plain(picture.double() / 255)).abs()
+    image = chw(ARRAYS[name])[None]
+    gap = (plain(image) - plain(image.double() / 255)).abs()
     assert gap.max() < 1.3 / 255
     assert gap.mean() < 0.4 / 255
 
 
 def test_floats_carry_a_gradient_through_every_stage() -> None:
     steps = (Resize(size=256, fit="square", filter="lanczos"), Resize(size=224, fit="shortest"))
-    picture = (0.25 + 0.5 * torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    image = (
+        (0.25 + 0.5 * torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    )
     prepare = Preprocess(size=224, resize=steps)
     weight = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((prepare(picture) * weight).sum(), picture)
+    (gradient,) = torch.autograd.grad((prepare(image) * weight).sum(), image)
     assert gradient[..., 5:35, :].ne(0).all()  # the square that is kept
     assert gradient[..., :5, :].eq(0).all()
 
@@ -105,7 +109,7 @@ def test_a_list_of_mixed_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "uint8 in 0..255 or float"),
         (torch.zeros(3, 8, 8), r"\[B, 3, H, W\]"),
@@ -113,13 +117,13 @@ def test_a_list_of_mixed_sizes() -> None:
         (torch.zeros(1, 3, 0, 8), r"\[B, 3, H, W\]"),
     ],
 )
-def test_what_is_no_picture_is_refused(picture: torch.Tensor, message: str) -> None:
+def test_what_is_no_image_is_refused(image: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CLIP_224(picture)
+        CLIP_224(image)
 
 
 @pytest.mark.parametrize("nothing", [[], torch.zeros(0, 3, 8, 8)])
-def test_no_pictures_are_refused(nothing: list[torch.Tensor] | torch.Tensor) -> None:
+def test_no_images_are_refused(nothing: list[torch.Tensor] | torch.Tensor) -> None:
     with pytest.raises(ValueError, match="give at least one"):
         CLIP_224(nothing)
 

@@ -18,7 +18,8 @@ from prompts.io.errors import UserError
 SCORES = {"hpsv2.1/aa": np.array([27.5, 28.25, np.nan, 31.0]), "pickscore": np.array([0.21, 0.22, 0.23, 0.1 + 0.2])}
 #: What a spreadsheet would take for a formula, or might.
 FORMULAS = [
-    "=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1", "'=1", "''", "=", "-", "-inf", "+1e5e5",
+    "=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1", "'=1", "''", "=", "-",
+    "-inf", "+1e5e5",
 ]  # fmt: skip
 PLAIN = [
     "a cat, 3 dogs",
@@ -38,7 +39,7 @@ PLAIN = [
 
 
 def test_records_come_back(tmp_path: Path) -> None:
-    records = make(SCORES, sets={"fd-shapes": {"value": 1.5}})
+    records = make(SCORES, distribution={"fd-shapes": {"value": 1.5}})
     records.frame.loc[2, "error"] = "the model drew NaN"
     records.save(tmp_path / "deep" / "records-a.parquet")
     for path in (tmp_path / "deep", tmp_path / "deep" / "records-a.parquet"):
@@ -68,7 +69,7 @@ def test_what_is_missing_is_said(damage: object, words: str | None) -> None:
     assert words is None or words in str(records.missing)
 
 
-def test_a_prompts_score_is_the_mean_of_its_pictures() -> None:
+def test_a_prompts_score_is_the_mean_of_its_images() -> None:
     table = make({"m": np.array([1.0, 3.0, 10.0, np.nan])}, seeds=2).by_prompt()
     assert table["m"].to_dict() == {"parti/0000": 2.0, "parti/0001": 10.0}
 
@@ -133,7 +134,11 @@ def test_no_text_turns_into_a_formula(tmp_path: Path) -> None:
 
 def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    for content, words in ((b"", "cannot be read"), (b"\xff\xfe", "cannot be read"), (b"a,b\n1,2\n1\n", "row 3 has 1 cells")):
+    for content, words in (
+        (b"", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"a,b\n1,2\n1\n", "row 3 has 1 cells"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_csv(path)

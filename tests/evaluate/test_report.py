@@ -47,24 +47,24 @@ def make_run(
     errors: dict[int, str] | None = None,
     protocols: dict[str, str | None] | None = None,
     frechet: float | None = 1.0,
-    same_picture: bool = False,
+    same_image: bool = False,
     **meta: Any,
 ) -> Path:
     """A run folder in the layout of `evaluate run`; `scores` `[N, K]`, one column a protocol."""
     errors, protocols = errors or {}, protocols or dict.fromkeys(SCORES)
-    block = folder / "pictures" / "00000-0000000000"
+    block = folder / "images" / "00000-0000000000"
     block.mkdir(parents=True)
     generator = np.random.default_rng(len(model))
     index, rows = [], []
-    picture = generator.integers(256, size=(side, side, 3), dtype=np.uint8)
+    image = generator.integers(256, size=(side, side, 3), dtype=np.uint8)
     for i, prompt in enumerate(prompts):
         digest = None
         if i not in errors:
-            picture = picture if same_picture else generator.integers(256, size=(side, side, 3), dtype=np.uint8)
-            digest = pixels_sha256(picture)
-            name = "0.png" if same_picture else f"{i}.png"
-            if i == 0 or not same_picture:
-                Image.fromarray(picture).save(block / name)
+            image = image if same_image else generator.integers(256, size=(side, side, 3), dtype=np.uint8)
+            digest = pixels_sha256(image)
+            name = "0.png" if same_image else f"{i}.png"
+            if i == 0 or not same_image:
+                Image.fromarray(image).save(block / name)
                 index.append({"file": name, "size": 0, "sha256": digest, "error": None, "batch": 1})
         row = {"id": f"s/{i:04d}", "prompt": prompt, "group.category": ("animals", "people", "")[i % 3], "seed": 0}
         row |= {"image_sha256": digest, "error": errors.get(i)}
@@ -73,9 +73,19 @@ def make_run(
     estimate = {"value": frechet, "low": 0.5, "high": 1.5, "n": len(rows), "note": "", "weights_sha256": "f" * 64}
     Records(
         pd.DataFrame(rows),
-        {"suite": "s", "suite_sha256": "0" * 64, "model": model, "n_expected": len(rows), "protocols": protocols, "complete": not errors,
-         "sets": {} if frechet is None else {"fd-shapes": estimate}, "command": f"evaluate run --model {model}", "made_by": {"dtype": "fp32"}} | meta,
-    ).save(folder / "records-s-00000000.parquet")  # fmt: skip
+        {
+            "suite": "s",
+            "suite_sha256": "0" * 64,
+            "model": model,
+            "n_expected": len(rows),
+            "protocols": protocols,
+            "complete": not errors,
+            "distribution": {} if frechet is None else {"fd-shapes": estimate},
+            "command": f"evaluate run --model {model}",
+            "made_by": {"dtype": "fp32"},
+        }
+        | meta,
+    ).save(folder / "records-s-00000000.parquet")
     return folder
 
 
@@ -83,7 +93,17 @@ def make_training(folder: Path, *, steps: int = 12, name: str = "divergence") ->
     """A run folder in the layout of `align train`."""
     (folder / "samples").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"steps": steps, "prompts": "<b>bold</b>"}))
-    lines = [{"step": s, name: 1 / s, "reward_ratio": None if s == 2 else s, "reward/x": s / 2, "g_gradient": 1.0, "note": "text"} for s in range(1, steps + 1)]  # fmt: skip
+    lines = [
+        {
+            "step": s,
+            name: 1 / s,
+            "reward_ratio": None if s == 2 else s,
+            "reward/x": s / 2,
+            "g_gradient": 1.0,
+            "note": "text",
+        }
+        for s in range(1, steps + 1)
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step in (0, 6, 12):
         for kind in ("", "-predictions"):
@@ -96,12 +116,21 @@ def scores_of(n: int, seed: int) -> np.ndarray:
 
 
 def page_data(page: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL
+    )
     assert found
     return json.loads(found[1])
 
 
-PROMPTS = ["a red fox in the snow", "two people under a tree", "a blue cup", "a fox and a cup", "an old man", "nothing at all"]
+PROMPTS = [
+    "a red fox in the snow",
+    "two people under a tree",
+    "a blue cup",
+    "a fox and a cup",
+    "an old man",
+    "nothing at all",
+]
 
 
 @pytest.fixture
@@ -110,7 +139,9 @@ def two(tmp_path: Path) -> list[Path]:
     worse[:, 1] += [0.5, -3, 1, -0.25, 2, -7]
     return [
         make_run(tmp_path / "a", model="base", prompts=PROMPTS, scores=scores_of(6, 0), frechet=2.0),
-        make_run(tmp_path / "b", model="aligned", prompts=PROMPTS, scores=worse, errors={4: "the model drew <b>NaN</b>"}),
+        make_run(
+            tmp_path / "b", model="aligned", prompts=PROMPTS, scores=worse, errors={4: "the model drew <b>NaN</b>"}
+        ),
     ]
 
 
@@ -119,9 +150,20 @@ def two(tmp_path: Path) -> list[Path]:
 
 def test_a_run_of_evaluate_run_as_it_is(tmp_path: Path) -> None:
     [settings] = from_options(
-        "shapes", ["shapes/base"], ["shapes/oracle", "fd-shapes"], prompts=None, images=None, limit=6, seed=0, per_prompt=2, batch=6,
-        dtype=None, device="cpu", output=tmp_path / "boards", shard="1/1",
-    )  # fmt: skip
+        "shapes",
+        ["shapes/base"],
+        ["shapes/oracle", "fd-shapes"],
+        prompts=None,
+        images=None,
+        limit=6,
+        seed=0,
+        per_prompt=2,
+        batch=6,
+        dtype=None,
+        device="cpu",
+        output=tmp_path / "boards",
+        shard="1/1",
+    )
     path = runner.run(settings, show=False)
     assert path
     reporting.report([path.parent], tmp_path / "r.html", show=False)
@@ -142,17 +184,19 @@ def test_figures_have_the_interval_of_students_t(two: list[Path]) -> None:
     scores = Records.load(two[0]).scores("taste/b")
     low, high = stats.t.interval(0.95, 5, scores.mean(), stats.sem(scores))
     cell = data["board"][0][1]
-    assert [cell["value"], cell["low"], cell["high"], cell["n"]] == pytest.approx([scores.mean(), low, high, 6], rel=1e-5)
+    assert [cell["value"], cell["low"], cell["high"], cell["n"]] == pytest.approx(
+        [scores.mean(), low, high, 6], rel=1e-5
+    )
     assert data["board"][1][1]["n"] == 5
 
 
 def test_a_failure_is_told_and_never_a_zero(two: list[Path]) -> None:
-    data, pictures = measured.gather(two)
+    data, images = measured.gather(two)
     assert data
     assert data["state"] == ["111111", "111101"] and data["errors"] == [{}, {4: "the model drew <b>NaN</b>"}]
     assert data["scores"][1][0][4] is None
     assert data["models"][0]["missing"] is None and "1 of 6 records have errors" in data["models"][1]["missing"]
-    assert len(pictures) == 11
+    assert len(images) == 11
 
 
 def test_two_protocols_never_share_a_column(tmp_path: Path) -> None:
@@ -178,46 +222,48 @@ def test_a_shorter_run_leaves_gaps(tmp_path: Path) -> None:
     assert data["prompts"] == PROMPTS and data["state"] == ["11----", "111111"]
 
 
-def test_a_lost_picture_is_an_error(two: list[Path]) -> None:
-    block = next((two[0] / "pictures").iterdir())
+def test_a_lost_image_is_an_error(two: list[Path]) -> None:
+    block = next((two[0] / "images").iterdir())
     (block / "0.png").unlink()
-    (block / "1.png").write_bytes(b"no picture")
+    (block / "1.png").write_bytes(b"no image")
     data, _ = measured.gather(two)
     assert data
     assert data["state"][0] == "001111" and "cannot be read" in data["errors"][0][0]
 
 
-def test_large_pictures_get_thumbnails_and_originals_are_not_copied(tmp_path: Path) -> None:
+def test_large_images_get_thumbnails_and_originals_are_not_copied(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", model="m", prompts=PROMPTS[:1], scores=scores_of(1, 0), side=600)
     reporting.report([run], tmp_path / "r.html", show=False)
-    original = next((run / "pictures").rglob("0.png"))
+    original = next((run / "images").rglob("0.png"))
     assert (tmp_path / "r_files" / "0" / "0.png").stat().st_ino == original.stat().st_ino
     with Image.open(tmp_path / "r_files" / "0" / "0.jpg") as image:
         assert max(image.size) == measured.LARGEST <= 512
     assert page_data(tmp_path / "r.html")["measured"]["board"][0][0]["low"] is None  # one prompt has no interval
 
 
-def test_pictures_are_copied_where_links_are_refused(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_copied_where_links_are_refused(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert reporting.report(two, tmp_path / "r.html", show=False).pictures == 11
+    assert reporting.report(two, tmp_path / "r.html", show=False).images == 11
     copied = tmp_path / "r_files" / "0" / "3.png"
-    assert copied.stat().st_nlink == 1 and copied.read_bytes() == next((two[0] / "pictures").rglob("3.png")).read_bytes()
+    assert copied.stat().st_nlink == 1 and copied.read_bytes() == next((two[0] / "images").rglob("3.png")).read_bytes()
 
 
 def test_training_curves(tmp_path: Path) -> None:
     run = make_training(tmp_path / "t")
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "diver')  # killed in the middle of a line
-    [data], pictures = training.gather([run])
+    [data], images = training.gather([run])
     assert data["curves"]["divergence"] == [
         [float(s) for s in range(1, 13)],
         [pytest.approx(1 / s, rel=1e-5) for s in range(1, 13)],
     ]
     assert data["curves"]["reward_ratio"][1][1] is None and "note" not in data["curves"]
-    assert [each["step"] for each in data["samples"]] == [0, 6, 12] and len(pictures) == 6
+    assert [each["step"] for each in data["samples"]] == [0, 6, 12] and len(images) == 6
 
 
 def test_long_curves_are_means_of_buckets(tmp_path: Path) -> None:
@@ -278,7 +324,9 @@ def test_only_a_report_is_replaced(two: list[Path], tmp_path: Path) -> None:
     assert "move it away" in refused(two, tmp_path / "other.html", overwrite=True)
 
 
-def test_what_was_there_stays_where_writing_fails(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_there_stays_where_writing_fails(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "r.html"
     reporting.report(two, out, show=False)
     before = out.read_text(encoding="utf-8")
@@ -295,7 +343,7 @@ def test_what_was_there_stays_where_writing_fails(two: list[Path], tmp_path: Pat
 def test_the_command(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["report", *map(str, two), str(make_training(tmp_path / "t")), "-o", str(out)])
-    assert result.exit_code == 0 and "17 pictures" in result.output, result.output
+    assert result.exit_code == 0 and "17 images" in result.output, result.output
     assert out.is_file() and (tmp_path / "page_files" / "t0" / "12-samples.png").is_file()
 
 
@@ -304,10 +352,22 @@ def test_the_command(two: list[Path], tmp_path: Path) -> None:
 #: Every colour a text has, with the first background behind it that is one: [selector, ratio].
 CONTRASTS = """() => {
   const rgb = (c) => c.match(/[\\d.]+/g).map(Number);
-  const light = (c) => { const [r, g, b] = rgb(c).slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor, v = rgb(c); if (v.length < 4 || v[3] > 0) return c; } };
-  return [...document.querySelectorAll("body *")].filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) && e.checkVisibility() && !e.matches("script, option")).map((e) => {
-    const style = getComputedStyle(e), [a, b] = [light(e instanceof SVGElement ? style.fill : style.color), light(behind(e))];
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = (c) => {
+    const [r, g, b] = rgb(c).slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor, v = rgb(c);
+      if (v.length < 4 || v[3] > 0) return c;
+    }
+  };
+  const written = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  const seen = (e) => written(e) && e.checkVisibility() && !e.matches("script, option");
+  return [...document.querySelectorAll("body *")].filter(seen).map((e) => {
+    const ink = getComputedStyle(e), own = e instanceof SVGElement ? ink.fill : ink.color;
+    const [a, b] = [light(own), light(behind(e))];
     return [`${e.tagName}.${e.getAttribute("class") ?? ""}`, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
   });
 }"""
@@ -346,11 +406,11 @@ class Page:
         return self.page
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        page, pictures = self.path.as_uri(), self.path.with_name(f"{self.path.stem}_files").as_uri()
+        page, images = self.path.as_uri(), self.path.with_name(f"{self.path.stem}_files").as_uri()
         self.context.close()
         if kind is None:
             assert self.said == []
-            assert self.asked and all(url == page or url.startswith(f"{pictures}/") for url in self.asked), self.asked
+            assert self.asked and all(url == page or url.startswith(f"{images}/") for url in self.asked), self.asked
 
 
 def column(page: Any, index: int) -> list[str]:
@@ -376,15 +436,20 @@ def tells(page: Any, start: str) -> None:
 @pytest.fixture
 def opened(two: list[Path], tmp_path: Path, browser: Any) -> Path:
     out = tmp_path / "a report" / "page #1.html"
-    reporting.report([*two, make_training(tmp_path / "t"), make_training(tmp_path / "u", name="other")], out, show=False)
+    reporting.report(
+        [*two, make_training(tmp_path / "t"), make_training(tmp_path / "u", name="other")], out, show=False
+    )
     return out
 
 
 def test_sorting_the_leaderboard(browser: Any, opened: Path) -> None:
     with Page(browser, opened) as page:
         heads = page.locator("#leaderboard thead th")
-        assert heads.locator("button").all_inner_texts() == ["model", "pictures", "complete", *SCORES, "fd-shapes"]
-        assert [cell.split("\n")[0] for cell in column(page, 3)] in (["complete", "incomplete"], ["incomplete", "complete"])
+        assert heads.locator("button").all_inner_texts() == ["model", "images", "complete", *SCORES, "fd-shapes"]
+        assert [cell.split("\n")[0] for cell in column(page, 3)] in (
+            ["complete", "incomplete"],
+            ["incomplete", "complete"],
+        )
         assert page.locator("tr.incomplete th").inner_text() == "aligned"
         for name, first in (("fd-shapes", "aligned"), ("taste/b", "base"), ("model", "aligned"), ("complete", "base")):
             head = heads.filter(has=page.get_by_role("button", name=name, exact=True))
@@ -432,16 +497,17 @@ def test_filters_and_worst_regressions_first(browser: Any, opened: Path, two: li
         assert page.locator("figure .error").all_inner_texts() == ["the model drew <b>NaN</b>"]
 
 
-def test_pictures_load_and_say_what_they_are(browser: Any, opened: Path) -> None:
+def test_images_load_and_say_what_they_are(browser: Any, opened: Path) -> None:
     with Page(browser, opened) as page:
-        page.locator("#pictures").scroll_into_view_if_needed()
+        page.locator("#images").scroll_into_view_if_needed()
         image = page.get_by_alt_text("a red fox in the snow, by base")
         image.scroll_into_view_if_needed()
         wait(lambda: image.evaluate("e => e.naturalWidth") == 8)
         for box in page.locator("svg[role=img]").all():
             assert len(box.get_attribute("aria-label")) > 20
         names = page.locator("button, select, input").evaluate_all(
-            "all => all.map((e) => e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent || e.querySelector('img')?.alt)"
+            "all => all.map((e) => e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent"
+            " || e.querySelector('img')?.alt)"
         )
         assert all(names)
 
@@ -462,9 +528,9 @@ def test_training_section(browser: Any, opened: Path) -> None:
         assert page.locator("#training .panel path").first.get_attribute("d") == before  # few points are not smoothed
         stage = page.locator("#training .stage").first
         assert stage.locator("img").get_attribute("alt") == "samples of t at step 12"
-        stage.get_by_label("Step of the pictures").press("ArrowLeft")
+        stage.get_by_label("Step of the images").press("ArrowLeft")
         assert stage.locator("img").get_attribute("alt") == "samples of t at step 6"
-        stage.get_by_label("Pictures", exact=True).select_option("predictions")
+        stage.get_by_label("Images", exact=True).select_option("predictions")
         assert stage.locator("img").get_attribute("src").endswith("/t0/12-predictions.png")
         stage.locator("summary").click()
         assert "<b>bold</b>" in stage.locator("pre").inner_text()
@@ -479,7 +545,8 @@ def test_keyboard_alone(browser: Any, opened: Path) -> None:
         for _ in range(able):
             page.keyboard.press("Tab")
             seen += page.evaluate(
-                """() => { const e = document.activeElement, s = getComputedStyle(e), fresh = !e.dataset.seen && e !== document.body;
+                """() => { const e = document.activeElement, s = getComputedStyle(e);
+                const fresh = !e.dataset.seen && e !== document.body;
                 e.dataset.seen = 1; return fresh && s.outlineStyle !== "none" && parseFloat(s.outlineWidth) >= 2; }"""
             )
         assert seen == able
@@ -509,7 +576,8 @@ def test_colours(browser: Any, opened: Path, scheme: str) -> None:
         found = page.evaluate(CONTRASTS)
         assert len(found) > 100 and min(found, key=lambda each: each[1])[1] >= 4.5, min(found, key=lambda each: each[1])
         marks = page.evaluate(
-            "[0, 1, 2, 3, 4, 5].map((i) => getComputedStyle(document.documentElement).getPropertyValue(`--s${i}`).trim())"
+            "[0, 1, 2, 3, 4, 5].map((i) =>"
+            " getComputedStyle(document.documentElement).getPropertyValue(`--s${i}`).trim())"
         )
         assert min(contrast(mark, paper) for mark in marks) >= 3
 
@@ -517,7 +585,9 @@ def test_colours(browser: Any, opened: Path, scheme: str) -> None:
 def contrast(one: str, other: str) -> float:
     def light(text: str) -> float:
         channels = (
-            [int(text[i : i + 2], 16) for i in (1, 3, 5)] if text.startswith("#") else list(map(int, re.findall(r"\d+", text)))
+            [int(text[i : i + 2], 16) for i in (1, 3, 5)]
+            if text.startswith("#")
+            else list(map(int, re.findall(r"\d+", text)))
         )
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in channels)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -537,7 +607,11 @@ def test_narrow_screens_and_print(browser: Any, opened: Path) -> None:
 def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path) -> None:
     runs = [
         make_run(
-            tmp_path / name, model=f"{HOSTILE[i]}", prompts=HOSTILE, scores=scores_of(len(HOSTILE), i), errors={2: HOSTILE[1]}
+            tmp_path / name,
+            model=f"{HOSTILE[i]}",
+            prompts=HOSTILE,
+            scores=scores_of(len(HOSTILE), i),
+            errors={2: HOSTILE[1]},
         )
         for i, name in enumerate("ab")
     ]
@@ -586,14 +660,21 @@ def test_1632_prompts_and_6_models(browser: Any, tmp_path: Path) -> None:
     prompts = [f"prompt {i} of a {('cat', 'dog', 'house')[i % 3]} with a few more words to read" for i in range(n)]
     protocols = {f"metric-{k}": None for k in range(5)}
     runs = [
-        make_run(tmp_path / name, model=name, prompts=prompts, protocols=protocols, same_picture=True,
-                 scores=np.random.default_rng(m).normal(size=(n, 5)))
+        make_run(
+            tmp_path / name,
+            model=name,
+            prompts=prompts,
+            protocols=protocols,
+            same_image=True,
+            scores=np.random.default_rng(m).normal(size=(n, 5)),
+        )
         for m, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     written = reporting.report(runs, tmp_path / "r.html", show=False)
-    assert written.pictures == n * 6
+    assert written.images == n * 6
     timed = """async ([label, value]) => {
-        const box = [...document.querySelectorAll("#pictures label")].find((e) => e.textContent.startsWith(label)).control;
+        const labels = [...document.querySelectorAll("#images label")];
+        const box = labels.find((e) => e.textContent.startsWith(label)).control;
         const began = performance.now();
         box.value = value;
         box.dispatchEvent(new Event(box.tagName === "SELECT" ? "change" : "input", { bubbles: true }));

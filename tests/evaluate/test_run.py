@@ -40,7 +40,9 @@ def suite(n: int = N) -> Suite:
 
 
 def settings(tiny: Path, output: Path, **changes: Any) -> Settings:
-    return Settings(**{"suite": suite(), "model": str(tiny), "metrics": METRICS, "batch": 4, "output": output} | changes)
+    return Settings(
+        **{"suite": suite(), "model": str(tiny), "metrics": METRICS, "batch": 4, "output": output} | changes
+    )
 
 
 def row(output: Path) -> dict[str, str]:
@@ -80,10 +82,14 @@ def test_shards_make_the_same_row_in_any_order(
 
 
 def test_an_interrupted_run_goes_on_to_the_same_row(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = store.replace
-    # The first while pictures are written, the last while scores are.
+    # The first while images are written, the last while scores are.
     for stop in (3, 2, 8, 3, 2):
 
         def interrupted(path: Path, write: Any, stop: int = stop, calls: Any = itertools.count()) -> None:
@@ -99,7 +105,9 @@ def test_an_interrupted_run_goes_on_to_the_same_row(
     assert row(tmp_path / "cut") == whole[1]
 
 
-def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_or_scored_twice(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)
     monkeypatch.setattr(scorers.Scorer, "score_prepared", lambda *a, **k: pytest.fail("scored again"))
@@ -114,9 +122,10 @@ def test_nothing_is_drawn_or_scored_twice(tiny: Path, tmp_path: Path, tiny_clip:
     [
         (("shapes/clip", "hpsv2.1/aa"), {"weights": {"hpsv2.1/aa": "nowhere.pt"}}, r"nowhere\.pt: no such file"),
         (("fid/coco2014-30k",), {}, "give their folder as the reference"),
-        (("fid/coco2014-30k",), {"reference": Path("nowhere")}, "nowhere: 0 pictures there"),
+        (("fid/coco2014-30k",), {"reference": Path("nowhere")}, "nowhere: 0 images there"),
         (("shapes/clip",), {"model": "./nowhere"}, "no such folder"),
-        (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"}, "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
+        (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"},
+        "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
         (("fd-shapes",), {"recipe": "{width: 64, height: 32}"}, "--metric fd-shapes: .* 64 x 32 images of .*tiny"),
         (("shapes/oracle",), {"sample_size": 32}, "--metric shapes/oracle: .* 64 x 64 images of .*tiny.*leave it out"),
     ],
@@ -160,11 +169,11 @@ def test_scorers_wait_in_the_hosts_memory_until_images_are_drawn(
 
 def test_the_size_a_model_draws_is_known_from_its_files(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipelines.size(str(tiny)) == pipelines.size("shapes/base") == (32, 32)
-    monkeypatch.setattr(pipelines, "_layers", lambda *_: pytest.fail("a recipe that says it needs no files"))
+    monkeypatch.setattr(pipelines, "_overlays", lambda *_: pytest.fail("a recipe that says it needs no files"))
     assert pipelines.size("sdxl-dmd2-1step-1024") == (1024, 1024)
 
 
-def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:
+def test_a_truncated_image_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)
     victim = sorted(tmp_path.rglob("*.png"))[7]
@@ -175,8 +184,12 @@ def test_a_truncated_picture_is_drawn_again(tiny: Path, tmp_path: Path, tiny_cli
         assert image.size == (32, 32)
 
 
-def test_a_picture_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_mends(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+def test_an_image_that_is_lost_before_it_is_scored_is_an_error_that_the_next_run_fixes(
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw_blocks = run.draw_blocks
 
@@ -188,8 +201,8 @@ def test_a_picture_that_is_lost_before_it_is_scored_is_an_error_that_the_next_ru
     with monkeypatch.context() as patch:
         patch.setattr(run, "draw_blocks", draw_and_lose)
         assert run.run(settings(tiny, tmp_path / "cut"), show=False) is None, "a block is not whole"
-    (errors,) = {text for path in tmp_path.rglob("scores/**/*.json") if "not the picture" in (text := path.read_text())}
-    assert errors.count("not the picture that was drawn; delete it and run again") == 1
+    (errors,) = {text for path in tmp_path.rglob("scores/**/*.json") if "not the image" in (text := path.read_text())}
+    assert errors.count("not the image that was drawn; delete it and run again") == 1
     assert run.run(settings(tiny, tmp_path / "cut"), show=False)
     assert row(tmp_path / "cut") == whole[1]
 
@@ -206,9 +219,9 @@ def test_an_index_is_read_twice_whatever_the_number_of_scorers(
     assert sorted(reads) == sorted([*range(6), *range(6)])
 
 
-def stub(pictures: Any) -> Any:
-    """A sampler whose pictures `pictures(texts, ids)` makes."""
-    return lambda *a, **k: lambda texts, ids, seeds: pictures(texts, ids)
+def stub(images: Any) -> Any:
+    """A sampler whose images `images(texts, ids)` makes."""
+    return lambda *a, **k: lambda texts, ids, seeds: images(texts, ids)
 
 
 def plain(texts: Sequence[str]) -> Tensor:
@@ -257,13 +270,13 @@ def test_a_batch_too_big_for_memory_is_halved_and_says_so(
     assert said.count("no memory for") == 1, "what did not fit once is not tried again"
 
 
-def test_nan_pictures_and_scores_are_errors_not_numbers(
+def test_nan_images_and_scores_are_errors_not_numbers(
     tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draw(texts: Sequence[str], ids: Sequence[str]) -> Tensor:
-        pictures = plain(texts).clone()
-        pictures[[i for i, each in enumerate(ids) if each == "0001"]] = float("nan")
-        return pictures
+        images = plain(texts).clone()
+        images[[i for i, each in enumerate(ids) if each == "0001"]] = float("nan")
+        return images
 
     def scored(self: Any, pixels: Any, texts: Sequence[str]) -> Tensor:
         bad = suite().prompts[2].text
@@ -300,7 +313,7 @@ def test_a_scorer_that_raises_spoils_its_own_column_only(
 
 
 @pytest.mark.parametrize("naming", ["id", "number"])
-def test_pictures_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: str) -> None:
+def test_images_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: str) -> None:
     rng, folder = np.random.default_rng(0), tmp_path / "theirs"
     folder.mkdir()
     for i, prompt in enumerate(suite().prompts[:-1]):
@@ -356,7 +369,8 @@ def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_pa
     if "device" in changes and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     given: dict[str, Any] = {
-        "models": ["shapes/base"], "metrics": (), "prompts": None, "images": None, "limit": 3, "seed": 0, "per_prompt": 1,
+        "models": ["shapes/base"], "metrics": (), "prompts": None, "images": None, "limit": 3, "seed": 0,
+        "per_prompt": 1,
         "batch": 4, "dtype": "fp32", "device": None, "output": tmp_path, "shard": "1/1",
     }  # fmt: skip
     models = (given | changes).pop("models")
@@ -387,7 +401,7 @@ def test_a_scorer_short_of_memory_goes_on_with_halves(
     a, b = (Records.load(each).frame["score.shapes/clip"].to_numpy() for each in (whole, path))
     np.testing.assert_allclose(a, b, atol=1e-4)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("shapes/clip: no memory for 4 at once; going on with 2") == 1
+    assert said.count("shapes/clip: no memory for 4 at once; continuing with 2") == 1
 
 
 def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
@@ -395,7 +409,9 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
         "prompts": None, "images": None, "limit": None, "seed": 0, "per_prompt": 1, "batch": 4, "dtype": "fp32",
         "device": "cpu", "output": tmp_path, "shard": "1/1",
     }  # fmt: skip
-    (asked,) = from_options("shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given)
+    (asked,) = from_options(
+        "shapes", ["shapes/base"], ["hpsv2", "aesthetic", "fd-shapes"], weights=["hpsv2=a/b"], **given
+    )
     assert asked.metrics == ("hpsv2.1/aa", "aesthetic/v2", "fd-shapes")
     assert asked.weights == {"hpsv2.1/aa": "a/b"}
     for metrics, weights, said in ((["hpsv3"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
@@ -408,7 +424,11 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
-    whole: tuple[pd.DataFrame, dict[str, str]], tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[pd.DataFrame, dict[str, str]],
+    tiny: Path,
+    tmp_path: Path,
+    tiny_clip: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, calls = Image.Image.save, itertools.count()
 
@@ -435,8 +455,9 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
         (["--model", "shapes/base", "--metric", "hpsv9"], 2, "did you mean"),
         (["--model", "./nowhere"], 2, "no such folder"),
         (["--model", "theirs", "--images", "nowhere"], 2, "no such folder"),
-        (["--model", "theirs", "--images", "EMPTY", "--metric", "shapes/oracle", "--limit", "2"], 2, "no pictures there"),
-        (["--model", "theirs", "--images", "HALF", "--metric", "shapes/oracle", "--limit", "2"], 4, "1 of 2 pictures have errors"),
+        (["--model", "theirs", "--images", "EMPTY", "--metric", "shapes/oracle", "--limit", "2"], 2, "no images there"),
+        (["--model", "theirs", "--images", "HALF", "--metric", "shapes/oracle", "--limit", "2"], 4,
+        "1 of 2 images have errors"),
     ],
 )  # fmt: skip
 def test_exit_codes(

@@ -11,7 +11,7 @@ PROMPTS = sample_captions(6, split="test", seed=3)
 
 
 def recipe(**sampler: object) -> pipelines.Recipe:
-    return pipelines.recipe("shapes/base").model_copy(update={"sampler": sampler or None})
+    return pipelines.read_recipe("shapes/base").model_copy(update={"sampler": sampler or None})
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def test_best_of_keeps_the_candidate_that_the_scorer_likes_best(base: object) ->
 
 
 def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> None:
-    how = recipe(name="best_of", n=3, scorer="shapes/clip")
-    together = samplers.draw(base, how, PROMPTS, seed=5)
-    alone = samplers.draw(base, how, PROMPTS[2:3], seed=5)
+    chosen = recipe(name="best_of", n=3, scorer="shapes/clip")
+    together = samplers.draw(base, chosen, PROMPTS, seed=5)
+    alone = samplers.draw(base, chosen, PROMPTS[2:3], seed=5)
     torch.testing.assert_close(alone[0], together[2], atol=1e-4, rtol=0)
-    assert (samplers.draw(base, how, PROMPTS[2:3], seed=6) - alone).abs().max() > 0.1
+    assert (samplers.draw(base, chosen, PROMPTS[2:3], seed=6) - alone).abs().max() > 0.1
 
 
 def test_what_chooses_is_part_of_what_was_drawn() -> None:

@@ -17,14 +17,16 @@ from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
 CAPTIONS = sample_captions(6, split="test", seed=0)
-PICTURES = torch.from_numpy(render(CAPTIONS, seed=0))
-BYTES = (PICTURES * 255).round().byte()
+IMAGES = torch.from_numpy(render(CAPTIONS, seed=0))
+BYTES = (IMAGES * 255).round().byte()
 NAMES = list(scorers.variants())
 
 
 @pytest.fixture(params=NAMES)
 def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, real_scorers: Hub) -> scorers.Scorer:
-    given = str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
+    given = (
+        str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
+    )
     try:
         return scorers.load(request.param, weights=given)
     except UserError as error:
@@ -33,20 +35,23 @@ def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, r
         pytest.skip(f"not tested: {request.param} has no small weights in tests/tiny_scorers.py ({error})")
 
 
-def test_a_score_a_picture(scorer: scorers.Scorer) -> None:
-    score = scorer.score(PICTURES, CAPTIONS)
+def test_a_score_an_image(scorer: scorers.Scorer) -> None:
+    score = scorer.score(IMAGES, CAPTIONS)
     assert score.shape == (len(CAPTIONS),)
     assert score.dtype == torch.float32
     assert score.isfinite().all()
 
 
-def test_a_score_depends_on_its_own_picture(scorer: scorers.Scorer) -> None:
+def test_a_score_depends_on_its_own_image(scorer: scorers.Scorer) -> None:
     if not scorer.differentiable:
         pytest.skip("read off the pixels: a yes or no, a count")
     assert scorer.score(BYTES, CAPTIONS).unique().numel() == len(CAPTIONS)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     torch.testing.assert_close(
-        scorer.score(BYTES[order], [CAPTIONS[i] for i in order]), scorer.score(BYTES, CAPTIONS)[order], atol=1e-4, rtol=1e-4
+        scorer.score(BYTES[order], [CAPTIONS[i] for i in order]),
+        scorer.score(BYTES, CAPTIONS)[order],
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -60,18 +65,20 @@ def test_bytes_and_floats_agree(scorer: scorers.Scorer) -> None:
         assert 0 < gap < 0.02 * scores.std()
 
 
-def test_a_list_of_pictures_scores_as_a_batch(scorer: scorers.Scorer) -> None:
-    torch.testing.assert_close(scorer.score(list(PICTURES), CAPTIONS), scorer.score(PICTURES, CAPTIONS), atol=1e-4, rtol=1e-4)
+def test_a_list_of_images_scores_as_a_batch(scorer: scorers.Scorer) -> None:
+    torch.testing.assert_close(
+        scorer.score(list(IMAGES), CAPTIONS), scorer.score(IMAGES, CAPTIONS), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_gradients_pass_exactly_where_promised(scorer: scorers.Scorer) -> None:
-    pictures = PICTURES.clone().requires_grad_()
-    score = scorer.score(pictures, CAPTIONS).sum()
+    images = IMAGES.clone().requires_grad_()
+    score = scorer.score(images, CAPTIONS).sum()
     assert score.requires_grad == scorer.differentiable
     if scorer.differentiable:
         score.backward()
-        assert pictures.grad is not None
-        assert pictures.grad.flatten(1).norm(dim=1).gt(0).all()
+        assert images.grad is not None
+        assert images.grad.flatten(1).norm(dim=1).gt(0).all()
     assert all(p.grad is None and not p.requires_grad for p in scorer.parameters())
 
 
@@ -82,27 +89,29 @@ def test_the_gradient_is_that_of_the_score(scorer: scorers.Scorer) -> None:
     scorer = scorer.double()
     generator = torch.Generator().manual_seed(0)
     # Away from 0 and 1, where the resampling clamps and the derivative is one-sided.
-    pictures = (0.3 + 0.4 * PICTURES[:2]).double().requires_grad_()
-    direction = torch.randn(pictures.shape, generator=generator, dtype=torch.float64)
+    images = (0.3 + 0.4 * IMAGES[:2]).double().requires_grad_()
+    direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
 
     def exact(x: torch.Tensor) -> torch.Tensor:
         return scorer(scorer.prepare(x), scorer.text(CAPTIONS[:2])).sum()
 
-    (gradient,) = torch.autograd.grad(exact(pictures), pictures)
+    (gradient,) = torch.autograd.grad(exact(images), images)
     step = 1e-5
     with torch.no_grad():
-        difference = (exact(pictures + step * direction) - exact(pictures - step * direction)) / (2 * step)
+        difference = (exact(images + step * direction) - exact(images - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-5, atol=1e-8)
 
 
 def test_a_prompt_too_few_is_refused(scorer: scorers.Scorer) -> None:
-    with pytest.raises(ValueError, match="one prompt a picture"):
-        scorer.score(PICTURES, CAPTIONS[:-1])
-    with pytest.raises(ValueError, match="one prompt a picture"):
-        scorers.score_all({"a": scorer}, PICTURES, CAPTIONS[:-1])
+    with pytest.raises(ValueError, match="one prompt per image"):
+        scorer.score(IMAGES, CAPTIONS[:-1])
+    with pytest.raises(ValueError, match="one prompt per image"):
+        scorers.score_all({"a": scorer}, IMAGES, CAPTIONS[:-1])
 
 
-def test_each_prompt_is_encoded_once_and_apart_from_the_others(scorer: scorers.Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_is_encoded_once_and_apart_from_the_others(
+    scorer: scorers.Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     encode = type(scorer).encode
 
@@ -127,8 +136,8 @@ def test_each_prompt_is_encoded_once_and_apart_from_the_others(scorer: scorers.S
 def test_what_inference_mode_encoded_serves_a_gradient(scorer: scorers.Scorer) -> None:
     with torch.inference_mode():
         scorer.text(CAPTIONS)
-    pictures = PICTURES.clone().requires_grad_()
-    assert scorer.score(pictures, CAPTIONS).requires_grad == scorer.differentiable
+    images = IMAGES.clone().requires_grad_()
+    assert scorer.score(images, CAPTIONS).requires_grad == scorer.differentiable
 
 
 def test_weights_are_hashed(scorer: scorers.Scorer) -> None:
@@ -212,7 +221,7 @@ def test_an_unknown_name_lists_the_known() -> None:
         scorers.load("hps")
 
 
-def test_pictures_of_another_size_are_refused(clip_folder: Path) -> None:
+def test_images_of_another_size_are_refused(clip_folder: Path) -> None:
     with pytest.raises(ValueError, match="3 x 32 x 32"):
         scorers.load("shapes/clip", weights=str(clip_folder)).score(torch.rand(1, 3, 64, 64), CAPTIONS[:1])
 
@@ -220,10 +229,10 @@ def test_pictures_of_another_size_are_refused(clip_folder: Path) -> None:
 def test_what_is_no_caption_is_refused() -> None:
     for prompt in ("a cat", "a cat, " * 40):
         with pytest.raises(ValueError, match="caption"):
-            scorers.load("shapes/oracle").score(PICTURES[:1], [prompt])
+            scorers.load("shapes/oracle").score(IMAGES[:1], [prompt])
 
 
-def test_seeded_pictures_are_worth_comparing_on() -> None:
+def test_seeded_images_are_worth_comparing_on() -> None:
     """Sizes 224 to 1024, not square, grey, smaller than the network's input, and of odd surplus."""
     sizes = [array.shape for array in seeded.pictures().values()]
     assert any(len(size) == 2 for size in sizes)

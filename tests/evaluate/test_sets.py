@@ -1,4 +1,4 @@
-"""Metrics of a whole set: the contract of all there are, then each against a closed form or its original."""
+"""Distribution metrics: the contract of all there are, then each against a closed form or its original."""
 
 import json
 import math
@@ -24,14 +24,14 @@ from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
 CAPTIONS = sample_captions(30, split="test", seed=0) * 2
-PICTURES = torch.from_numpy(render(CAPTIONS, seed=0))
+IMAGES = torch.from_numpy(render(CAPTIONS, seed=0))
 
 
 class Pooled(torch.nn.Module):
     """In Inception's place: means of 9 patches."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(pictures, 3).mean(1).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 3).mean(1).flatten(1)
 
 
 @pytest.fixture(params=list(distribution.variants()))
@@ -47,16 +47,16 @@ def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> distrib
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     if not name.startswith("fid/"):
         return distribution.load(name)
-    save_pictures(tmp_path / "real", 20)
+    save_images(tmp_path / "real", 20)
     return distribution.load(name, reference=str(tmp_path / "real"))
 
 
-def save_pictures(folder: Path, n: int, *, seed: int = 0) -> None:
+def save_images(folder: Path, n: int, *, seed: int = 0) -> None:
     from PIL import Image
 
     folder.mkdir()
-    for i, picture in enumerate(np.random.default_rng(seed).integers(0, 256, (n, 40, 50, 3), dtype=np.uint8)):
-        Image.fromarray(picture).save(folder / f"{i}.png")
+    for i, image in enumerate(np.random.default_rng(seed).integers(0, 256, (n, 40, 50, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / f"{i}.png")
 
 
 def filled(
@@ -65,15 +65,15 @@ def filled(
     import copy
 
     metric = copy.copy(metric)
-    pictures, captions = PICTURES[rows], CAPTIONS[rows]
-    for i in range(0, len(pictures), step):
-        metric.update(pictures[i : i + step], captions[i : i + step])
+    images, captions = IMAGES[rows], CAPTIONS[rows]
+    for i in range(0, len(images), step):
+        metric.update(images[i : i + step], captions[i : i + step])
     return metric
 
 
 def test_a_metric_gathers_in_any_order_and_in_parts(fresh: distribution.DistributionMetric) -> None:
     whole = filled(fresh).compute()
-    assert whole.n == len(PICTURES)
+    assert whole.n == len(IMAGES)
     assert whole.low <= whole.value <= whole.high
     backwards = filled(fresh, slice(40, None), step=7)
     backwards.merge(filled(fresh, slice(0, 0)))
@@ -88,7 +88,7 @@ def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.Distr
     other = filled(fresh, slice(45, None))
     other.state = pickle.loads(pickle.dumps(other.state))
     part.merge(other)
-    part.update(PICTURES[:5], CAPTIONS[:5])
+    part.update(IMAGES[:5], CAPTIONS[:5])
     part.compute()
     again = filled(fresh, slice(0, 0))
     again.state = state
@@ -97,11 +97,11 @@ def test_a_state_travels_and_is_never_changed_in_place(fresh: distribution.Distr
 
 
 def test_bytes_and_lists_are_taken(fresh: distribution.DistributionMetric) -> None:
-    quantised = (PICTURES * 255).round().byte()
+    quantised = (IMAGES * 255).round().byte()
     values = []
-    for pictures in (quantised, list(quantised), quantised.float() / 255):
+    for images in (quantised, list(quantised), quantised.float() / 255):
         metric = filled(fresh, slice(0, 0))
-        metric.update(pictures, CAPTIONS)
+        metric.update(images, CAPTIONS)
         values.append(metric.compute().value)
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
 
@@ -110,7 +110,7 @@ def test_too_little_is_refused(fresh: distribution.DistributionMetric) -> None:
     with pytest.raises(ValueError, match=fresh.protocol):
         fresh.compute()
     with pytest.raises(ValueError, match=r"prompts|shorter|longer"):
-        fresh.update(PICTURES, CAPTIONS[:-1])
+        fresh.update(IMAGES, CAPTIONS[:-1])
 
 
 def test_every_claim_is_compared() -> None:
@@ -146,7 +146,8 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
         from evaluate.distribution.frechet import FrechetMetric, Moments
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
-        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()), asked=60, weights_sha256="")
+        metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()),
+        n_images=60, weights_sha256="")
         metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
@@ -179,39 +180,48 @@ def test_a_singular_covariance_has_a_factor_too() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def metric_of(reference: Moments, asked: int = 0) -> FrechetMetric:
-    return FrechetMetric("f", lambda features: torch.as_tensor(features), lambda: reference, asked=asked, weights_sha256="")
+def metric_of(reference: Moments, n_images: int = 0) -> FrechetMetric:
+    return FrechetMetric(
+        "f", lambda features: torch.as_tensor(features), lambda: reference, n_images=n_images, weights_sha256=""
+    )
 
 
 STANDARD = Moments(10**6, torch.zeros(4).double(), (10**6 - 1) * torch.eye(4).double())
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.9], ids=["independent", "pictures of a prompt alike"])
+@pytest.mark.parametrize("shared", [0.0, 0.9], ids=["independent", "images of a prompt alike"])
 def test_the_interval_covers_as_often_as_it_says(shared: float) -> None:
     rng = np.random.default_rng(0)
     prompts = [f"prompt {i // 2}" for i in range(400)]
     estimates = []
     for _ in range(300):
         common, own = rng.normal(size=(200, 1, 4)), rng.normal(size=(200, 2, 4))
-        features = (math.sqrt(shared) * common + math.sqrt(1 - shared) * own).reshape(400, 4) * [0.7, 0.9, 1.1, 1.3] + 0.2
+        features = (math.sqrt(shared) * common + math.sqrt(1 - shared) * own).reshape(400, 4) * [
+            0.7,
+            0.9,
+            1.1,
+            1.3,
+        ] + 0.2
         metric = metric_of(STANDARD)
         metric.update(torch.from_numpy(features), prompts)
         estimates.append(metric.compute())
-    # What the interval is for: the distance that n pictures have on average.
+    # What the interval is for: the distance that n images have on average.
     expected = np.mean([estimate.value for estimate in estimates])
     covered = np.mean([estimate.low <= expected <= estimate.high for estimate in estimates])
     assert 0.92 <= covered <= 0.985
 
 
-def test_too_few_pictures_are_said_so() -> None:
+def test_too_few_images_are_said_so() -> None:
     wide = Moments(1000, torch.zeros(64).double(), 999 * torch.eye(64).double())
     features = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
-    metric = metric_of(wide, asked=100)
+    metric = metric_of(wide, n_images=100)
     metric.update(features, [f"{i}" for i in range(60)])
-    assert metric.compute().note == (
-        "rank-deficient: 60 pictures for 64 dimensions, so the value is far too high; 60 pictures where the protocol takes 100"
+    assert (
+        metric.compute().note
+        == "rank-deficient: 60 images for 64 dimensions, so the value is far too high; 60 images where the protocol"
+        " takes 100"
     )
-    single = metric_of(STANDARD, asked=8)
+    single = metric_of(STANDARD, n_images=8)
     single.update(torch.randn(8, 4), ["one prompt"] * 8)
     estimate = single.compute()
     assert math.isnan(estimate.low)
@@ -232,9 +242,9 @@ def test_fd_shapes_is_the_distance_to_renders_of_the_same_captions(tiny_clip: No
     clip: Any = scorers.load("shapes/clip", weights=str(clip_folder))
     with torch.no_grad():
         renders = torch.from_numpy(render(sorted(CAPTIONS) * RENDERS, seed=0))
-        expected = frechet_distance(Moments.of(clip.features(PICTURES)), Moments.of(clip.features(renders)))
-    assert fd_shapes(PICTURES, CAPTIONS) == pytest.approx(expected, rel=1e-6)
-    assert fd_shapes(PICTURES, CAPTIONS) < fd_shapes(PICTURES * 0.5, CAPTIONS)
+        expected = frechet_distance(Moments.of(clip.features(IMAGES)), Moments.of(clip.features(renders)))
+    assert fd_shapes(IMAGES, CAPTIONS) == pytest.approx(expected, rel=1e-6)
+    assert fd_shapes(IMAGES, CAPTIONS) < fd_shapes(IMAGES * 0.5, CAPTIONS)
 
 
 # Diversity
@@ -256,9 +266,11 @@ def test_diversity_is_the_mean_over_pairs_then_over_prompts() -> None:
         by_prompt.append(torch.stack(pairs).mean().item())
     estimate = diversity(features, prompts)
     assert estimate.value == pytest.approx(np.mean(by_prompt), rel=1e-12)
-    assert estimate.high - estimate.value == pytest.approx(4.302653 * np.std(by_prompt, ddof=1) / math.sqrt(3), rel=1e-6)
+    assert estimate.high - estimate.value == pytest.approx(
+        4.302653 * np.std(by_prompt, ddof=1) / math.sqrt(3), rel=1e-6
+    )
     assert estimate.n == 8
-    assert estimate.note == "1 prompts of a single picture left out"
+    assert estimate.note == "1 prompts of a single image left out"
 
 
 def test_diversity_of_copies_is_nothing_and_of_opposites_two() -> None:
@@ -273,7 +285,7 @@ def test_the_interval_of_diversity_is_clustered_by_prompt() -> None:
     rng = np.random.default_rng(1)
     estimates = []
     for _ in range(400):
-        # Prompts differ in how far their pictures spread; each has six, whose fifteen pairs say little more than one.
+        # Prompts differ in how far their images spread; each has six, whose fifteen pairs say little more than one.
         spread = rng.uniform(0.1, 2, (30, 1, 1))
         features = rng.normal(size=(30, 1, 6)) + spread * rng.normal(size=(30, 6, 6))
         estimates.append(diversity(torch.from_numpy(features.reshape(180, 6)), [f"{i // 6}" for i in range(180)]))

@@ -36,9 +36,13 @@ def test_frechet_distance_of_any_covariances_against_scipy() -> None:
     from scipy.linalg import sqrtm
 
     generator = torch.Generator().manual_seed(2)
-    a, b = (Moments.of(torch.randn(50, 6, generator=generator) @ torch.randn(6, 6, generator=generator)) for _ in range(2))
+    a, b = (
+        Moments.of(torch.randn(50, 6, generator=generator) @ torch.randn(6, 6, generator=generator)) for _ in range(2)
+    )
     root = np.real(sqrtm(a.covariance.numpy() @ b.covariance.numpy()))
-    expected = (a.mean - b.mean).square().sum().item() + np.trace(a.covariance.numpy() + b.covariance.numpy() - 2 * root)
+    expected = (a.mean - b.mean).square().sum().item() + np.trace(
+        a.covariance.numpy() + b.covariance.numpy() - 2 * root
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
@@ -60,7 +64,9 @@ def test_the_interval_of_the_win_rate_covers_it_as_often_as_it_says() -> None:
     """Also near one, where an interval from the standard error is often a single point."""
     rng = np.random.default_rng(4)
     for share, n in ((0.5, 40), (0.95, 40), (0.75, 200)):
-        rows = [paired_difference(np.zeros(n), rng.choice([1.0, -1.0], p=[share, 1 - share], size=n)) for _ in range(3000)]
+        rows = [
+            paired_difference(np.zeros(n), rng.choice([1.0, -1.0], p=[share, 1 - share], size=n)) for _ in range(3000)
+        ]
         covered = np.mean([row.win_low <= share <= row.win_high for row in rows])
         assert 0.93 <= covered <= 0.985, (share, n, covered)
     # As scipy.stats.binomtest(15, 20).proportion_ci(method="wilson") says.

@@ -22,9 +22,9 @@ def test_means_and_errors_by_hand() -> None:
     assert (world.group, world.n, world.mean) == ("World Knowledge", 2, 2.0)
 
 
-def test_metrics_of_a_set_have_intervals_and_notes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_distribution_metrics_have_intervals_and_notes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     estimate = {"value": 7.0, "low": 6.0, "high": 8.0, "n": 4, "note": "too few", "weights_sha256": "a"}
-    records = make({"m": SCORES}, sets={"fid/x": estimate})
+    records = make({"m": SCORES}, distribution={"fid/x": estimate})
     rows = summarise(records)
     assert rows[-1][:4] == ("fid/x", "", 4, 7.0)
     assert math.isnan(rows[-1].error)

@@ -1,4 +1,6 @@
-"""The papers' tables: every figure counted, a difference only where protocols are known to agree, names never markup."""
+"""The papers' tables: every figure counted, a difference only where protocols are
+known to agree, names never markup.
+"""
 
 import json
 import re
@@ -28,7 +30,7 @@ from prompts.shapes import sample_captions
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
 
 
-# ---- the papers' side ----------------------------------------------------------------------------------------------------
+# ---- the papers' side ------------------------------------------------------------------------------------------------
 
 
 #: Rows by part and figures a row, counted in the papers; of DI++ Table 1 the text keeps 5 figures.
@@ -61,7 +63,8 @@ def test_rows_and_figures_are_counted(name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
     ranges = {
-        "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4), "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
+        "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4),
+        "CLIP Score": (27, 34, 2), "COCO-FID": (15, 25, 2),
         **dict.fromkeys(("Animation", "Concept-Art", "Painting", "Photo", "Average", "column unknown"), (26, 34, 2)),
     }  # fmt: skip
     for figure in read_figures(name):
@@ -85,7 +88,11 @@ def test_averages_are_the_means_of_their_styles() -> None:
 def test_models_are_recipes_and_their_rows_are_these() -> None:
     found = {(figure.model, label(name)) for name in TABLES for figure in read_figures(name) if figure.model}
     told = {
-        (model, row) for model in pipelines.names() for about in [pipelines.recipe(model).about] if about for row in about.rows
+        (model, row)
+        for model in pipelines.names()
+        for about in [pipelines.read_recipe(model).about]
+        if about
+        for row in about.rows
     }
     assert found == told
     lost = {figure.row for name in TABLES for figure in read_figures(name) if not figure.model}
@@ -139,16 +146,18 @@ def test_an_unknown_table_names_the_nearest() -> None:
         read_figures("di-star/4")
 
 
-# ---- ours ----------------------------------------------------------------------------------------------------------------
+# ---- ours ------------------------------------------------------------------------------------------------------------
 
 
 def row_of(model: str, column: Column, value: float = 1.5, **changes: str) -> dict[str, str]:
     """A row of a leaderboard: a whole run of the suite with the metrics of one column."""
     n = str(suites.card(column.suite).n)
     row = dict.fromkeys(leaderboard.FIXED, "x") | {
-        "model": model, "suite": column.suite, "n": n, "complete": "True", "suite_sha256": column.suite_sha256 or "5" * 64,
-        "recipe": json.dumps(pipelines.recipe(model).record()),
-        "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0 --per-prompt 1",
+        "model": model, "suite": column.suite, "n": n, "complete": "True",
+        "suite_sha256": column.suite_sha256 or "5" * 64,
+        "recipe": json.dumps(pipelines.read_recipe(model).record()),
+        "command": f"evaluate run --suite {column.suite} --model {model} --metric {column.ours[0]} --seed 0"
+        " --per-prompt 1",
     }  # fmt: skip
     for protocol in column.ours:
         row |= {protocol: str(value), f"{protocol} se": "0.0123", f"{protocol} n": n, f"{protocol} weights": "a"}
@@ -178,8 +187,10 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     rows: dict[str, list[dict[str, str]]] = {}
     for name in TABLES:
         for column in read_columns(name):
-            for model in {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ():
-                if not pipelines.recipe(model).reported_only:
+            for model in (
+                {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ()
+            ):
+                if not pipelines.read_recipe(model).reported_only:
                     rows.setdefault(column.suite, []).append(row_of(model, column))
     for suite, lines in rows.items():
         names = dict.fromkeys(name for line in lines for name in line)
@@ -193,8 +204,12 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
         assert cell.difference == pytest.approx(1.5 - float(cell.figure.value))
     for name in TABLES:
         for cell in cells(name, tmp_path):
-            assert (cell.difference is None) == bool(cell.why) or cell.column.ours == ("seconds",) or cell.column.is_setting
-            if cell.column.suite and cell.figure.model and not pipelines.recipe(cell.figure.model).reported_only:
+            assert (
+                (cell.difference is None) == bool(cell.why)
+                or cell.column.ours == ("seconds",)
+                or cell.column.is_setting
+            )
+            if cell.column.suite and cell.figure.model and not pipelines.read_recipe(cell.figure.model).reported_only:
                 assert cell.column.group or cell.ours
 
 
@@ -203,11 +218,11 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     [
         ({}, ""),
         ({"suite_sha256": "6" * 64}, "other prompts"),
-        ({"n": "8"}, "of 8 pictures of 1,632 only"),
+        ({"n": "8"}, "of 8 images of 1,632 only"),
         ({"complete": "False"}, "incomplete"),
         ({"recipe": "null"}, "drawn elsewhere"),
         ({"recipe": '{"steps": 2}'}, "another recipe"),
-        ({"command": "evaluate run --per-prompt 2 --model x"}, "of 1,632 pictures of 3,264 only"),
+        ({"command": "evaluate run --per-prompt 2 --model x"}, "of 1,632 images of 3,264 only"),
         ({"command": "evaluate run --weights imagereward=mine.pt"}, "--weights"),
     ],
 )
@@ -286,7 +301,8 @@ def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
 
 def timing_row(**changes: str) -> dict[str, str]:
     return {
-        "model": "sdxl-distar", "weights": "its own", "total_s": "2.2", "least_s": "2.1", "most_s": "2.3", "dtype": "fp16",
+        "model": "sdxl-distar", "weights": "its own", "total_s": "2.2", "least_s": "2.1", "most_s": "2.3",
+        "dtype": "fp16",
         "repeats": "5", "hardware": "a card", "command": "evaluate time",
     } | changes  # fmt: skip
 
@@ -302,7 +318,7 @@ def test_times_are_shown_with_their_hardware_and_never_subtracted(tmp_path: Path
     assert "hardware" in cell.why
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------------
+# ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
 class Page(HTMLParser):
@@ -405,7 +421,7 @@ def test_the_terminal_is_readable_in_120_columns(
     assert said.count("[red]x[/red]") == 22 + 1
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -432,10 +448,17 @@ def test_the_command_lists_and_refuses(
 
 @pytest.fixture
 def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The rows of DI* Table 2 on the loopback hub with pictures of few pixels, and 3 prompts called Parti's. Returns a folder for results."""
+    """The rows of DI* Table 2 on the loopback hub with images of few pixels, and 3 prompts called Parti's.
+
+    Returns a folder for results.
+    """
     sha256 = column_of("di-star/2", "Image Reward").suite_sha256
-    prompts = tuple(suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3)))
-    monkeypatch.setattr(suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", ""))
+    prompts = tuple(
+        suites.Prompt(f"parti/{i}", text, {}) for i, text in enumerate(sample_captions(3, split="test", seed=3))
+    )
+    monkeypatch.setattr(
+        suites, "load", lambda name, *, path=None: suites.Suite(name, prompts, sha256, "drawn here", "")
+    )
     recipes = tmp_path / "models"
     recipes.mkdir()
     for model in pipelines.names():
@@ -477,7 +500,19 @@ def test_run_fills_the_table_and_goes_on(
     assert rest.runs["parti"][0] == ["sdxl-dipp", "sdxl-sim", "sdxl-distar", "sdxl-distar-long"]
     page = world / "t.html"
     assert (
-        command(monkeypatch, "di-star/2", "--run", "--limit", 2, "--leaderboards", world, "--output", page, "--device", "cpu")
+        command(
+            monkeypatch,
+            "di-star/2",
+            "--run",
+            "--limit",
+            2,
+            "--leaderboards",
+            world,
+            "--output",
+            page,
+            "--device",
+            "cpu",
+        )
         == 0
     )
     assert [row["model"] for row in read_csv(world / "parti.csv")] == sorted([*done, *rest.runs["parti"][0]])
@@ -486,8 +521,8 @@ def test_run_fills_the_table_and_goes_on(
     table = cells("di-star/2", world)
     measured = [cell for cell in table if cell.column.suite and cell.ours]
     assert len(measured) == 6 * 4
-    assert all("of 2 pictures of 1,632 only" in cell.why and cell.difference is None for cell in measured)
-    assert "of 2 pictures of 1,632 only" in page.read_text(encoding="utf-8")
+    assert all("of 2 images of 1,632 only" in cell.why and cell.difference is None for cell in measured)
+    assert "of 2 images of 1,632 only" in page.read_text(encoding="utf-8")
 
 
 def test_a_model_that_fails_leaves_the_others(

@@ -40,7 +40,7 @@ def test_time_goes_to_the_stage_that_takes_it(tiny: Path, stage: str, calls: int
     slowed = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
     for name in ("text", "denoiser", "vae", "other"):
         added = getattr(slowed, name) - getattr(quick, name)
-        assert added == pytest.approx(calls * 0.1 * timing.PICTURES / 4 if name == stage else 0, abs=0.1), name
+        assert added == pytest.approx(calls * 0.1 * timing.IMAGES / 4 if name == stage else 0, abs=0.1), name
     assert slowed.least <= slowed.total <= slowed.most
     assert slowed.total == pytest.approx(slowed.text + slowed.denoiser + slowed.vae + slowed.other, rel=0.1)
     assert slowed.peak_mib > 50
@@ -110,6 +110,13 @@ def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monk
 def test_what_cannot_be_timed_is_refused(configs: Path, change: dict[str, str]) -> None:
     if change.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
-    settings = {"model": str(configs), "random_weights": True, "device": "cpu", "dtype": "fp32", "batch": 1, "repeats": 1}
+    settings = {
+        "model": str(configs),
+        "random_weights": True,
+        "device": "cpu",
+        "dtype": "fp32",
+        "batch": 1,
+        "repeats": 1,
+    }
     with pytest.raises(UserError, match=next(iter(change))):
         timing.measure(timing.TimingSettings(**(settings | change)))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Our scorers against what they say they are verified by: the originals' own code, or published formulas written out.
 
-`tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals in an environment of their own.
+`tests/upstream/make.py` made the numbers in `tests/upstream/reference.json`; it runs the originals
+in an environment of their own.
 """
 
 import importlib
@@ -29,18 +30,21 @@ from prompts.shapes import render, sample_captions
 
 UPSTREAM = Path(seeded.__file__).parent
 PREFIXES = list(REFERENCE["made_by"]["pictures_sha256"])
-#: By prefix, by scorer, by image: a number a prompt.
-SCORES = {prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES}
+#: By prefix, by scorer, by image: one number per prompt.
+SCORES = {
+    prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES
+}
 ORIGINALS = sorted({name for tables in SCORES.values() for name in tables})
 COMPARED: set[str] = set()
-#: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides round to float32,
-#: on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away, and ours in float32 up to 1.3e-5.
+#: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides
+#: round to float32, on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away,
+#: and ours in float32 up to 1.3e-5.
 WITHIN = {"hpsv2": 1e-6, "imagereward": 2e-5}
 PROMPTS = seeded.prompts()
 
 
 def compares(*names: str) -> pytest.MarkDecorator:
-    """Gives a test the names of the scorers that it holds against what they say."""
+    """Gives a test the names of the scorers that it compares with what they say."""
     COMPARED.update(names)
     return pytest.mark.parametrize("name", names)
 
@@ -50,7 +54,7 @@ def part(name: str) -> str:
     return "hpsv2" if name.startswith("hpsv2") else "imagereward"
 
 
-def write_pictures(folder: Path, prefix: str = "") -> dict[str, Path]:
+def write_images(folder: Path, prefix: str = "") -> dict[str, Path]:
     for name, array in seeded.pictures(prefix).items():
         Image.fromarray(array).save(folder / f"{name}.png")
     return {name: folder / f"{name}.png" for name in seeded.SIZES}
@@ -58,11 +62,11 @@ def write_pictures(folder: Path, prefix: str = "") -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def test_both_sides_saw_the_same(real_scorers: Hub) -> None:
-    """The committed numbers were made by the committed files, from the very pictures and weights used here."""
+    """The committed numbers were made by the committed files, from the very images and weights used here."""
     made_by = REFERENCE["made_by"]
     assert made_by["make_sha256"] == weights.sha256(UPSTREAM / "make.py")
     assert made_by["seeded_sha256"] == weights.sha256(UPSTREAM / "seeded.py")
@@ -89,15 +93,15 @@ def test_pins_are_those_the_numbers_were_made_with() -> None:
 @pytest.mark.parametrize("prefix", PREFIXES)
 @compares(*ORIGINALS)
 def test_scores_are_the_originals(name: str, prefix: str, real_scorers: Hub, tmp_path: Path) -> None:
-    """WITHIN the original's number, on its own scale, on every picture and prompt; in batches, which it knows not."""
+    """WITHIN the original's number, on its own scale, on every image and prompt; in batches, which it knows not."""
     seed, scale = prefix + name.partition("/")[0], 100 if part(name) == "hpsv2" else 1
     torch.save(tensors(seed, REFERENCE[part(name)]["layout"]), tmp_path / "weights.pt")
     scorer = scorers.load(name, weights=str(tmp_path / "weights.pt"))
-    files = write_pictures(tmp_path, prefix)
-    pictures = [read_image(path) for path in files.values()]
+    files = write_images(tmp_path, prefix)
+    images = [read_image(path) for path in files.values()]
     for i, prompt in enumerate(seeded.prompts(prefix)):
-        ours = scorer.score(pictures, [prompt] * len(pictures)) / scale
-        theirs = torch.tensor([SCORES[prefix][name][picture][i] for picture in files]) / scale
+        ours = scorer.score(images, [prompt] * len(images)) / scale
+        theirs = torch.tensor([SCORES[prefix][name][image][i] for image in files]) / scale
         torch.testing.assert_close(ours, theirs, atol=WITHIN[part(name)], rtol=0)
 
 
@@ -117,7 +121,7 @@ def test_the_originals_tell_protocols_and_prompts_apart(prefix: str) -> None:
     tables = {name: np.array([*rows.values()]) for name, rows in SCORES[prefix].items()}
     for name, table in tables.items():
         scale = 100 if part(name) == "hpsv2" else 1
-        assert table.std(0).min() > 5e-3 * scale, "pictures"
+        assert table.std(0).min() > 5e-3 * scale, "images"
         assert table.std(1).min() > 5e-3 * scale, "prompts"
     for release in ("hpsv2.0", "hpsv2.1"):
         gap = dict(zip(seeded.SIZES, np.abs(tables[f"{release}/aa"] - tables[f"{release}/noaa"]).max(1), strict=True))
@@ -156,7 +160,9 @@ def test_imagereward_at_full_size_has_the_originals_tensors() -> None:
     assert sum(tensor.numel() for tensor in ours.state_dict().values()) > 440_000_000
 
 
-@pytest.mark.parametrize(("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)]
+)
 def test_clips_at_full_size_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config(name))
@@ -171,13 +177,15 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def compare(name: str, files: dict[str, Path], expected: Any, *, atol: float = 1e-5) -> None:
-    """`expected(picture, prompt)` against ours, on every picture and prompt."""
+    """`expected(image, prompt)` against ours, on every image and prompt."""
     scorer = scorers.load(name)
-    pictures = [read_image(path) for path in files.values()]
+    images = [read_image(path) for path in files.values()]
     for prompt in PROMPTS:
-        ours = scorer.score(pictures, [prompt] * len(pictures))
+        ours = scorer.score(images, [prompt] * len(images))
         with torch.no_grad():
-            theirs = torch.stack([expected(Image.open(path).convert("RGB"), prompt).reshape(()) for path in files.values()])
+            theirs = torch.stack(
+                [expected(Image.open(path).convert("RGB"), prompt).reshape(()) for path in files.values()]
+            )
         assert theirs.std() > 100 * atol
         torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
@@ -196,17 +204,20 @@ def clip_parts(hub: Hub, weights_at: tuple[str, str], words_at: tuple[str, str])
 
 @compares("pickscore", "pickscore/scaled")
 def test_pickscore_is_its_model_card(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """Kirstain et al. 2023, eq. 1 and the model card's code: embeddings of unit length, their product, exp(logit_scale)."""
+    """Kirstain et al. 2023, eq. 1, and the model card's code.
+
+    Embeddings of unit length, their product, exp(logit_scale).
+    """
     model, tokenizer, processor = clip_parts(
         real_scorers, (pickscore.REPOSITORY, pickscore.REVISION), (pickscore.WORDS, pickscore.WORDS_REVISION)
     )
 
-    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
+    def formula(image: Image.Image, prompt: str) -> torch.Tensor:
         words = tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")
-        pixels = processor(images=picture, return_tensors="pt").pixel_values
-        text, image = model.get_text_features(**words).pooler_output, model.get_image_features(pixels).pooler_output
+        pixels = processor(images=image, return_tensors="pt").pixel_values
+        text, seen = model.get_text_features(**words).pooler_output, model.get_image_features(pixels).pooler_output
         scale = model.logit_scale.exp() if name == "pickscore/scaled" else 1.0
-        return scale * (unit(text) @ unit(image).T)
+        return scale * (unit(text) @ unit(seen).T)
 
     compare(name, files, formula, atol=1e-5 if name == "pickscore" else 1e-3)
 
@@ -220,7 +231,9 @@ def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str
     model, tokenizer, processor = clip_parts(real_scorers, where, where)
 
     class Unwrapped:
-        """transformers 5 returns objects where torchmetrics expects tensors; its words are cut here, not warned about."""
+        """transformers 5 returns objects where torchmetrics expects tensors; its words
+        are cut here, not warned about.
+        """
 
         config = model.config
 
@@ -238,8 +251,8 @@ def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str
             return processor(images=[image.numpy() for image in images], return_tensors="pt")
         return tokenizer(text, truncation=True, max_length=77, **options)
 
-    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    def formula(image: Image.Image, prompt: str) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         # The sign: torchmetrics takes the maximum with 0, of the mean over what it is given, here one.
         score: torch.Tensor = clip_score(pixels, prompt, model_name_or_path=lambda: (Unwrapped(), process))
         return score
@@ -257,13 +270,15 @@ def test_clipscore_is_torchmetrics(name: str, real_scorers: Hub, files: dict[str
 
 @compares("clipscore/vit-g-14-dmd2")
 def test_clipscore_is_dmd2s(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put in among the tokens, the cosine."""
+    """DMD2's steps: centre square, Lanczos 256, open_clip's own transform, the prefix put
+    in among the tokens, the cosine.
+    """
     path = real_scorers.folder(clipscore.LAION, clipscore.LAION_REVISION) / "open_clip_pytorch_model.bin"
     clip, _, transform = open_clip.create_model_and_transforms("ViT-g-14", pretrained=str(path))
     clip.eval()
 
-    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
-        square = transforms.functional.center_crop(picture, min(picture.size)).resize((256, 256), Image.Resampling.LANCZOS)
+    def formula(image: Image.Image, prompt: str) -> torch.Tensor:
+        square = transforms.functional.center_crop(image, min(image.size)).resize((256, 256), Image.Resampling.LANCZOS)
         words = open_clip.tokenize([prompt])
         prefix = open_clip.tokenize(["A photo depicts "])[:, 1:4]
         joined = torch.cat([words[:, :1], prefix, words[:, 1:]], 1)[:, :77]
@@ -275,17 +290,23 @@ def test_clipscore_is_dmd2s(name: str, real_scorers: Hub, files: dict[str, Path]
 
 @compares("aesthetic/v2")
 def test_aesthetic_is_its_authors_formula(name: str, real_scorers: Hub, files: dict[str, Path]) -> None:
-    """improved-aesthetic-predictor: OpenAI's transform, picture embedding over its L2 norm in numpy, five linear layers."""
+    """improved-aesthetic-predictor: OpenAI's transform, image embedding over its L2
+    norm in numpy, five linear layers.
+    """
     where = (aesthetic.REPOSITORY, aesthetic.REVISION)
     model, _, _ = clip_parts(real_scorers, where, where)
     head = torch.load(real_scorers.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
-    transform = transforms.Compose([
-        transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ]
+    )
 
-    def formula(picture: Image.Image, prompt: str) -> torch.Tensor:
-        embedding = model.get_image_features(transform(picture)[None]).pooler_output.numpy()
+    def formula(image: Image.Image, prompt: str) -> torch.Tensor:
+        embedding = model.get_image_features(transform(image)[None]).pooler_output.numpy()
         x = torch.from_numpy(embedding / np.linalg.norm(embedding, axis=-1, keepdims=True))
         for layer in (0, 2, 4, 6, 7):
             x = x @ head[f"layers.{layer}.weight"].T + head[f"layers.{layer}.bias"]
@@ -298,32 +319,32 @@ def test_aesthetic_is_its_authors_formula(name: str, real_scorers: Hub, files: d
 def test_the_cosine_is_transformers_own(name: str, clip_folder: Path) -> None:
     scorer: Any = scorers.load(name, weights=str(clip_folder))
     captions = sample_captions(6, split="test", seed=0)
-    pictures = torch.from_numpy(render(captions, seed=0))
+    images = torch.from_numpy(render(captions, seed=0))
     tokens = scorer.tokenizer(captions, padding="max_length", max_length=24, return_tensors="pt").input_ids
     with torch.no_grad():
-        out = scorer.clip(input_ids=tokens, pixel_values=pictures * 2 - 1)
+        out = scorer.clip(input_ids=tokens, pixel_values=images * 2 - 1)
     expected = 100 * (out.image_embeds * out.text_embeds).sum(1)
-    torch.testing.assert_close(scorer.score(pictures, captions), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scorer.score(images, captions), expected, atol=1e-4, rtol=1e-4)
 
 
 @compares("shapes/oracle")
 def test_the_oracle_says_what_the_renderer_drew(name: str) -> None:
     captions = sample_captions(6, split="test", seed=0)
-    pictures = torch.from_numpy(render(captions, seed=0))
-    assert scorers.load(name).score(pictures, captions).tolist() == [1] * 6
-    assert scorers.load(name).score(pictures, captions[1:] + captions[:1]).tolist() == [0] * 6
+    images = torch.from_numpy(render(captions, seed=0))
+    assert scorers.load(name).score(images, captions).tolist() == [1] * 6
+    assert scorers.load(name).score(images, captions[1:] + captions[:1]).tolist() == [0] * 6
 
 
 @compares("shapes/facts", "shapes/rule")
 def test_the_rule_is_what_the_renderer_drew_and_how_vividly(name: str) -> None:
     captions = sample_captions(6, split="test", seed=0)
-    pictures = render(captions, seed=0)
-    spread = pictures.max(1) - pictures.min(1)
+    images = render(captions, seed=0)
+    spread = images.max(1) - images.min(1)
     vivid = [each[each > 0.2].mean() if (each > 0.2).any() else 0 for each in spread]
     scorer = scorers.load(name)
     expected = torch.tensor([6 + (v / 2 if name == "shapes/rule" else 0) for v in vivid])
-    torch.testing.assert_close(scorer.score(torch.from_numpy(pictures), captions), expected.float())
-    assert (scorer.score(torch.from_numpy(pictures), captions[1:] + captions[:1]) < expected).all()
+    torch.testing.assert_close(scorer.score(torch.from_numpy(images), captions), expected.float())
+    assert (scorer.score(torch.from_numpy(images), captions[1:] + captions[:1]) < expected).all()
 
 
 def test_seeded_weights_depend_on_the_name_alone() -> None:
@@ -334,7 +355,9 @@ def test_seeded_weights_depend_on_the_name_alone() -> None:
 
 
 def test_every_claim_is_compared() -> None:
-    """A scorer says in its file what it was verified by; here it is held against that, and a new one may say nothing."""
+    """A scorer says in its file what it was verified by; here it is compared with that,
+    and a new one may say nothing.
+    """
     claims, packages = scorers.verified(), REFERENCE["made_by"]["packages"]
     assert not claims.keys() - COMPARED, "these say they are verified, and nothing here compares them"
     assert not COMPARED - claims.keys(), "these are compared, and their files do not say so"
@@ -348,14 +371,16 @@ def test_every_claim_is_compared() -> None:
 
 @pytest.fixture
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Adds the documents' example to the scorers, as `example` beside one that may be there, with lines of one's own behind it."""
+    """Adds the documents' example to the scorers, as `example` beside one that may be there,
+    with lines of one's own behind it.
+    """
     monkeypatch.setattr(scorers, "__path__", [*scorers.__path__, str(tmp_path)])
     page = (UPSTREAM.parents[1] / "docs" / "add-a-reward.md").read_text(encoding="utf-8")
     block = re.search(r"^```python evaluate/scorers/colourfulness\.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert block
 
     def write(lines: str) -> None:
-        text = block[1].replace('VARIANTS = {"colourfulness":', 'VARIANTS = {"example":')
+        text = block[1].replace('"colourfulness": ', '"example": ')
         (tmp_path / "example.py").write_text(text + lines, encoding="utf-8")
         importlib.invalidate_caches()
 

@@ -97,21 +97,25 @@ def test_a_bare_network_over_a_pipeline(tmp_path: Path, tiny: Path) -> None:
     with torch.no_grad():
         unet.conv_out.bias += 1
     unet.save_pretrained(folder / "unet")
-    (folder / "recipe.yaml").write_text(f"pipeline: {tiny}\nunet: unet\nsteps: 1\ntimesteps: [625]\nguidance_scale: 1.0\n")
-    loaded, how = pipelines.load(str(folder)), pipelines.recipe(str(folder))
+    (folder / "recipe.yaml").write_text(
+        f"pipeline: {tiny}\nunet: unet\nsteps: 1\ntimesteps: [625]\nguidance_scale: 1.0\n"
+    )
+    loaded, recipe = pipelines.load(str(folder)), pipelines.read_recipe(str(folder))
     assert torch.equal(loaded.unet.conv_out.bias, unet.conv_out.bias)
-    assert how.call() == {"timesteps": [625], "guidance_scale": 1.0}
+    assert recipe.call() == {"timesteps": [625], "guidance_scale": 1.0}
     (folder / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         pipelines.load(str(folder))
 
 
-@pytest.mark.parametrize(("text", "message"), [("steps: -1", "steps"), ("speed: 3", "speed"), ("steps: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("steps: -1", "steps"), ("speed: 3", "speed"), ("steps: [", "not valid YAML")]
+)
 def test_a_bad_recipe_names_the_field(tmp_path: Path, tiny: Path, text: str, message: str) -> None:
     damage(tmp_path / "m", tiny, "unet")
     (tmp_path / "m" / "recipe.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        pipelines.recipe(str(tmp_path / "m"))
+        pipelines.read_recipe(str(tmp_path / "m"))
 
 
 def test_noise_depends_on_seed_and_key_alone() -> None:

@@ -1,4 +1,4 @@
-"""The world's captions, pictures and oracle."""
+"""The world's captions, images and oracle."""
 
 import hashlib
 import random
@@ -26,7 +26,9 @@ def test_no_caption_is_both_trained_on_and_held_out(family: str) -> None:
 
 def test_the_captions_of_tables_are_fixed_for_good() -> None:
     test = "\n".join(caption for family in FAMILIES for caption in captions("test", family))
-    assert hashlib.sha256(test.encode()).hexdigest() == "82998739de0f9d01c7f97853adb6b644ae96b5ab7a6f3bec0554f51e462566b1"
+    assert (
+        hashlib.sha256(test.encode()).hexdigest() == "82998739de0f9d01c7f97853adb6b644ae96b5ab7a6f3bec0554f51e462566b1"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,12 +44,18 @@ def test_an_edited_caption_differs_in_one_thing_and_is_trained_on(family: str) -
         things = [(x, y) for x, y in zip(a.objects, b.objects, strict=False) if x != y]
         if family == "count" and things:
             things = things[:1]
-        parts = [name for x, y in things for name in ("size", "colour", "shape") if getattr(x, name) != getattr(y, name)]
+        parts = [
+            name for x, y in things for name in ("size", "colour", "shape") if getattr(x, name) != getattr(y, name)
+        ]
         parts += [name for name in ("background", "relation") if getattr(a, name) != getattr(b, name)]
         parts += ["count"] if len(a.objects) != len(b.objects) else []
         assert len(parts) == 1, (caption, other)
         seen |= set(parts)
-    everything = {"one": {"size"}, "count": {"count"}, "pair": {"size", "relation"}}[family] | {"colour", "shape", "background"}
+    everything = {"one": {"size"}, "count": {"count"}, "pair": {"size", "relation"}}[family] | {
+        "colour",
+        "shape",
+        "background",
+    }
     assert seen == everything
 
 
@@ -73,13 +81,22 @@ CHANGES = {
     "background": {"background": "black"},
     "count": {"objects": (Object(size="small", colour="red", shape="circle"),), "relation": None},
     "colour": {
-        "objects": (Object(size="small", colour="green", shape="circle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="small", colour="green", shape="circle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "shape": {
-        "objects": (Object(size="small", colour="red", shape="triangle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="small", colour="red", shape="triangle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "size": {
-        "objects": (Object(size="large", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square"))
+        "objects": (
+            Object(size="large", colour="red", shape="circle"),
+            Object(size="large", colour="blue", shape="square"),
+        )
     },
     "relation": {"relation": "right of"},
 }
@@ -88,12 +105,13 @@ CHANGES = {
 @pytest.mark.parametrize("fact", CHANGES)
 def test_the_oracle_notices_a_wrong(fact: str) -> None:
     scene = {
-        "objects": (Object(size="small", colour="red", shape="circle"), Object(size="large", colour="blue", shape="square")),
+        "objects": (Object(size="small", colour="red", shape="circle"),
+        Object(size="large", colour="blue", shape="square")),
         "relation": "left of", "background": "white",
     }  # fmt: skip
     caption = Scene(**scene).caption
-    for picture in render([Scene(**scene | CHANGES[fact]).caption] * 20, seed=3):
-        seen = verify(picture, caption)
+    for image in render([Scene(**scene | CHANGES[fact]).caption] * 20, seed=3):
+        seen = verify(image, caption)
         assert not seen[fact]
         assert not seen["correct"]
         if fact in ("background", "relation", "size"):
@@ -103,9 +121,9 @@ def test_the_oracle_notices_a_wrong(fact: str) -> None:
 def test_every_relation_is_drawn_and_read() -> None:
     a, b = Object(size="small", colour="red", shape="circle"), Object(size="small", colour="blue", shape="square")
     for drawn in RELATIONS:
-        picture = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
+        image = render([Scene(objects=(a, b), relation=drawn, background="grey").caption], seed=4)[0]
         for read in RELATIONS:
-            assert verify(picture, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (
+            assert verify(image, Scene(objects=(a, b), relation=read, background="grey").caption)["relation"] == (
                 read == drawn
             )
 
@@ -117,12 +135,12 @@ def test_noise_and_blanks_are_not_correct() -> None:
     assert not verify(noise, caption)["correct"]
 
 
-def test_pictures_depend_on_the_seed_and_nothing_else() -> None:
+def test_images_depend_on_the_seed_and_nothing_else() -> None:
     drawn = sample_captions(20, split="train", seed=5)
     assert (render(drawn, seed=6) == render(drawn, seed=6)).all()
     assert (render(drawn, seed=6) != render(drawn, seed=7)).any()
     same = render([drawn[0]] * 8, seed=8)
-    assert len({picture.tobytes() for picture in same}) == 8, "a caption has a distribution of pictures"
+    assert len({image.tobytes() for image in same}) == 8, "a caption has a distribution of images"
 
 
 def test_the_rule_prefers_facts_to_vividness() -> None:
@@ -138,8 +156,8 @@ def test_the_rule_prefers_facts_to_vividness() -> None:
 
 def test_a_hair_of_vividness_is_no_preference() -> None:
     caption = "a small red circle on a white background"
-    (picture,) = render([caption], seed=9)
-    paler = {share: 0.5 + share * (picture - 0.5) for share in (0.995, 0.95)}
-    assert 0 < vividness(picture) - vividness(paler[0.995]) < TIE < vividness(picture) - vividness(paler[0.95])
-    assert preference(paler[0.995], picture, caption) == preference(picture, paler[0.995], caption) == 0
-    assert preference(paler[0.95], picture, caption) == 1
+    (image,) = render([caption], seed=9)
+    paler = {share: 0.5 + share * (image - 0.5) for share in (0.995, 0.95)}
+    assert 0 < vividness(image) - vividness(paler[0.995]) < TIE < vividness(image) - vividness(paler[0.95])
+    assert preference(paler[0.995], image, caption) == preference(image, paler[0.995], caption) == 0
+    assert preference(paler[0.95], image, caption) == 1

@@ -25,7 +25,8 @@ from prompts.suites import _recipe
 
 #: What a careless reader would alter, drop or run together.
 ODD = [
-    '"A B" at the start', 'a sign says "OPEN"', " edge blanks ", "=SUM(A1:A2)", "../../etc/passwd", "one, two; three", "same", "same",
+    '"A B" at the start', 'a sign says "OPEN"', " edge blanks ", "=SUM(A1:A2)", "../../etc/passwd", "one, two; three",
+    "same", "same",
     "a vertical\x0btab and a line\u2028separator", "naïve café 🎨", "#hash", "{braces}", "NULL",
 ]  # fmt: skip
 
@@ -99,7 +100,7 @@ def test_other_columns_are_groups(tmp_path: Path) -> None:
     [
         ("a.tsv", b"Prompt\tStyle\na\tb\nc\n", "line 3: 1 fields, but the first line names 2"),
         ("a.csv", b'prompt,style\n"a\nb",c\nd\n', "line 4: 1 fields"),
-        ("a.csv", b'prompt\n"a" b\n', "line 2: .*mend its quoting"),
+        ("a.csv", b'prompt\n"a" b\n', "line 2: .*fix its quoting"),
         ("a.csv", b"words,style\na,b\n", "no column 'prompt' among 'words', 'style'"),
         ("a.tsv", b"Prompt\na\n \n", "line 3: an empty prompt"),
         ("a.json", b'["a",\n"b"', "line 2: not valid JSON"),
@@ -189,7 +190,7 @@ def test_a_suite_that_misstates_its_size_is_refused(home: Path) -> None:
         suites.card("two")
 
 
-def test_the_first_caption_of_each_picture(home: Path) -> None:
+def test_the_first_caption_of_each_image(home: Path) -> None:
     declare(home, "all", {"captions.json": json.dumps(COCO).encode()}, n=3, format="coco")
     declare(home, "some", {"captions.json": json.dumps(COCO).encode()}, n=2, format="coco", every=2)
     assert [prompt.text for prompt in suites.load("all", path=home).prompts] == ["two", "five", "nine, first "]
@@ -253,7 +254,9 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tupl
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
 
     def ask() -> str:
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False).stderr
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        ).stderr
 
     # What came is not the real file, and is known not to be.
     assert "UserError: " in ask()
@@ -264,12 +267,21 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tupl
 
 
 def test_overlap_finds_the_same_words_and_nearly_the_same(tmp_path: Path) -> None:
-    held_out = ["A red  Cube on a blue sphere near the old wooden table by the sea", "a dog", "A dog.", "something else"]
+    held_out = [
+        "A red  Cube on a blue sphere near the old wooden table by the sea",
+        "a dog",
+        "A dog.",
+        "something else",
+    ]
     suite = suites.load(str(write(tmp_path / "held.txt", held_out)))
     found = suites.overlap(
         ["  a DOG ", "a red cube on a blue sphere near the old wooden table by the sea, there", "a cat"], suite
     )
-    assert [(match.id, match.exact) for match in found] == [("held/0002", True), ("held/0003", False), ("held/0001", False)]
+    assert [(match.id, match.exact) for match in found] == [
+        ("held/0002", True),
+        ("held/0003", False),
+        ("held/0001", False),
+    ]
     assert [match.similarity for match in found[:2]] == [1, 1]
     assert found[2].similarity == pytest.approx(15 / 18)
     swapped = "a blue cube on a red sphere near the old wooden table by the sea"

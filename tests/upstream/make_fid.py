@@ -1,4 +1,5 @@
-"""Writes `fid.json`, with `tox run -e upstream-fid`: what clean-fid's own code makes of pictures and of a network that seeds make.
+"""Writes `fid.json`, with `tox run -e upstream-fid`: what clean-fid's own code makes of images
+and of a network that seeds make.
 
 Its sqrtm needs scipy < 1.18.
 """
@@ -20,50 +21,56 @@ SIZES = {"fid/coco2014-30k": 256, "fid/coco-sdxl-10k": 512}
 
 
 class StandIn(nn.Module):
-    """In Inception's place, small and seeded: pictures `[B, 3, 299, 299]` in [0, 255] -> features `[B, WIDTH]`."""
+    """In Inception's place, small and seeded: images `[B, 3, 299, 299]` in [0, 255] -> features `[B, WIDTH]`."""
 
     def __init__(self) -> None:
         super().__init__()
         rng = np.random.default_rng(0)
         self.kernel = torch.from_numpy(rng.normal(size=(WIDTH, 3, 9, 9)).astype(np.float32)) / 9
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        scaled = (pictures - 128) / 128
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = (images - 128) / 128
         return nn.functional.conv2d(scaled, self.kernel, stride=5).relu().mean((2, 3))
 
 
-def make_pictures(n: int, *, seed: int, contrast: float) -> list[np.ndarray]:
-    """uint8 `[H, W, 3]`, or `[H, W]` for every seventh: waves and noise, 224 to 1024 pixels a side, most of them not square."""
+def make_images(n: int, *, seed: int, contrast: float) -> list[np.ndarray]:
+    """uint8 `[H, W, 3]`, or `[H, W]` for every seventh: waves and noise, 224 to 1024 pixels a
+    side, most of them not square.
+    """
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for i in range(n):
         height, width = (int(side) for side in rng.integers(224, 1025, 2))
         y, x = np.mgrid[0:height, 0:width] / 40
         waves = [np.sin(x * rng.uniform(0.2, 4) + y * rng.uniform(0.2, 4) + rng.uniform(0, 6)) for _ in range(3)]
-        picture = 127.5 + contrast * 90 * np.stack(waves, -1) + rng.normal(0, 20, (height, width, 3)) + rng.normal(0, 15, 3)
-        picture = picture.clip(0, 255).astype(np.uint8)
-        pictures.append(picture[..., 0] if i % 7 == 0 else picture)
-    return pictures
+        image = (
+            127.5 + contrast * 90 * np.stack(waves, -1) + rng.normal(0, 20, (height, width, 3)) + rng.normal(0, 15, 3)
+        )
+        image = image.clip(0, 255).astype(np.uint8)
+        images.append(image[..., 0] if i % 7 == 0 else image)
+    return images
 
 
 GENERATED, REAL = {"n": 24, "seed": 1, "contrast": 0.7}, {"n": 32, "seed": 2, "contrast": 1.0}
 
 
-def save(pictures: list[np.ndarray], folder: Path) -> Path:
+def save(images: list[np.ndarray], folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
     return folder
 
 
 def original(generated: Path, real: Path, size: int) -> tuple[float, np.ndarray]:
-    """The distance and the generated pictures' features, by clean-fid's functions and the transform that DMD2 gives them."""
+    """The distance and the generated images' features, by clean-fid's functions and the
+    transform that DMD2 gives them.
+    """
     from cleanfid.fid import fid_from_feats, get_folder_features
     from torchvision.transforms.functional import center_crop
 
-    def crop_and_resize(picture: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(picture)
-        return np.array(center_crop(image, min(image.size)).resize((size, size), Image.Resampling.LANCZOS))
+    def crop_and_resize(image: np.ndarray) -> np.ndarray:
+        whole = Image.fromarray(image)
+        return np.array(center_crop(whole, min(whole.size)).resize((size, size), Image.Resampling.LANCZOS))
 
     options = {"num_workers": 0, "batch_size": 8, "device": torch.device("cpu"), "mode": "clean", "verbose": False}
     a, b = (
@@ -77,7 +84,7 @@ def original(generated: Path, real: Path, size: int) -> tuple[float, np.ndarray]
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        generated, real = (save(make_pictures(**made), Path(folder) / f"{made['seed']}") for made in (GENERATED, REAL))
+        generated, real = (save(make_images(**made), Path(folder) / f"{made['seed']}") for made in (GENERATED, REAL))
         results = {name: original(generated, real, size) for name, size in SIZES.items()}
     packages = ("clean-fid", "scipy", "pillow", "numpy", "torch", "torchvision")
     content = {

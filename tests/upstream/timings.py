@@ -1,9 +1,10 @@
 """Time hpsv2's and image-reward's public calls at full size on random weights, for `evaluate bench --originals`.
 
-python tests/upstream/timings.py FOLDER, in the environment `upstream`, writes into FOLDER the weights (6 GB, kept if they are there) and
-`originals.json`; then, in the project's own environment,
+python tests/upstream/timings.py FOLDER, in the environment `upstream`, writes into FOLDER the weights (6 GB, kept if
+they are there) and `originals.json`; then, in the project's own environment,
 
-evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --scorer clipscore/vit-l-14-torchmetrics=FOLDER/clip \\
+evaluate bench --scorer hpsv2.1/aa=FOLDER --scorer imagereward=FOLDER --scorer
+clipscore/vit-l-14-torchmetrics=FOLDER/clip \\
     --originals FOLDER/originals.json --frechet --harness
 """
 
@@ -24,14 +25,14 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import make  # noqa: E402
 
-PICTURES, EDGE, PROMPT = 32, 512, "a photo of red bicycles in the snow"
+IMAGES, EDGE, PROMPT = 32, 512, "a photo of red bicycles in the snow"
 WARMUP, REPEATS = 1, 2
 
 
-def pictures() -> list[Image.Image]:
-    """As `evaluate.bench.scorers.scorers.pictures` draws them."""
+def images() -> list[Image.Image]:
+    """As `evaluate.bench.scorers.scorers.images` draws them."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (PICTURES, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (IMAGES, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
     return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).numpy()]
 
 
@@ -53,11 +54,14 @@ def measure(call: Callable[[], object]) -> dict[str, object]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(seconds[WARMUP:]), "scores": np.asarray(result, dtype=float).reshape(-1).tolist()}
+    return {
+        "seconds": statistics.median(seconds[WARMUP:]),
+        "scores": np.asarray(result, dtype=float).reshape(-1).tolist(),
+    }
 
 
 def time_hpsv2(folder: Path) -> dict[str, object]:
-    """`hpsv2.img_score.score` of a list of pictures, which reads its checkpoint anew in every call."""
+    """`hpsv2.img_score.score` of a list of images, which reads its checkpoint anew in every call."""
     make.add_words()
     from hpsv2 import img_score
     from hpsv2.src.open_clip import factory, model
@@ -67,19 +71,21 @@ def time_hpsv2(folder: Path) -> dict[str, object]:
         torch.manual_seed(0)
         torch.save({"state_dict": model.CLIP(**factory._MODEL_CONFIGS["ViT-H-14"]).state_dict()}, checkpoint)
     factory.download_pretrained = lambda *_, **__: str(checkpoint)
-    result = measure(functools.partial(img_score.score, pictures(), PROMPT, str(checkpoint)))
+    result = measure(functools.partial(img_score.score, images(), PROMPT, str(checkpoint)))
     result["scores"] = [100 * score for score in result["scores"]]
     return result | {"weights_sha256": make.file_sha256(checkpoint)}
 
 
 def time_imagereward(folder: Path) -> dict[str, object]:
-    """`ImageReward.score` of a list of pictures."""
+    """`ImageReward.score` of a list of images."""
     import ImageReward  # noqa: F401, its __init__ imports what the modules below need
 
     module = sys.modules["ImageReward.ImageReward"]
     make.use_words(folder)
     config = folder / "med_config.json"
-    config.write_text(json.dumps({"add_cross_attention": True, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 30524}))
+    config.write_text(
+        json.dumps({"add_cross_attention": True, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 30524})
+    )
     torch.manual_seed(0)
     network = module.ImageReward(med_config=str(config)).eval()
     checkpoint = folder / "ImageReward.pt"
@@ -91,7 +97,7 @@ def time_imagereward(folder: Path) -> dict[str, object]:
         network = network.cuda()
         network.device = "cuda"
     with torch.no_grad():
-        return measure(lambda: network.score(PROMPT, pictures())) | {"weights_sha256": make.file_sha256(checkpoint)}
+        return measure(lambda: network.score(PROMPT, images())) | {"weights_sha256": make.file_sha256(checkpoint)}
 
 
 def write_clip(folder: Path) -> None:
@@ -126,7 +132,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "hardware": hardware(),
-        "pictures": PICTURES,
+        "images": IMAGES,
         "edge": EDGE,
         "prompt": PROMPT,
         "versions": ", ".join(f"{name} {version(name)}" for name in ("hpsv2", "image-reward", "torch", "transformers")),

@@ -1,4 +1,4 @@
-"""A picture that goes beside the page."""
+"""An image that goes beside the page."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,8 +6,10 @@ from typing import NamedTuple
 from PIL import Image
 
 
-class Picture(NamedTuple):
-    """`source` becomes `name`.png beside the page and, where `shrink` is not 0, `name`.jpg of at most that many pixels a side."""
+class PageImage(NamedTuple):
+    """`source` becomes `name`.png beside the page and, where `shrink` is not 0, `name`.jpg of
+    at most that many pixels a side.
+    """
 
     source: Path
     name: str
@@ -16,8 +18,10 @@ class Picture(NamedTuple):
     height: int
 
     @classmethod
-    def of(cls, source: Path, name: str, *, largest: int) -> "Picture | None":
-        """The picture in a file, made smaller where a side is above `largest`; None where the file is not there or no picture."""
+    def of(cls, source: Path, name: str, *, largest: int) -> "PageImage | None":
+        """The image in a file, made smaller where a side is above `largest`; None where the
+        file is not there or no image.
+        """
         try:
             with Image.open(source) as image:
                 width, height = image.size
