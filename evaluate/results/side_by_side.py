@@ -91,7 +91,7 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
     head, rows = lines(figures)
     table = Table(
         title=escape(f"{runs[0].meta['suite']}, {len(runs[0].by_prompt()):,} prompts"),
-        caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score, ties half",
+        caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score",
     )
     for i, name in enumerate(head):
         table.add_column(escape(name), justify="right" if i else "left")
