@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prompts import extensions
+
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"prompts": {"prompts"}, "evaluate": {"prompts", "evaluate"}, "align": {"prompts", "evaluate", "align"}}
 
@@ -107,6 +109,39 @@ def test_names_of_public_classes_are_unique_within_a_package() -> None:
                 key = (path.relative_to(ROOT).parts[0], node.name)
                 assert key not in seen, f"{node.name} is in {seen[key]} and in {path}"
                 seen[key] = path
+
+
+#: A folder of what people add -> what makes a file of it one, and its files that are for the others.
+KINDS = {
+    "evaluate/scorers": ({"VARIANTS", "load"}, set()),
+    "evaluate/distribution": ({"VARIANTS", "load"}, {"frechet", "inception"}),
+    "evaluate/families": ({"family"}, set()),
+    "evaluate/samplers": ({"Options", "build"}, set()),
+    "align/generators": ({"Options", "build"}, set()),
+    "align/critics": ({"Options", "build"}, {"assistant"}),
+}
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_every_file_of_a_folder_of_additions_is_one(folder: str) -> None:
+    declares, others = KINDS[folder]
+    package = folder.replace("/", ".")
+    there = {path.stem for path in (ROOT / folder).glob("[!_]*.py")}
+    found = set.intersection(*(set(extensions.names(package, name)) for name in declares))
+    assert found == there - others and (found or folder == "align/critics")
+
+
+def test_formatting_is_left_out_for_literal_tables_alone() -> None:
+    for path, tree in SOURCES.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        skipped = [number for number, line in enumerate(lines, 1) if line.rstrip().endswith("# fmt: skip")]
+        tables = [
+            node.end_lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            and isinstance(node.value, ast.Dict | ast.Tuple | ast.List | ast.Set)
+        ]
+        assert set(skipped) <= set(tables), f"{path}:{sorted(set(skipped) - set(tables))}"
 
 
 def test_every_package_is_listed() -> None:
