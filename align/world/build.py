@@ -38,10 +38,10 @@ from prompts.shapes.taste import TIE, preference
 FEW = 1500
 #: Pairs by the generator that drew both images, ties left out afterwards. `weak` is the base
 #: generator aligned with the weak model.
-MANY = {"base": 24_000, "teacher": 6_000, "weak": 8_000}
+MANY = {"base": 24_000, "teacher": 2_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions per family and figure
-TEACHER_RECIPE = {"steps": 25, "guidance_scale": 3.0}
+TEACHER_RECIPE = {"steps": 25, "guidance_scale": 2.0}
 WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
 ALIGNED = ("steps=1200", "final_comparison.prompts=0")
 
@@ -55,7 +55,8 @@ def build(work: Path, target: Path) -> None:
     _place_whole(_pretrain("shapes-teacher", work, f"vae={vae}"), home / "teacher", recipe=TEACHER_RECIPE)
     _place_whole(_pretrain("shapes-clip", work), home / "clip")
     clip = _pretrain("shapes-preference-clip", work)
-    _train("base", "shapes-di", work)
+    di = _train("shapes-di", "shapes-di", work)
+    _train("base", "shapes-base", work, f"initial={di}")
     _place_network(work / "base", home / "base")
 
     few = make_pairs(work / "pairs-few", "shapes/base", n=FEW, seed=1)
