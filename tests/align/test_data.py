@@ -185,7 +185,7 @@ def test_a_copy_of_another_revision_is_not_taken(hub: Hub, monkeypatch: pytest.M
     data._open.cache_clear()
     monkeypatch.setattr(hub, "root", hub.root / "away")
     assert list(read_prompts(f"{LAION}:TEXT")) == KEPT  # as `datasets` has it
-    refusal(f"{LAION}:TEXT@{commit('v1')}", "no copy of revision")
+    refusal(f"{LAION}:TEXT@{commit('v1')}", "no local copy of revision")
     refusal(f"{LAION}:TEXT@v1", "no such repository")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from align.networks.initial import hub_id, load_into
 from align.networks.lora import LoraConfig as Adapters
 from align.networks.roles import Roles
+from evaluate.families import UNET_LAYERS
 from evaluate.pipelines import lora as loras
 from prompts.io.errors import UserError
 
@@ -239,7 +240,11 @@ def test_frozen_weights_are_stored_as_autocast_computes(unets: tuple[Any, Any]) 
 def test_adapters_are_trained_in_float32_over_a_half_precision_base(unets: tuple[Any, Any], same: bool) -> None:
     """In bfloat16 an optimiser's step of 1e-5 would be rounded away."""
     roles = Roles(
-        *copy.deepcopy(unets), same=same, lora=Adapters(rank=2, alpha=2.0), checkpointing=False, frozen=torch.bfloat16
+        *copy.deepcopy(unets),
+        same=same,
+        lora=Adapters(rank=2, alpha=2.0, target_modules=UNET_LAYERS),
+        checkpointing=False,
+        frozen=torch.bfloat16,
     )
     for role in (roles.student, roles.assistant):
         assert role.base.get_parameter("conv_in.weight").dtype == torch.bfloat16  # type: ignore[union-attr]

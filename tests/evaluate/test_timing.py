@@ -1,12 +1,12 @@
 """Timing: time goes to the stage that takes it, and weights that are drawn are all there."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clock import Hours
 
 from evaluate import cli, pipelines
 from evaluate.bench import timing
@@ -26,23 +26,22 @@ def configs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "calls"), [("text", 1), ("denoiser", 2), ("vae", 1)])
-def test_time_goes_to_the_stage_that_takes_it(tiny: Path, stage: str, calls: int) -> None:
+def test_time_goes_to_the_stage_that_takes_it(tiny: Path, hours: Hours, stage: str, calls: int) -> None:
     pipeline = pipelines.load(str(tiny))
     quick = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
     (module,) = timing.stages(pipeline)[stage]
     forward = module.forward
 
     def slow(*args: Any, **options: Any) -> Any:
-        time.sleep(0.1)
+        hours.sleep(0.125)
         return forward(*args, **options)
 
     module.forward = slow
     slowed = timing.time_pipeline(pipeline, RECIPE, batch=4, repeats=2)
     for name in ("text", "denoiser", "vae", "other"):
-        added = getattr(slowed, name) - getattr(quick, name)
-        assert added == pytest.approx(calls * 0.1 * timing.IMAGES / 4 if name == stage else 0, abs=0.1), name
-    assert slowed.least <= slowed.total <= slowed.most
-    assert slowed.total == pytest.approx(slowed.text + slowed.denoiser + slowed.vae + slowed.other, rel=0.1)
+        assert getattr(quick, name) == 0
+        assert getattr(slowed, name) == (calls * 0.125 * timing.IMAGES / 4 if name == stage else 0), name
+    assert slowed.least == slowed.total == slowed.most == calls * 0.125 * timing.IMAGES / 4
     assert slowed.peak_mib > 50
 
 
@@ -53,10 +52,10 @@ def test_hooks_are_taken_off_again(tiny: Path) -> None:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
-def test_calls_that_warm_up_are_not_counted() -> None:
-    naps = iter([0.2, 0.2, 0.01, 0.02, 0.03])
-    spread = timing.time_call(lambda: time.sleep(next(naps)), repeats=3)
-    assert spread.least < 0.02 <= spread.median < 0.03 <= spread.most < 0.2
+def test_calls_that_warm_up_are_not_counted(hours: Hours) -> None:
+    naps = iter([8.0, 16.0, 4.0, 1.0, 2.0])
+    spread = timing.time_call(lambda: hours.sleep(next(naps)), repeats=3)
+    assert spread == (2.0, 1.0, 4.0)
 
 
 def test_weights_are_drawn_and_never_zero(configs: Path, tiny: Path) -> None:
