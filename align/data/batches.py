@@ -36,7 +36,7 @@ def seeded(*key: int) -> int:
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Rows of a global batch on their device: prompts, their conditioning and the null prompt's, noise
-    levels `[B]`, and keyed noise.
+    levels `[B]`, and keyed noise. number: of the global batch; None for one that is only looked at.
     """
 
     prompts: list[str]
@@ -46,6 +46,7 @@ class Batch:
     keys: tuple[str, ...]
     shape: tuple[int, ...]
     seed: int
+    number: int | None = None
     _noise: dict[str, Tensor] = field(default_factory=dict)
 
     def noise(self, name: str) -> Tensor:
@@ -72,6 +73,7 @@ class Batch:
             keys=self.keys[rows],
             shape=self.shape,
             seed=self.seed,
+            number=self.number,
             _noise=noise,
         )
 
@@ -132,7 +134,14 @@ class BatchSampler:
         cond, uncond, prompts = self.texts(self.picks(k, rows))
         sigma = sigma.to(self.dtype).to(self.device)
         return Batch(
-            prompts=prompts, cond=cond, uncond=uncond, sigma=sigma, keys=keys, shape=self.shape, seed=self.seed
+            prompts=prompts,
+            cond=cond,
+            uncond=uncond,
+            sigma=sigma,
+            keys=keys,
+            shape=self.shape,
+            seed=self.seed,
+            number=k,
         )
 
     def __call__(self, k: int) -> list[Batch]:

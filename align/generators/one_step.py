@@ -22,6 +22,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
 class OneStep:
     """Noise to latents in one evaluation of the network."""
 
+    options: GeneratorOptions
+
     def __init__(self, options: GeneratorOptions, preconditioning: Preconditioning, *, source: str):
         """source: what to call the reference in an error."""
         self.options, self.preconditioning = options, preconditioning

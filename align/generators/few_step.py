@@ -1,0 +1,110 @@
+"""A few steps: from noise level to falling noise level, with what lies between them drawn as it will be when the
+student is used (backward simulation, DMD2, arXiv 2405.14867 section 4.5).
+
+With sigma_1 > ... > sigma_K and `x_1 = k z`, step j makes `x0_j = D(x_j, sigma_j, c)` and goes on from
+
+    x_{j+1} = x0_j + sigma_{j+1} (cos(eta pi / 2) (x_j - x0_j) / sigma_j + sin(eta pi / 2) n_j)
+
+so eta = 1 noises afresh, as a consistency model does, and eta = 0 is an Euler step. Training draws one step of each
+batch, the same for all of its rows and on every process, and only that step has a gradient.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor, nn
+
+from align.data.batches import Batch
+from align.generators import GeneratorOptions
+from align.generators.one_step import OneStep
+from align.networks.preconditioning import Preconditioning
+from evaluate import pipelines
+from prompts.io.errors import UserError
+
+
+class FewStepOptions(GeneratorOptions):
+    """levels: noise levels of the steps after the first, whose level is `sigma_init`, falling."""
+
+    name: Literal["few_step"] = "few_step"
+    levels: tuple[PositiveFloat, ...] = Field(description="of the steps after the first, falling from sigma_init")
+    eta: float = Field(1.0, ge=0, le=1, description="1 noises afresh between steps, 0 is an Euler step")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FewStepOptions":
+        levels = (self.sigma_init, *self.levels)
+        for before, after in zip(levels, levels[1:], strict=False):
+            if after >= before:
+                raise ValueError(f"generator.levels: {after:g} follows {before:g}; let them fall from sigma_init on")
+        if self.levels and self.eta not in (0.0, 1.0):
+            raise ValueError(f"generator.eta {self.eta:g}: no stock scheduler draws that; set it to 0 or 1")
+        if self.levels and self.eta == 1.0 and self.input_scale != "unit_variance":
+            raise ValueError(
+                "generator.eta 1 takes input_scale unit_variance, as LCMScheduler has it; set that, or eta 0"
+            )
+        return self
+
+
+class FewStep(OneStep):
+    """Noise to latents in as many evaluations as there are levels; of one level, `OneStep` to the bit."""
+
+    options: FewStepOptions
+
+    def __init__(self, options: FewStepOptions, preconditioning: Preconditioning, *, source: str):
+        """source: what to call the reference in an error."""
+        super().__init__(options, preconditioning, source=source)
+        schedule = preconditioning.schedule
+        for sigma in options.levels:
+            if not schedule.holds(sigma):
+                raise UserError(
+                    f"generator.levels: {sigma:g} is outside the noise levels of {source}, {schedule.sigma_min:.4g} to"
+                    f" {schedule.sigma_max:.4g}; choose one between them"
+                )
+        self.levels = (self.sigma_init, *map(schedule.snap, options.levels))
+        if len(set(self.levels)) < len(self.levels):
+            raise UserError(f"generator.levels: two of them are one noise level of {source}; set them further apart")
+
+    def step_of(self, batch: Batch) -> int:
+        """Which step, from 0, a batch trains: drawn by (seed, number), and for what is only looked at the last."""
+        if batch.number is None:
+            return len(self.levels) - 1
+        generator = pipelines.generator(batch.seed, f"{batch.number}/step")
+        return int(torch.randint(len(self.levels), (1,), generator=generator))
+
+    def sample(self, network: nn.Module, batch: Batch) -> Tensor:
+        """x0 of the batch's step, whose evaluation alone has a graph."""
+        z = batch.noise("z")
+        denoiser = self.preconditioning.denoiser(network, batch.cond)
+
+        def level(j: int) -> Tensor:
+            return torch.full((len(z),), self.levels[j], dtype=z.dtype, device=z.device)
+
+        last, x = self.step_of(batch), self.k * z
+        straight, afresh = math.cos(self.options.eta * math.pi / 2), math.sin(self.options.eta * math.pi / 2)
+        with torch.no_grad():
+            for j in range(last):
+                x0 = denoiser(x, level(j))
+                noise = straight * (x - x0) / self.levels[j]
+                if self.options.eta:
+                    noise = noise + afresh * batch.noise(f"step/{j + 1}")
+                x = x0 + self.levels[j + 1] * noise
+        return denoiser(x, level(last))
+
+    def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
+        """The scheduler whose steps these are, and its recipe."""
+        import diffusers
+
+        _, recipe = super().export(scheduler)
+        schedule = self.preconditioning.schedule
+        timesteps = [int(t) for t in schedule.timestep(torch.tensor(self.levels))]
+        recipe |= {"steps": len(timesteps), "timesteps": timesteps}
+        if self.options.eta == 1.0 or not self.options.levels:
+            return super().export(scheduler)[0], recipe
+        # An Euler scheduler starts from noise of sigma_max where steps trail, and of its root of one more where they lead.
+        spacing = "trailing" if self.options.input_scale == "sigma_init" else "leading"
+        euler = diffusers.EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing=spacing)
+        return euler, recipe | {"guidance_scale": 1.0}
+
+
+Options, build = FewStepOptions, FewStep
