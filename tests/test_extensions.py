@@ -326,7 +326,7 @@ def test_a_sampler(tmp_path: Path) -> None:
         ({"critics": {"guess": {}}}, "'learning_rate' is missing"),
         ({"critics": {"assistant": {"learning_rate": 1e-3}}}, "critics = assistant: unknown; choose from guess"),
         ({"terms": {"kl": {}}}, "terms = kl: unknown; choose from pull"),
-        ({"generator": {"name": "shrnk"}}, "generator.name = shrnk: unknown; choose from one_step, shrunk"),
+        ({"generator": {"name": "shrnk"}}, "generator.name = shrnk: unknown; choose from few_step, one_step, shrunk"),
         ({"family": "quit"}, "family = quit: unknown; choose from"),
     ],
 )

@@ -10,6 +10,7 @@ batch, the same for all of its rows and on every process, and only that step has
 """
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,7 @@ class FewStepOptions(GeneratorOptions):
     @model_validator(mode="after")
     def _consistent(self) -> "FewStepOptions":
         levels = (self.sigma_init, *self.levels)
-        for before, after in zip(levels, levels[1:], strict=False):
+        for before, after in pairwise(levels):
             if after >= before:
                 raise ValueError(f"generator.levels: {after:g} follows {before:g}; let them fall from sigma_init on")
         if self.levels and self.eta not in (0.0, 1.0):
@@ -101,7 +102,7 @@ class FewStep(OneStep):
         recipe |= {"steps": len(timesteps), "timesteps": timesteps}
         if self.options.eta == 1.0 or not self.options.levels:
             return super().export(scheduler)[0], recipe
-        # An Euler scheduler starts from noise of sigma_max where steps trail, and of its root of one more where they lead.
+        # Noise is scaled by sigma_max where an Euler scheduler's steps trail, by sqrt(sigma_max^2 + 1) where they lead.
         spacing = "trailing" if self.options.input_scale == "sigma_init" else "leading"
         euler = diffusers.EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing=spacing)
         return euler, recipe | {"guidance_scale": 1.0}

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from numpy.polynomial.hermite_e import hermegauss
-from oracles import Gaussian, Mixture
+from oracles import Gaussian, Mixture, normal_grid
 from torch import Tensor, nn
 
 from align.objectives.denoisers import guided
@@ -81,16 +80,6 @@ REFERENCES: dict[str, Gaussian | Mixture] = {
 STUDENT_3D = Student(tensor([0.5, -0.4, 0.1]), tensor([[0.9, -0.3, 0.2], [0.4, 0.6, -0.1], [0.3, 0.1, 0.7]]))
 MEAN_3D, COVARIANCE_3D = tensor([-0.3, 0.2, 0.6]), tensor([[1.2, 0.5, 0.1], [0.5, 0.7, -0.2], [0.1, -0.2, 0.9]])
 REFERENCE_3D = Gaussian(MEAN_3D, COVARIANCE_3D)
-
-
-def normal_grid(dimensions: int, order: int) -> tuple[Tensor, Tensor]:
-    """Points `[N, dimensions]` and probabilities `[N]` that integrate against N(0, I): exactly, for polynomials of
-    degree below 2 * order in each variable. Points that would not count in double precision are left out.
-    """
-    points, weights = (torch.from_numpy(values) for values in hermegauss(order))
-    probability = torch.cartesian_prod(*[weights / weights.sum()] * dimensions).prod(1)
-    counts = probability > 1e-12
-    return torch.cartesian_prod(*[points] * dimensions)[counts], probability[counts]
 
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0, noise, sigma) -> [B]
