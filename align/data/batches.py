@@ -2,6 +2,7 @@
 neither the number of processes nor an interruption changes what is drawn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,9 @@ class NoiseLevelOptions(Config):
 
     name: Literal["lognormal", "uniform"] = "lognormal"
     parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
+
+
+TRIES = 1000  # noise levels that are drawn for one within an interval
 
 
 def seeded(*key: int) -> int:
@@ -93,6 +97,7 @@ class BatchSampler:
         noise_levels: Callable[[int, torch.Generator], Tensor],
         *,
         seed: int,
+        interval: Callable[[int, int], tuple[float, float]] = lambda number, seed: (0.0, math.inf),
         rank: int = 0,
         world: int = 1,
         micro_batches: int = 1,
@@ -101,7 +106,7 @@ class BatchSampler:
     ):
         """prompts: how many there are. shape: of one image's latents. size: images in a global batch.
 
-        noise_levels: draws them.
+        noise_levels: draws them. interval: (number, seed) -> lowest and highest of a batch.
         """
         self.texts, self.prompts, self.shape, self.size, self.noise_levels, self.seed = (
             texts,
@@ -111,7 +116,7 @@ class BatchSampler:
             noise_levels,
             seed,
         )
-        self.rank, self.world, self.micro_batches = rank, world, micro_batches
+        self.interval, self.rank, self.world, self.micro_batches = interval, rank, world, micro_batches
         self.device, self.dtype = device, dtype
         self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(prompts))
 
@@ -130,7 +135,8 @@ class BatchSampler:
         """Micro-batch m of batch number k >= 0."""
         rows = self.rows(m)
         keys = tuple(f"{k}/{row}" for row in rows)
-        sigma = torch.cat([self.noise_levels(1, pipelines.generator(self.seed, f"{key}/sigma")) for key in keys])
+        low, high = self.interval(k, self.seed)
+        sigma = torch.cat([self._level(pipelines.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])
         cond, uncond, prompts = self.texts(self.picks(k, rows))
         sigma = sigma.to(self.dtype).to(self.device)
         return Batch(
@@ -143,6 +149,14 @@ class BatchSampler:
             seed=self.seed,
             number=k,
         )
+
+    def _level(self, generator: torch.Generator, low: float, high: float) -> Tensor:
+        """One noise level `[1]`, drawn again until it is within the interval, and put at its end where it never is."""
+        for _ in range(TRIES):
+            sigma = self.noise_levels(1, generator)
+            if low <= sigma.item() <= high:
+                break
+        return sigma.clamp(low, high)
 
     def __call__(self, k: int) -> list[Batch]:
         """This process's micro-batches of batch k."""

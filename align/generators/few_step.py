@@ -31,6 +31,15 @@ class FewStepOptions(GeneratorOptions):
     name: Literal["few_step"] = "few_step"
     levels: tuple[PositiveFloat, ...] = Field(description="of the steps after the first, falling from sigma_init")
     eta: float = Field(1.0, ge=0, le=1, description="1 noises afresh between steps, 0 is an Euler step")
+    rewards: Literal["last", "all"] = Field("last", description="which steps' images rewards judge")
+    losses_at: Literal["own", "all"] = Field(
+        "own",
+        description=(
+            "noise levels of the losses: own, from the next step's level to the step's; all, every one. With own the "
+            "assistant meets one step's images alone at a noise level, so each step ends at the reference; with all it "
+            "sees the mixture of all steps' images, and a later step makes up for what an earlier one lacks"
+        ),
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "FewStepOptions":
@@ -66,12 +75,24 @@ class FewStep(OneStep):
         if len(set(self.levels)) < len(self.levels):
             raise UserError(f"generator.levels: two of them are one noise level of {source}; set them further apart")
 
-    def step_of(self, batch: Batch) -> int:
-        """Which step, from 0, a batch trains: drawn by (seed, number), and for what is only looked at the last."""
-        if batch.number is None:
+    def step_of(self, number: int | None, seed: int) -> int:
+        """Which step, from 0, a global batch trains: drawn by (seed, number); for what is only looked at the last."""
+        if number is None:
             return len(self.levels) - 1
-        generator = pipelines.generator(batch.seed, f"{batch.number}/step")
+        generator = pipelines.generator(seed, f"{number}/step")
         return int(torch.randint(len(self.levels), (1,), generator=generator))
+
+    def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
+        """From the next step's level to this one's, the first reaching up to every higher one and the last down."""
+        if self.options.losses_at == "all":
+            return 0.0, math.inf
+        step = self.step_of(batch_number, seed)
+        bounds = (math.inf, *self.levels[1:], 0.0)
+        return bounds[step + 1], bounds[step]
+
+    def is_rewarded(self, batch: Batch) -> bool:
+        """Of all steps or of the last."""
+        return self.options.rewards == "all" or self.step_of(batch.number, batch.seed) == len(self.levels) - 1
 
     def sample(self, network: nn.Module, batch: Batch) -> Tensor:
         """x0 of the batch's step, whose evaluation alone has a graph."""
@@ -81,7 +102,7 @@ class FewStep(OneStep):
         def level(j: int) -> Tensor:
             return torch.full((len(z),), self.levels[j], dtype=z.dtype, device=z.device)
 
-        last, x = self.step_of(batch), self.k * z
+        last, x = self.step_of(batch.number, batch.seed), self.k * z
         straight, afresh = math.cos(self.options.eta * math.pi / 2), math.sin(self.options.eta * math.pi / 2)
         with torch.no_grad():
             for j in range(last):

@@ -42,6 +42,14 @@ class OneStep:
         sigma = torch.full((len(z),), self.sigma_init, dtype=z.dtype, device=z.device)
         return self.preconditioning.denoiser(network, batch.cond)(self.k * z, sigma)
 
+    def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
+        """Every noise level."""
+        return 0.0, math.inf
+
+    def is_rewarded(self, batch: Batch) -> bool:
+        """Always."""
+        return True
+
     def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
         """The scheduler whose single step this is, and its recipe."""
         import diffusers

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from align.objectives.term import ByAutograd, Context, Term
@@ -11,13 +12,27 @@ if TYPE_CHECKING:
     from align.objectives.metrics import Metrics
 
 
-def build(options: None, context: Context) -> Term:
-    """Its gradient at x0 is taken for a few images after the other."""
+class RewardTerm(ByAutograd):
+    """Judges what the generator says is to be judged, and has no gradient for the rest."""
 
-    def loss(x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
-        weighted, each = context.rewards.some_at_a_time(x0, batch.prompts)
+    def __init__(self, context: Context):
+        super().__init__("reward", self._loss)
+        self.context = context
+
+    def gradient(self, x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        """As the protocol has it."""
+        if not self.context.generator.is_rewarded(batch):
+            return torch.zeros_like(x0)
+        return super().gradient(x0, batch, metrics)
+
+    def _loss(self, x0: Tensor, batch: "Batch", metrics: "Metrics") -> Tensor:
+        # The gradient at x0 is taken for a few images after the other.
+        weighted, each = self.context.rewards.some_at_a_time(x0, batch.prompts)
         for name, score in each.items():
             metrics.add(f"reward/{name}", score.mean())
         return -weighted
 
-    return ByAutograd("reward", loss)
+
+def build(options: None, context: Context) -> Term:
+    """The term of a run's rewards."""
+    return RewardTerm(context)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
+    from align.generators import Generator
     from align.objectives.denoisers import Denoisers
     from align.objectives.metrics import Metrics
     from align.rewards.differentiable import Rewards
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a term may lean on: denoisers, rewards, and what is trained beside the student, by name."""
+    """What a term may lean on: denoisers, the generator, rewards, and what is trained beside the student, by name."""
 
     denoisers: "Denoisers"
+    generator: "Generator"
     rewards: "Rewards"
     critics: dict[str, Any]
 

@@ -164,7 +164,7 @@ def assemble(
     critics, options = make_critics(config, denoisers)
     learners = make_learners(config, process, roles, critics, options)
     average = EMA(learners["student"].parameters, config.ema)
-    context = Context(denoisers=denoisers, rewards=scoring.rewards, critics=critics)
+    context = Context(denoisers=denoisers, generator=generator, rewards=scoring.rewards, critics=critics)
     sampler = Sampler(generator, scoring.decoder, watched, at_a_time=1 if config.gradient_checkpointing else None)
     validation = Validation(config, sampler, scoring.rewards, scoring.held_out)
     return Run(
@@ -179,7 +179,7 @@ def assemble(
         critics=list(critics.values()),
         learners=learners,
         average=average,
-        batches=make_batches(config, process, preconditioning, texts, len(texts.prompts)),
+        batches=make_batches(config, process, preconditioning, generator, texts, len(texts.prompts)),
         rewards=scoring.rewards,
         validation=validation,
         samples=SampleGrid(config, sampler, preconditioning),
@@ -281,7 +281,12 @@ def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *,
 
 
 def make_batches(
-    config: TrainConfig, process: Alone, preconditioning: Preconditioning, texts: Texts, prompts: int
+    config: TrainConfig,
+    process: Alone,
+    preconditioning: Preconditioning,
+    generator: Generator,
+    texts: Texts,
+    prompts: int,
 ) -> BatchSampler:
     """What draws this process's batches, of the size that the network was made for."""
     options = config.noise_levels
@@ -293,6 +298,7 @@ def make_batches(
         config.batch_size,
         noise_levels,
         seed=config.seed,
+        interval=generator.interval,
         rank=process.rank,
         world=process.world,
         micro_batches=config.gradient_accumulation_steps,

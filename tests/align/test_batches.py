@@ -94,3 +94,14 @@ def test_prompts_come_epoch_by_epoch_and_noise_is_standard_normal() -> None:
         assert abs(values.std() - 1) < 4 / (2 * n) ** 0.5
     assert abs(logs.mean()) < 4 / len(logs) ** 0.5
     assert abs(logs.std() - 1) < 4 / (2 * len(logs)) ** 0.5
+
+
+def test_noise_levels_are_drawn_within_an_interval() -> None:
+    every = torch.cat([batch.sigma for k in range(40) for batch in sampler()(k)])
+    upper = torch.cat([batch.sigma for k in range(40) for batch in sampler(interval=lambda k, seed: (1.0, 3.0))(k)])
+    within = (every >= 1) & (every <= 3)
+    assert 0.2 < within.double().mean() < 0.6
+    assert upper[within].equal(every[within]), "what is within is drawn as ever"
+    assert upper.min() >= 1 and upper.max() <= 3 and len(upper.unique()) == len(upper)
+    (far, *_) = sampler(interval=lambda k, seed: (100.0, 200.0))(0)
+    assert far.sigma.tolist() == [100.0] * len(far.sigma)

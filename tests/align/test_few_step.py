@@ -106,11 +106,11 @@ def test_one_level_is_one_step_to_the_bit(stock: dict[str, Any]) -> None:
 def test_the_step_is_drawn_by_seed_and_number_and_alone_has_a_graph(stock: dict[str, Any]) -> None:
     pipeline = stock["sd15"]
     generator = make(FewStep, "sd15", pipeline, sigma_init=9.0, levels=(2.0,), input_scale="unit_variance")
-    drawn = [generator.step_of(SimpleNamespace(seed=5, number=number)) for number in range(400)]
-    assert drawn == [generator.step_of(SimpleNamespace(seed=5, number=number)) for number in range(400)]
-    assert drawn != [generator.step_of(SimpleNamespace(seed=6, number=number)) for number in range(400)]
+    drawn = [generator.step_of(number, 5) for number in range(400)]
+    assert drawn == [generator.step_of(number, 5) for number in range(400)]
+    assert drawn != [generator.step_of(number, 6) for number in range(400)]
     assert 150 < sum(drawn) < 250
-    assert generator.step_of(SimpleNamespace(seed=5, number=None)) == 1
+    assert generator.step_of(None, 5) == 1
     calls: list[bool] = []
 
     def network(*args: Any, **options: Any) -> Any:
@@ -122,6 +122,20 @@ def test_the_step_is_drawn_by_seed_and_number_and_alone_has_a_graph(stock: dict[
         calls.clear()
         generator.sample(network, batch_of("sd15", pipeline, noise, number))
         assert calls == [False] * drawn[number] + [True]
+
+
+@pytest.mark.parametrize(("losses_at", "rewards"), [("own", "last"), ("all", "all")])
+def test_losses_and_rewards_are_those_of_the_step(stock: dict[str, Any], losses_at: str, rewards: str) -> None:
+    options = {"sigma_init": 9.0, "levels": (4.0, 1.5), "eta": 0.0, "losses_at": losses_at, "rewards": rewards}
+    generator = make(FewStep, "sd15", stock["sd15"], **options)
+    first, second, third = generator.levels
+    for number in range(60):
+        step = generator.step_of(number, 5)
+        own = ((second, math.inf), (third, second), (0.0, third))[step]
+        assert generator.interval(number, 5) == (own if losses_at == "own" else (0.0, math.inf))
+        batch: Any = SimpleNamespace(number=number, seed=5)
+        assert generator.is_rewarded(batch) == (rewards == "all" or step == 2)
+    assert first > second > third
 
 
 @pytest.mark.parametrize(
@@ -184,7 +198,7 @@ class Chain:
         options = FewStepOptions(sigma_init=START, levels=(SECOND,), input_scale="unit_variance")
         self.linear = Linear({})
         self.generator = FewStep(options, self.linear, source="test")  # type: ignore[arg-type]
-        numbers = {self.generator.step_of(SimpleNamespace(seed=0, number=n)): n for n in range(20)}  # type: ignore[arg-type]
+        numbers = {self.generator.step_of(n, 0): n for n in range(20)}
         self.number = [numbers[0], numbers[1]]
 
     @property
