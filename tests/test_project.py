@@ -76,8 +76,24 @@ def test_no_function_is_long_and_the_algorithm_is_a_page() -> None:
 
 #: A room may use those behind it.
 ROOMS = (
-    "cli", "commands", "world", "ablation", "bench", "memory", "training", "export", "run_folder", "presets", "config",
-    "generators", "critics", "objectives", "rewards", "networks", "data", "options",
+    "cli",
+    "commands",
+    "world",
+    "ablation",
+    "bench",
+    "memory",
+    "training",
+    "export",
+    "run_folder",
+    "presets",
+    "config",
+    "critics",
+    "objectives",
+    "rewards",
+    "generators",
+    "networks",
+    "data",
+    "options",
 )  # fmt: skip
 
 
