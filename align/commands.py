@@ -130,9 +130,9 @@ def export(
 
     from align.export import pipeline as exports
     from align.export import push
+    from evaluate.precision import dtype_of
 
-    if dtype not in exports.DTYPES:
-        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(exports.DTYPES)}")
+    dtype_of(dtype)
     if lora and pipeline:
         raise UserError("--lora and --pipeline write different things; choose one")
     if private and not push_to:

@@ -537,14 +537,13 @@ def bench(
     import torch
 
     from evaluate.bench import scorers as benchmark
-    from evaluate.bench.timing import DTYPES
+    from evaluate.precision import dtype_of
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
+    precision = dtype_of(dtype)
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = benchmark.bench(
-        names, device=where, dtype=DTYPES[dtype], repeats=repeats, originals=originals, frechet=frechet, harness=harness
+        names, device=where, dtype=precision, repeats=repeats, originals=originals, frechet=frechet, harness=harness
     )
     benchmark.show(result)
     if output:

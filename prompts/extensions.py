@@ -2,7 +2,8 @@
 folders that ALIGN_EXTENSIONS names.
 
 `ALIGN_EXTENSIONS=/my/folder` has `/my/folder/scorers/NAME.py` found as `evaluate.scorers.NAME`, and so for
-`distribution`, `families`, `objectives`, `critics` and `generators`. Several folders are separated as in PATH.
+`distribution`, `families`, `samplers`, `objectives`, `critics` and `generators`. Several folders are separated as in
+PATH.
 """
 
 import importlib

@@ -131,3 +131,11 @@ def _fresh_accelerate() -> Any:
 
     AcceleratorState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A tiny random pipeline of every family; who changes one puts it back."""
+    import tiny_families
+
+    return {name: tiny_families.pipeline(name, tmp_path_factory.mktemp(name)) for name in tiny_families.FAMILIES}

@@ -14,6 +14,7 @@ from align.ablation.plot import curves_svg
 from evaluate.console import printer
 from evaluate.results.csv_io import write_csv
 from prompts.io.files import replace
+from prompts.io.markdown import table
 
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,10 +63,8 @@ def _number(value: float) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
-
-    return [line(header), "|" + "---|" * len(header), *map(line, rows)]
+    escaped = [[text.replace("|", "\\|") for text in cells] for cells in (header, *rows)]
+    return table(escaped[0], escaped[1:])
 
 
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:

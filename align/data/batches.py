@@ -32,6 +32,11 @@ class NoiseLevelOptions(Config):
 TRIES = 1000  # noise levels that are drawn for one within an interval
 
 
+def everywhere(number: int, seed: int) -> tuple[float, float]:
+    """Every noise level, for any batch."""
+    return 0.0, math.inf
+
+
 def seeded(*key: int) -> int:
     """One 32-bit seed out of several non-negative numbers."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
@@ -97,7 +102,7 @@ class BatchSampler:
         noise_levels: Callable[[int, torch.Generator], Tensor],
         *,
         seed: int,
-        interval: Callable[[int, int], tuple[float, float]] = lambda number, seed: (0.0, math.inf),
+        interval: Callable[[int, int], tuple[float, float]] = everywhere,
         rank: int = 0,
         world: int = 1,
         micro_batches: int = 1,

@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from align.config.train import TRAIN, TrainConfig
-from align.export.markdown import block, code, plain, public, table
+from align.generators import GeneratorOptions
 from align.networks.initial import hub_id
 from align.presets.load import presets, resolve
 from evaluate import environment
 from evaluate.pipelines import Recipe
 from evaluate.results.stats import percent
 from prompts.io import hub
+from prompts.io.markdown import block, code, plain, table
 
 #: What is described: a whole pipeline, a LoRA, or a network alone with a recipe.
 Kind = Literal["pipeline", "lora", "network"]
@@ -95,6 +96,17 @@ SAID = {
 }
 
 
+def public(source: str) -> str:
+    """A model or a file as it is named in public: a name or a hub id as it is, a local path by its last two parts."""
+    path = Path(source).expanduser()
+    if hub_id(source) and not path.exists():
+        return source
+    home = Path.home()
+    path = path.relative_to(home) if path.is_relative_to(home) else path
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    return "/".join(part for part in parts[-2:] if part != home.name) or "-"
+
+
 def pinned(source: str | None) -> str | None:
     """`source` with the revision that the hub client has fetched of it, where it names a repository and no revision."""
     where = hub_id(source) if source else None
@@ -153,8 +165,8 @@ def card(
         f"# {plain(name)}",
         "",
         (
-            f"A one-step text-to-image generator, made with onestep-align by {plain(paper.name)}. {plain(paper.does)}"
-            f" {_cite(paper)}"
+            f"A {_steps(recipe)} text-to-image generator, made with onestep-align by {plain(paper.name)}."
+            f" {plain(paper.does)} {_cite(paper)}"
         ),
         "",
         "## Drawing",
@@ -169,7 +181,7 @@ def card(
         "",
         *_scores(run, comparison, rows),
     ]
-    return f"---\n{_head(run, kind, name, rows).to_yaml()}\n---\n\n" + hub.redact("\n".join(lines))
+    return f"---\n{_head(run, recipe, kind, name, rows).to_yaml()}\n---\n\n" + hub.redact("\n".join(lines))
 
 
 def write(folder: Path, text: str) -> None:
@@ -183,7 +195,13 @@ def _cite(paper: Paper) -> str:
     return f"{plain(paper.reference)}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})."
 
 
-def _head(run: Mapping[str, Any], kind: Kind, name: str, rows: Sequence[Mapping[str, str]]) -> ModelCardData:
+def _steps(recipe: Recipe) -> str:
+    return f"{'one' if recipe.steps == 1 else recipe.steps}-step"
+
+
+def _head(
+    run: Mapping[str, Any], recipe: Recipe, kind: Kind, name: str, rows: Sequence[Mapping[str, str]]
+) -> ModelCardData:
     """What the hub reads, scores of leaderboards among it: of no licence, since what it derives from decides that."""
     sources = [run["sources"][name] for name in ("reference", "pipeline", "initial")]
     ids = [hub_id(source) for source in sources if source and not Path(source).exists() and not _embedded(source)]
@@ -206,7 +224,7 @@ def _head(run: Mapping[str, Any], kind: Kind, name: str, rows: Sequence[Mapping[
         base_model_relation=("adapter" if kind == "lora" else "finetune") if base else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "one-step", "onestep-align", *(["lora"] if kind == "lora" else [])],
+        tags=["text-to-image", _steps(recipe), "onestep-align", *(["lora"] if kind == "lora" else [])],
         model_name=hub.redact(name) if results else None,
         eval_results=results or None,
     )
@@ -246,6 +264,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         for reward in config.rewards
     ]
     generator, lora = config.generator, config.lora
+    further = {key: value for key, value in generator.model_dump().items() if key not in GeneratorOptions.model_fields}
     scale = "`sigma_init`" if generator.input_scale == "sigma_init" else "`sqrt(1 + sigma_init^2)`"
     return {
         "Method": f"{plain(paper.name)} (`{config.method}`)",
@@ -264,7 +283,8 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         "Rewards": ", ".join(rewards) or "none",
         "Guidance": guidance[config.guidance.where],
         "Divergence": kind,
-        "Generator": f"`sigma_init` {generator.sigma_init:g}, noise times {scale}",
+        "Generator": f"`sigma_init` {generator.sigma_init:g}, noise times {scale}"
+        + "".join(f", {code(key)} {code(value)}" for key, value in further.items()),
         "Weights": (
             (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained")
             + f", average of decay {config.ema:g}, precision {config.precision}"

@@ -3,16 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.config.train import TrainConfig
 from align.networks.initial import LORA, hub_id, is_pipeline, weights_file
 from evaluate import pipelines
 from evaluate.pipelines import Recipe
-
-if TYPE_CHECKING:
-    pass
-from align.generators.one_step import SCHEDULERS
 
 
 def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, network: str, folder: Path) -> Recipe:
@@ -24,7 +20,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
     if start in (None, whole, config.reference):
         start = sources["reference"] if sources["pipeline"] else None
-    name, options, _ = SCHEDULERS[config.generator.input_scale]
+    name, options, _ = config.generator.stock_scheduler()
     fields: dict[str, Any] = {}
     if (
         start

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,12 +20,11 @@ from align.networks.initial import LORA
 from align.run_folder import read_run
 from evaluate import families, pipelines, weights
 from evaluate.pipelines import Recipe, overlays
+from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import replace as put
 from prompts.io.yaml import read_yaml
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export(
@@ -135,7 +133,7 @@ def copy(
 
     scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
     """
-    precision, run = DTYPES[dtype], read_run(source.parent)
+    precision, run = dtype_of(dtype), read_run(source.parent)
     kind: card.Kind = "pipeline"
     recipe = pipelines.read_recipe(str(source))
     config: TrainConfig | None = None

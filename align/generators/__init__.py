@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from align.data.batches import Batch
 
 
+#: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance
+#: that is none. Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
+    "unit_variance": ("LCMScheduler", {}, 0.0),
+}
+
+
 class GeneratorOptions(Config):
     """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init, or sqrt(1 + sigma_init^2) for `unit_variance`, where the
     network sees z itself (DMD2's).
@@ -28,6 +36,10 @@ class GeneratorOptions(Config):
     name: str = "one_step"
     sigma_init: PositiveFloat = 2.5
     input_scale: Literal["sigma_init", "unit_variance"] = "sigma_init"
+
+    def stock_scheduler(self) -> tuple[str, dict[str, Any], float]:
+        """What draws the same, as an entry of `SCHEDULERS`."""
+        return SCHEDULERS[self.input_scale]
 
 
 def _as_its_own(value: Any) -> Any:

@@ -55,6 +55,12 @@ class FewStepOptions(GeneratorOptions):
             )
         return self
 
+    def stock_scheduler(self) -> tuple[str, dict[str, Any], float]:
+        """One step's, but for Euler steps from noise of unit variance, which is scaled by sqrt(sigma_max^2 + 1)."""
+        if self.levels and self.eta == 0 and self.input_scale == "unit_variance":
+            return "EulerDiscreteScheduler", {"timestep_spacing": "leading"}, 1.0
+        return super().stock_scheduler()
+
 
 class FewStep(OneStep):
     """Noise to latents in as many evaluations as there are levels; of one level, `OneStep` to the bit."""
@@ -85,7 +91,7 @@ class FewStep(OneStep):
     def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
         """From the next step's level to this one's, the first reaching up to every higher one and the last down."""
         if self.options.losses_at == "all":
-            return 0.0, math.inf
+            return super().interval(batch_number, seed)
         step = self.step_of(batch_number, seed)
         bounds = (math.inf, *self.levels[1:], 0.0)
         return bounds[step + 1], bounds[step]
@@ -115,18 +121,9 @@ class FewStep(OneStep):
 
     def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
         """The scheduler whose steps these are, and its recipe."""
-        import diffusers
-
-        _, recipe = super().export(scheduler)
-        schedule = self.preconditioning.schedule
-        timesteps = [int(t) for t in schedule.timestep(torch.tensor(self.levels))]
-        recipe |= {"steps": len(timesteps), "timesteps": timesteps}
-        if self.options.eta == 1.0 or not self.options.levels:
-            return super().export(scheduler)[0], recipe
-        # Noise is scaled by sigma_max where an Euler scheduler's steps trail, by sqrt(sigma_max^2 + 1) where they lead.
-        spacing = "trailing" if self.options.input_scale == "sigma_init" else "leading"
-        euler = diffusers.EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing=spacing)
-        return euler, recipe | {"guidance_scale": 1.0}
+        stock, recipe = super().export(scheduler)
+        timesteps = [int(t) for t in self.preconditioning.schedule.timestep(torch.tensor(self.levels))]
+        return stock, recipe | {"steps": len(timesteps), "timesteps": timesteps}
 
 
 Options, build = FewStepOptions, FewStep

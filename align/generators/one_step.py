@@ -6,17 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.data.batches import Batch
+from align.data.batches import Batch, everywhere
 from align.generators import GeneratorOptions
 from align.networks.preconditioning import Preconditioning
 from prompts.io.errors import UserError
-
-#: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance
-#: that is none. Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
-    "unit_variance": ("LCMScheduler", {}, 0.0),
-}
 
 
 class OneStep:
@@ -44,7 +37,7 @@ class OneStep:
 
     def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
         """Every noise level."""
-        return 0.0, math.inf
+        return everywhere(batch_number, seed)
 
     def is_rewarded(self, batch: Batch) -> bool:
         """Always."""
@@ -55,7 +48,7 @@ class OneStep:
         import diffusers
 
         timestep = int(self.preconditioning.schedule.timestep(torch.tensor([self.sigma_init])))
-        name, options, guidance = SCHEDULERS[self.options.input_scale]
+        name, options, guidance = self.options.stock_scheduler()
         recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
         arguments = dict(self.preconditioning.family.arguments)
         extra = {"arguments": arguments} if arguments else {}

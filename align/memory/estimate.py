@@ -174,7 +174,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     preconditioning = setup.make_preconditioning(config, pipeline, process)
     # Where they are drawn one at a time a few are as good as all.
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
-    watched = fixed_batch(config, preconditioning.family, pipeline, device="cpu", dtype=dtype, limit=few)
+    watched = fixed_batch(config, preconditioning, pipeline, device="cpu", dtype=dtype, limit=few)
     texts = OnlineTextEncoder(
         preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
     )

@@ -10,11 +10,11 @@ from align.objectives.denoising import add_noise, dot
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
 from align.options import Config
+from evaluate.diffusion import Denoiser
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
     from align.objectives.metrics import Metrics
-from evaluate.diffusion import Denoiser
 
 
 class Guidance(Config):

@@ -9,11 +9,11 @@ from align.objectives.denoising import add_noise, dot
 from align.objectives.divergence import Divergence
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
+from evaluate.diffusion import Denoiser
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
     from align.objectives.metrics import Metrics
-from evaluate.diffusion import Denoiser
 
 
 def ikl_loss(

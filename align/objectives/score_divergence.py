@@ -10,11 +10,11 @@ from align.objectives.distances import DISTANCES, default_huber_c, distance_grad
 from align.objectives.divergence import Divergence
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
+from evaluate.diffusion import Denoiser, append_dims
 
 if TYPE_CHECKING:
     from align.data.batches import Batch
     from align.objectives.metrics import Metrics
-from evaluate.diffusion import Denoiser, append_dims
 
 Gradient = Literal["exact", "exact_sequential", "detached"]
 

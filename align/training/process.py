@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from align.config.train import TrainConfig
 from align.objectives.metrics import Metrics
+from evaluate import precision
 from prompts.io.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = precision.DTYPES | {"fp64": torch.float64}
 
 
 def precisions(config: TrainConfig) -> tuple[torch.dtype, torch.dtype | None]:

@@ -116,7 +116,7 @@ def build(
         show=process.main and show,
     )
     scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
-    watched = fixed_batch(config, preconditioning.family, pipeline, device=process.device, dtype=dtype)
+    watched = fixed_batch(config, preconditioning, pipeline, device=process.device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
     # Sharding moves each process's part alone.

@@ -27,7 +27,13 @@ def load_scorers(config: TrainConfig, *, device: Any, dtype: torch.dtype) -> dic
 
 
 def fixed_batch(
-    config: TrainConfig, family: Any, pipeline: Any, *, device: Any, dtype: torch.dtype, limit: int | None = None
+    config: TrainConfig,
+    preconditioning: Preconditioning,
+    pipeline: Any,
+    *,
+    device: Any,
+    dtype: torch.dtype,
+    limit: int | None = None,
 ) -> Batch | None:
     """The captions and noise that are looked at again and again; None where nothing is. limit: of images."""
     held = config.held_out
@@ -39,7 +45,7 @@ def fixed_batch(
     generator = torch.Generator().manual_seed(seeded(config.seed, 3))
     picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
     texts = [prompts[i] for i in picks]
-    cond = {key: value.to(device, dtype) for key, value in family.encode(pipeline, texts).items()}
+    cond = {key: value.to(device, dtype) for key, value in preconditioning.family.encode(pipeline, texts).items()}
     return Batch(
         prompts=texts,
         cond=cond,
@@ -47,7 +53,7 @@ def fixed_batch(
         sigma=torch.zeros(n, device=device, dtype=dtype),
         seed=config.seed,
         keys=tuple(f"validation/{row}" for row in range(n)),
-        shape=family.latent_shape(pipeline, *family.size(pipeline)),
+        shape=preconditioning.latent_shape,
     )
 
 

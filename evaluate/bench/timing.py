@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from evaluate import environment, pipelines, weights
 from evaluate.pipelines import overlays
+from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -33,7 +34,6 @@ WARMUP = 2
 #: Seconds are given for this many images, as papers give them.
 IMAGES = 10
 PROMPT = "a small red circle left of a large blue square on a white background"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Clock:
@@ -267,11 +267,10 @@ class TimingSettings:
 
 def measure(settings: TimingSettings) -> dict[str, Any]:
     """The row of `timings.csv`: seconds for IMAGES images, in all and by stage."""
-    if settings.dtype not in DTYPES:
-        raise UserError(f"--dtype {settings.dtype}: unknown; choose {', '.join(DTYPES)}")
+    dtype = dtype_of(settings.dtype)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
-    dtype, recipe = DTYPES[settings.dtype], pipelines.read_recipe(settings.model)
+    recipe = pipelines.read_recipe(settings.model)
     if settings.random_weights:
         pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
     else:

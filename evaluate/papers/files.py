@@ -10,6 +10,7 @@ from evaluate.papers.figures import TABLES, label
 from evaluate.papers.match import Cell
 from evaluate.papers.render import KEY, Entry, grids
 from evaluate.results.csv_io import write_csv
+from prompts.io import markdown
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
@@ -59,17 +60,17 @@ def _write_markdown(path: Path, name: str, table: Sequence[Cell]) -> None:
     lines = []
     for title, heads, rows in parts:
         lines += [f"## {_md(title)}", ""]
-        lines += [_md_line(heads), "|" + "---|" * len(heads), *map(_md_line, rows), ""]
+        lines += [*markdown.table(_md_cells(heads), [_md_cells(row) for row in rows]), ""]
     lines += [_md(KEY), "", *(f"{number}. {_md(text)}" for number, text in enumerate(notes, 1))]
     _save(path, "\n".join(lines) + "\n")
 
 
-def _md_line(entries: Sequence[Entry]) -> str:
+def _md_cells(entries: Sequence[Entry]) -> list[str]:
     shown = []
     for entry in entries:
         marks = "".join(f"<sup>({number})</sup>" for number in entry.notes)
         shown.append("<br>".join(_md(line) for line in entry.lines if line) + marks)
-    return f"| {' | '.join(shown)} |"
+    return shown
 
 
 def _md(text: str) -> str:

@@ -11,6 +11,7 @@ from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.stats import percent
 from evaluate.results.summary import summarise
+from prompts.io import markdown
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
@@ -110,8 +111,8 @@ def write(path: Path, runs: Sequence[Records], figures: Sequence[SharedMetric]) 
         write_csv([{"suite": runs[0].meta["suite"]} | figure._asdict() for figure in figures], path)
     elif path.suffix == ".md":
         head, rows = lines(figures)
-        rule = ["---", *("---:" for _ in head[1:])]
-        text = "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
+        named = [[markdown.plain(row[0]), *row[1:]] for row in rows]
+        text = "\n".join(markdown.table([markdown.plain(name) for name in head], named, numbers=True)) + "\n"
         replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
     else:
         raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv or .md")

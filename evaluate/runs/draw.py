@@ -8,11 +8,12 @@ from torch import Tensor
 
 from evaluate import pipelines, samplers
 from evaluate.console import ProgressLog, console
+from evaluate.precision import dtype_of
 from evaluate.runs.blocks import Block, PromptSeed
 from evaluate.runs.images import existing_images
 from evaluate.runs.prefetch import prefetch
 from evaluate.runs.retry import RetryInHalves
-from evaluate.runs.settings import DTYPES, Settings
+from evaluate.runs.settings import Settings
 from evaluate.runs.store import DrawnImage, Store, StoredImage
 
 #: (prompts, prompt ids, seeds) -> images `[B, 3, H, W]` in [0, 1].
@@ -48,7 +49,7 @@ def draw_blocks(
 def _source(settings: Settings, make: MakeSampler) -> Callable[[Block], list[DrawnImage]]:
     if settings.images:
         return existing_images(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
-    sample = make(settings.model, device=settings.device, dtype=DTYPES[settings.dtype])
+    sample = make(settings.model, device=settings.device, dtype=dtype_of(settings.dtype))
     return block_sampler(sample, name=settings.model, say=console.print)
 
 

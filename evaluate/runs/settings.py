@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from evaluate import distribution, pipelines, scorers
+from evaluate.precision import dtype_of
 from prompts import suites
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -22,7 +23,6 @@ SUITE_METRICS = {
     "shapes": ("shapes/oracle", "shapes/rule", "shapes/clip", "shapes/preference", "fd-shapes"),
     "coco2014-30k": ("fid/coco2014-30k", "clipscore/vit-g-14-dmd2"),
 }
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,8 @@ def from_options(
         raise UserError(f"--model: two models would both be called {twice[0]!r}; run them into two --output folders")
     if images and len(models) > 1:
         raise UserError("--images belongs to one --model; run the command once for each")
-    if dtype not in (None, *DTYPES):
-        raise UserError(f"--dtype {dtype}: unknown; choose {', '.join(DTYPES)}")
+    if dtype is not None:
+        dtype_of(dtype)
     # Processes that were launched together take a GPU each.
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

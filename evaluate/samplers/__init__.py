@@ -4,7 +4,9 @@ A file here, or in an extension's `samplers/`, is a way where it has `Options`, 
 Sampler`. A recipe asks for it: `sampler: {name: best_of, n: 4, scorer: pickscore}`.
 """
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -49,7 +51,12 @@ def names() -> list[str]:
 
 def make(recipe: Recipe) -> Sampler:
     """What draws as a recipe wants it. Raises UserError for an unknown name or option."""
-    options = recipe.sampler or {"name": "stock"}
+    return _made(json.dumps(recipe.sampler or {}, default=str))
+
+
+@lru_cache(1)  # one that reads weights is asked for its hash before it draws
+def _made(content: str) -> Sampler:
+    options = json.loads(content)
     name = str(options.get("name", "stock"))
     module = extensions.member(__name__, name, "build", what="sampler.name")
     try:

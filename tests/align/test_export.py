@@ -26,10 +26,9 @@ from align import commands as runs
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.export import card as cards
-from align.export import markdown
 from evaluate import environment, families, pipelines, samplers
 from evaluate.results.csv_io import write_csv
-from prompts.io import hub
+from prompts.io import hub, markdown
 from prompts.io.errors import UserError
 from prompts.io.yaml import read_yaml
 
@@ -340,7 +339,7 @@ def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "runs/sd15-di/checkpoint": "sd15-di/checkpoint", "shapes:train": "shapes:train", "shapes/base": "shapes/base",
         "a/b/c.bin@main": "a/b/c.bin@main",
     }.items():  # fmt: skip
-        assert markdown.public(path) == said
+        assert cards.public(path) == said
 
 
 def test_a_revision_that_was_fetched_is_pinned(published: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,13 +27,6 @@ PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 CONVENTIONS = {"sigma_init": (2.5, 625, 440), "unit_variance": (1.1606, 399, 287)}
 
 
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {
-        family: tiny_families.pipeline(family, tmp_path_factory.mktemp(family)) for family in tiny_families.FAMILIES
-    }
-
-
 def make(family: str, pipeline: Any, input_scale: str = "sigma_init", sigma_init: float | None = None) -> OneStep:
     generator = {"input_scale": input_scale, "sigma_init": sigma_init or CONVENTIONS[input_scale][0]}
     config = validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator}, "test")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from align.config.overrides import validate
 from align.config.train import TrainConfig
+from align.export.lora import lora_recipe
 from align.generators.few_step import FewStep, FewStepOptions
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from align.objectives.kl import ikl_loss
 from align.objectives.score_divergence import score_divergence_loss
 from evaluate import families
+from evaluate.pipelines import Recipe
 from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
@@ -33,11 +36,6 @@ WAYS = {
     ("EulerDiscreteScheduler", 0.0, "sigma_init"): (9.0, (4.0, 1.5, 0.5)),
     ("EulerDiscreteScheduler", 0.0, "unit_variance"): (9.0, (4.0, 1.5, 0.5)),
 }
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {name: tiny_families.pipeline(name, tmp_path_factory.mktemp(name)) for name in tiny_families.FAMILIES}
 
 
 def make(kind: Any, family: str, pipeline: Any, **options: Any) -> Any:
@@ -157,6 +155,19 @@ def test_what_cannot_be_drawn_is_refused(stock: dict[str, Any], options: dict[st
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         make(FewStep, "sd15", stock["sd15"], **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lora_is_drawn_by_the_same_scheduler(tmp_path: Path) -> None:
+    generator = {"name": "few_step", "levels": [0.5], "input_scale": "unit_variance"}
+    recipe = Recipe(steps=2, timesteps=(625, 200), guidance_scale=1.0)
+    run = {"sources": {"reference": "a/b", "pipeline": None, "initial": None}}
+    for eta, expected in (
+        (0.0, ("EulerDiscreteScheduler", {"timestep_spacing": "leading"})),
+        (1.0, ("LCMScheduler", {})),
+    ):
+        config = validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator | {"eta": eta}}, "test")
+        scheduler = lora_recipe(config, run, recipe, "unet", tmp_path).scheduler
+        assert scheduler and (scheduler.name, scheduler.options) == expected
 
 
 # ---- in closed form --------------------------------------------------------------------------------------------------
