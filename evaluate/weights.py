@@ -14,15 +14,66 @@ from prompts.io import hub
 from prompts.io.errors import UserError
 
 REMEDY = "these are the weights of another model"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+#: What loading a file that is damaged, or is not what its name says, raises in diffusers, transformers and peft.
+DAMAGE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+class Files:
+    """Where a model's files come from: the hub, or `path` on this machine in its place."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def fetch(self, repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
+        """`hub.fetch`: where the file lies, fetched if it must be. local: a file or its folder in place of the hub."""
+        return hub.fetch(repo, filename, revision, local=local)
+
+    def read(self, *paths: Path) -> dict[str, Tensor]:
+        """The tensors of all these files (`read`)."""
+        return {key: value for path in paths for key, value in read(path).items()}
+
+    def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+        """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+        load_strict(module, tensors, source)
+
+    def sha256(self, *paths: Path, expected: str | None = None) -> str:
+        """`sha256` of the files; one that is not as `expected` is a UserError."""
+        digest = sha256(*paths)
+        if expected not in (None, digest):
+            raise UserError(
+                f"{paths[0]}: sha256 {digest}, expected {expected}; fetch it again, or give the path of the file you"
+                " mean"
+            )
+        return digest
+
+
+class RandomWeights(Files):
+    """The same without weights: configs and tokenizers are fetched and read, files of weights are neither, and
+    networks are initialised at random.
+    """
+
+    def fetch(self, repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
+        """`hub.fetch`; a file of weights that is not local only by its name."""
+        if local is None and filename.endswith(SUFFIXES):
+            return Path(filename)
+        return super().fetch(repo, filename, revision, local=local)
+
+    def read(self, *paths: Path) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+        """`randomise`."""
+        randomise(module)
+
+    def sha256(self, *paths: Path, expected: str | None = None) -> str:
+        """Of no file: ""."""
+        return ""
 
 
 def sha256(*paths: Path) -> str:
-    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given.
-
-    "" where they are left out.
-    """
-    if hub.without_weights():
-        return ""
+    """Hex digest of a file's bytes; of several files, the digest of their digests in the order given."""
     digests = []
     for path in paths:
         with path.open("rb") as file:
@@ -32,8 +83,6 @@ def sha256(*paths: Path) -> str:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file or of a pickle that holds nothing but tensors, on the CPU."""
-    if hub.without_weights():
-        return {}
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; check the path")
     try:
@@ -55,13 +104,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
-
-    Where weights are left out, initialise them at random.
-    """
-    if hub.without_weights():
-        randomise(module)
-        return
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
     match(module, tensors, source)
     module.load_state_dict(dict(tensors))
 
@@ -117,6 +160,11 @@ def check_folder(folder: Path, module: nn.Module | None = None) -> None:
     shapes = check_files(files)
     if module is not None:
         _match({key: tuple(value.shape) for key, value in module.state_dict().items()}, shapes, folder)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says of a file."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 def refuse(missing: Collection[str], extra: Collection[str], source: object) -> None:

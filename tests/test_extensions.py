@@ -44,7 +44,7 @@ class Redness(Scorer):
         return (pixels[:, 0] - pixels[:, 1]).mean((1, 2))
 
 
-def load(name, path):
+def load(name, files):
     """There are no weights."""
     return Redness(name, Preprocess(size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 '''

@@ -54,7 +54,7 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
     return loss.mean()
 
 
-def build(config: TrainConfig, *, device: torch.device) -> Run:
+def build(config: TrainConfig, *, device: torch.device, random_weights: bool = False) -> Run:
     """A run whose roles are three full copies, whatever the config says; the student starts as the reference."""
     options = {
         "text_encoding": "live",
@@ -64,7 +64,9 @@ def build(config: TrainConfig, *, device: torch.device) -> Run:
         "initial": None,
     }
     plain = config.model_copy(update=options)
-    return setup.build(plain, Path(), Alone(plain, device), show=False, store=_full_copies)
+    return setup.build(
+        plain, Path(), Alone(plain, device), show=False, random_weights=random_weights, store=_full_copies
+    )
 
 
 def _full_copies(config: TrainConfig, initial: Any, reference: Any, *, same: bool, device: Any) -> Roles:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -232,38 +231,42 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
     for name in LIBRARIES:
         importlib.import_module(name)
     imported = timing.peak_mib(device)
-    with hub.weights_left_out() if random_weights else nullcontext():
-        try:
-            times, peak, flops = _plain(config, device) if plain else _trainer(config, device, path.parent)
-            metrics = {
-                "step_s": statistics.median(times),
-                "peak_mib": peak,
-                "held_mib": peak - imported,
-                "tflops": flops() / 1e12 if count else None,
-            }
-        except torch.OutOfMemoryError:
-            pass
+    measured = _plain if plain else _trainer
+    try:
+        times, peak, flops = measured(config, device, path.parent, random_weights=random_weights)
+        metrics = {
+            "step_s": statistics.median(times),
+            "peak_mib": peak,
+            "held_mib": peak - imported,
+            "tflops": flops() / 1e12 if count else None,
+        }
+    except torch.OutOfMemoryError:
+        pass
     print(json.dumps(metrics))
 
 
-def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> tuple[list[float], float, Callable[[], float]]:
+def _trainer(
+    config: TrainConfig, device: torch.device, folder: Path, *, random_weights: bool
+) -> tuple[list[float], float, Callable[[], float]]:
     """Seconds of each step, MiB at most, and what counts a step's matrix operations: the estimate, which
     carries one out on fake tensors.
     """
     from align.memory import estimate as memory
     from align.training.loop import train
 
-    train(config, folder, show=False)
+    train(config, folder, show=False, random_weights=random_weights)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     peak = timing.peak_mib(device)
     return [line["seconds"] for line in lines[UNTIMED:]], peak, lambda: memory.estimate(config, cuda=False).flops
 
 
-def _plain(config: TrainConfig, device: torch.device) -> tuple[list[float], float, Callable[[], float]]:
+def _plain(
+    config: TrainConfig, device: torch.device, _: Path, *, random_weights: bool
+) -> tuple[list[float], float, Callable[[], float]]:
     """The same of the plain implementation, whose operations are counted in one more step."""
     from align.bench import plain
 
-    run = plain.build(config, device=device)
+    run = plain.build(config, device=device, random_weights=random_weights)
     seconds = []
     for k in range(config.steps):
         began = time.perf_counter()

@@ -33,7 +33,6 @@ from align.training.loop import update_critics, update_student
 from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch
 from evaluate.bench.timing import random_pipeline
-from prompts.io import hub
 from prompts.io.errors import UserError
 
 #: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
@@ -151,9 +150,9 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     process = Alone(config, "cpu")
     dtype, narrow = precisions(config)
     pipeline = random_pipeline(config.pipeline or config.reference, dtype=dtype, device="meta")
-    with torch.device("meta"), hub.weights_left_out():
-        initial, reference, same = setup.load_networks(config, pipeline)
-        scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype)
+    with torch.device("meta"):
+        initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
+        scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
         roles = setup.make_roles(config, initial, reference, same=same, device="meta")
     scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
@@ -191,6 +190,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
         texts=texts,
         scoring=scoring,
         watched=watched,
+        random_weights=True,
     )
     return make, Parts(scoring, same)
 

@@ -1,4 +1,8 @@
-"""Counting bytes and operations while a step is carried out on fake tensors."""
+"""Counting bytes and operations while a step is carried out on fake tensors.
+
+torch's own `MemTracker` (2.15) cannot: it refuses a network that is called twice in a step, weights that are frozen,
+parts with names of our own, and it knows modules where the estimate tells phases.
+"""
 
 import functools
 import warnings

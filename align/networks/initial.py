@@ -8,7 +8,7 @@ key and every shape has to match.
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -48,17 +48,15 @@ def is_pipeline(source: str) -> bool:
     )
 
 
-def load_into(network: nn.Module, source: str, name: str) -> None:
+def load_into(pipeline: Any, name: str, network: nn.Module, source: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 
-    name: what the network is called in a pipeline, `unet` or `transformer`. Raises UserError for what cannot be found
-    or does not match; the network is then untouched, and also where weights are left out.
+    pipeline: the one whose network `name`, `unet` or `transformer`, is of the same architecture. Raises UserError for
+    what cannot be found or does not match; the network is then untouched.
     """
-    if hub.without_weights():
-        return
     tensors = read(source, name)
     if lora.is_lora(tensors):
-        lora.add(network, tensors, name, source)
+        lora.add(pipeline, name, tensors, source, network=network)
     else:
         weights.load_strict(network, tensors, source)
 

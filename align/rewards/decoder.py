@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from align.networks.initial import hub_id
-from evaluate import weights
 from evaluate.families import Family
 from evaluate.pipelines import locate
-from prompts.io import hub
+from evaluate.weights import Files, RandomWeights
 from prompts.io.errors import UserError
 
 
-def load_tiny(source: str) -> Any:
+def load_tiny(source: str, files: Files) -> Any:
     """The AutoencoderTiny of a folder or a hub id, with `@REVISION` where one is pinned. Every key has to match."""
     from diffusers import AutoencoderTiny
 
@@ -22,7 +21,7 @@ def load_tiny(source: str) -> Any:
     where = hub_id(source)
     folder = locate(where.repository) if where else locate(source)
     if folder is None and where:
-        folder = hub.fetch_folder(where.repository, where.revision, allow=[config, file])
+        folder = [files.fetch(where.repository, name, where.revision) for name in (file, config)][-1].parent
     if folder is None or not (folder / config).is_file():
         raise UserError(f"reward_vae = {source}: no tiny autoencoder there; name one, or leave it out")
     options = AutoencoderTiny.load_config(folder)
@@ -31,7 +30,7 @@ def load_tiny(source: str) -> Any:
             f"reward_vae = {source}: holds a {options.get('_class_name')}; name a tiny autoencoder, or leave it out"
         )
     vae = AutoencoderTiny.from_config(options)
-    weights.load_strict(vae, weights.read(folder / file), folder / file)
+    files.fill(vae, files.read(folder / file), folder / file)
     return vae
 
 
@@ -44,10 +43,11 @@ class Decoder:
         *,
         family: Family | None = None,
         tiny: str | None = None,
+        random_weights: bool = False,
         checkpointing: bool = False,
         device: Any = None,
     ):
-        vae = vae if tiny is None else load_tiny(tiny)
+        vae = vae if tiny is None else load_tiny(tiny, RandomWeights() if random_weights else Files())
         self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
         self.to_vae = (family or Family()).to_vae
 

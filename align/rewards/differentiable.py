@@ -27,11 +27,21 @@ class Reward(Config):
 class Rewards:
     """A weighted sum of scorers: `sum_i alpha_i r_i(decode(x0), c)` (DI++ eq. 3.3, DI* eq. 3.3)."""
 
-    def __init__(self, rewards: Sequence[Reward], decoder: Decoder, *, device: Any, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        decoder: Decoder,
+        *,
+        device: Any,
+        dtype: torch.dtype = torch.float32,
+        random_weights: bool = False,
+    ):
         self.decoder, self.scales = decoder, {}
         self.scorers: dict[str, scorers.Scorer] = {}
         for reward in rewards:
-            scorer = scorers.load(reward.scorer, device=device, dtype=dtype, weights=reward.weights)
+            scorer = scorers.load(
+                reward.scorer, device=device, dtype=dtype, weights=reward.weights, random_weights=random_weights
+            )
             if not scorer.differentiable:
                 raise UserError(
                     f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose"

@@ -33,10 +33,11 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
         return pipelines.load(config.reference), pipelines.read_recipe(config.reference)
     if config.initial is not None and is_pipeline(config.initial):
         return pipelines.load(config.initial), pipelines.read_recipe(config.initial)
-    network = getattr(pipelines.load(config.pipeline or config.reference), name)
+    pipeline = pipelines.load(config.pipeline or config.reference)
+    network = getattr(pipeline, name)
     for source in (config.reference if config.pipeline else None, config.initial):
         if source is not None:
-            load_into(network, source, name)
+            load_into(pipeline, name, network, source)
     pipeline = pipelines.load(result)
     pipeline.register_modules(**{name: network})
     return pipeline, pipelines.read_recipe(result)

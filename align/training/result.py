@@ -5,14 +5,13 @@ from align.export.card import run_metadata
 from align.export.pipeline import export
 from align.networks.lora import adapter, merged
 from align.training.setup import Run
-from prompts.io import hub
 
 
 def finish(run: Run, step: int) -> None:
     """Write `checkpoint` of the run's folder: the average as it is after `step`. Every process must call it."""
     with run.average.applied():
         weights, added = merged(run.roles.student), adapter(run.roles.student)
-        if run.process.main and not hub.without_weights():  # random weights are worth no checkpoint
+        if run.process.main and not run.random_weights:  # random weights are worth no checkpoint
             restore(run.pipeline, run.config.pipeline or run.config.reference)
             metadata = run_metadata(
                 run.config,

@@ -37,14 +37,14 @@ from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import NOISE_LEVELS
 from prompts.extensions import member
-from prompts.io import hub
 
 
 @dataclass(kw_only=True)
 class Run:
     """All that a step touches, and what a run does between steps.
 
-    `critics` are trained before the student, each by its learner.
+    `critics` are trained before the student, each by its learner. random_weights: nothing was read, so nothing is
+    worth a checkpoint.
     """
 
     config: TrainConfig
@@ -64,6 +64,7 @@ class Run:
     samples: SampleGrid
     checkpoints: Checkpoints
     example: str
+    random_weights: bool
 
     @property
     def student(self) -> Learner:
@@ -79,31 +80,42 @@ class Run:
 class Scoring:
     """What judges images: the decoder, the rewards, and the scorers that nothing is trained on."""
 
-    def __init__(self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype):
+    def __init__(
+        self, config: TrainConfig, pipeline: Any, *, device: Any, dtype: torch.dtype, random_weights: bool = False
+    ):
         self.decoder = Decoder(
             pipeline.vae,
             family=families.load(config.family),
             tiny=config.reward_vae,
+            random_weights=random_weights,
             checkpointing=config.gradient_checkpointing,
             device=device,
         )
-        self.rewards = Rewards(config.rewards, self.decoder, device=device, dtype=dtype)
-        self.held_out: dict[str, scorers.Scorer] = load_scorers(config, device=device, dtype=dtype)
+        options = {"device": device, "dtype": dtype, "random_weights": random_weights}
+        self.rewards = Rewards(config.rewards, self.decoder, **options)
+        self.held_out: dict[str, scorers.Scorer] = load_scorers(config, **options)
 
 
 def build(
-    config: TrainConfig, folder: Path, process: Alone, *, show: bool = True, store: Callable[..., Roles] | None = None
+    config: TrainConfig,
+    folder: Path,
+    process: Alone,
+    *,
+    show: bool = True,
+    random_weights: bool = False,
+    store: Callable[..., Roles] | None = None,
 ) -> Run:
     """Read every part, and put them together. show: progress.
 
-    store: how roles are kept, in place of what the config says.
+    random_weights: networks are initialised at random, from their configs alone. store: how roles are kept, in place
+    of what the config says.
     """
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
-    pipeline = load_pipeline(config, dtype)
+    pipeline = load_pipeline(config, dtype, random_weights=random_weights)
     preconditioning = make_preconditioning(config, pipeline, process)
     generator = make_generator(config, preconditioning)
-    initial, reference, same = load_networks(config, pipeline)
+    initial, reference, same = load_networks(config, pipeline, random_weights=random_weights)
     texts = prepare(
         config.family,
         preconditioning.family,
@@ -115,7 +127,7 @@ def build(
         dtype=narrow or dtype,
         show=process.main and show,
     )
-    scoring = Scoring(config, pipeline, device=process.device, dtype=dtype)
+    scoring = Scoring(config, pipeline, device=process.device, dtype=dtype, random_weights=random_weights)
     watched = fixed_batch(config, preconditioning, pipeline, device=process.device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
@@ -139,6 +151,7 @@ def build(
         texts=texts,
         scoring=scoring,
         watched=watched,
+        random_weights=random_weights,
     )
 
 
@@ -154,6 +167,7 @@ def assemble(
     texts: TextEmbeddings,
     scoring: Scoring,
     watched: Batch | None,
+    random_weights: bool,
 ) -> Run:
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
@@ -187,6 +201,7 @@ def assemble(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
         ),
         example=read_prompts(config.prompts)[0],
+        random_weights=random_weights,
     )
 
 
@@ -237,9 +252,9 @@ def make_learners(
     return learners
 
 
-def load_pipeline(config: TrainConfig, dtype: torch.dtype) -> Any:
-    """The pipeline that the reference is part of, initialised at random where weights are left out."""
-    if hub.without_weights():
+def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool) -> Any:
+    """The pipeline that the reference is part of."""
+    if random_weights:
         return random_pipeline(config.pipeline or config.reference, dtype=dtype, device="cpu")
     return pipelines.load(config.pipeline or config.reference, dtype=dtype)
 
@@ -249,16 +264,16 @@ def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> 
     return Preconditioning(families.load(config.family), pipeline, process.autocast, source=config.reference)
 
 
-def load_networks(config: TrainConfig, pipeline: Any) -> tuple[nn.Module, nn.Module, bool]:
+def load_networks(config: TrainConfig, pipeline: Any, *, random_weights: bool) -> tuple[nn.Module, nn.Module, bool]:
     """What the student starts from, the reference, and whether the two are one network."""
     name = families.load(config.family).network
     reference = getattr(pipeline, name)
-    if config.pipeline:
-        load_into(reference, config.reference, name)
+    if config.pipeline and not random_weights:
+        load_into(pipeline, name, reference, config.reference)
     same = config.initial in (None, config.reference)
     initial = reference if same else copy.deepcopy(reference)
-    if not same:
-        load_into(initial, str(config.initial), name)
+    if not same and not random_weights:
+        load_into(pipeline, name, initial, str(config.initial))
     return initial, reference, same
 
 

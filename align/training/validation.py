@@ -21,9 +21,9 @@ GRID = 16  # images in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
 
 
-def load_scorers(config: TrainConfig, *, device: Any, dtype: torch.dtype) -> dict[str, scorers.Scorer]:
-    """The held-out scorers of a config."""
-    return {name: scorers.load(name, device=device, dtype=dtype) for name in config.held_out.scorers}
+def load_scorers(config: TrainConfig, **options: Any) -> dict[str, scorers.Scorer]:
+    """The held-out scorers of a config. options: of `scorers.load`."""
+    return {name: scorers.load(name, **options) for name in config.held_out.scorers}
 
 
 def fixed_batch(

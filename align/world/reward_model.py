@@ -15,6 +15,7 @@ from align.world.config import RewardConfig
 from align.world.pretrain import fit, save_half
 from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load
+from evaluate.weights import Files
 from prompts.io.errors import UserError
 
 CHUNK = 256  # pairs scored at a time
@@ -96,7 +97,7 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
     Accuracy is measured on prompts that no training pair has. Leaves `output/checkpoint`;
     returns whether it ran to its end.
     """
-    scorer = load("shapes/preference", config.initial)
+    scorer = load("shapes/preference", Files(config.initial))
     assert isinstance(scorer, DualEncoder)
     size = scorer.prepare.size
     if pairs.preferred.shape[-2:] != (size, size):

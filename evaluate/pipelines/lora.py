@@ -1,36 +1,16 @@
-"""LoRA: products of low rank that are added to a network's weights, under whichever names their trainers gave them."""
+"""LoRA: products of low rank that are added to a network's weights (Hu et al. 2021), read by diffusers and peft."""
 
-import re
-from collections.abc import Mapping
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from evaluate import weights
 from prompts.io.errors import UserError
-
-#: The ends of a LoRA's keys -> what the tensor is. peft, diffusers before it, and kohya's scripts each have their own.
-PARTS = {
-    ".lora_A.weight": "down", ".lora_B.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up",
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha",
-}  # fmt: skip
-
-
-#: Parts of a UNet as diffusers calls them -> as Stable Diffusion's first code did.
-BLOCKS = {"down_blocks": "input_blocks", "up_blocks": "output_blocks"}
-INNER = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-OUTER = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
-PLACE = re.compile(
-    r"(?:(down_blocks|up_blocks)\.(\d+)|(mid_block))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
-)
 
 
 def is_lora(tensors: Mapping[str, Tensor]) -> bool:
@@ -38,63 +18,73 @@ def is_lora(tensors: Mapping[str, Tensor]) -> bool:
     return any(".lora" in key for key in tensors)
 
 
-@torch.no_grad()
-def add(network: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Add `alpha / rank * up @ down` to every layer's weight that a LoRA names (Hu et al. 2021, section 4.1).
+def add(pipeline: Any, name: str, tensors: Mapping[str, Tensor], source: object, *, network: Any = None) -> None:
+    """Add a LoRA to the weights of a pipeline's network `name`, and to text encoders' where it has any.
 
-    Layers are called as in the network, with or without `name.` before them, or joined by `_` after `lora_unet_` as
-    kohya's scripts do, which know a UNet's layers by the names of Stable Diffusion's first code too. Raises UserError
-    for a key of anything else: a text encoder, another architecture, another kind of adapter.
+    network: one of the same architecture, which gets it alone, in place of the pipeline's. Spellings are those that
+    diffusers knows for the pipeline: its own, peft's, kohya's. Raises UserError, and changes nothing, where a key has
+    no place.
     """
-    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    called = {f"{prefix}{key}": key for prefix in (f"{name}.", "base_model.model.", "") for key in layers}
-    for key in layers:
-        called |= {f"lora_unet_{each.replace('.', '_')}": key for each in (key, *_first_name(network, key))}
-    factors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        end = next((end for end in PARTS if key.endswith(end)), "")
-        layer = called.get(key.removesuffix(end)) if end else None
-        if layer is None:
-            raise UserError(
-                f"{source}: {key!r} is no LoRA of a layer of this {name}; choose one for its architecture and nothing"
-                " else"
-            )
-        factors.setdefault(layer, {})[PARTS[end]] = tensor.float()
-    deltas = {}
-    for key, parts in factors.items():
-        weight, down, up = layers[key].weight, parts.get("down"), parts.get("up")
-        if down is None or up is None:
-            raise UserError(f"{source}: half of the LoRA of {key!r} is missing; fetch it again")
-        flat = up.flatten(1) @ down.flatten(1) if up[0].numel() == len(down) else None
-        if flat is None or flat.shape != weight.flatten(1).shape:
-            raise UserError(
-                f"{source}: the LoRA of {key!r}, {tuple(up.shape)} x {tuple(down.shape)}, does not fit a weight of"
-                f" shape {tuple(weight.shape)}; it is for another architecture"
-            )
-        scale = parts["alpha"].item() / len(down) if "alpha" in parts else 1.0
-        deltas[key] = scale * flat.reshape(weight.shape)
-    for key, delta in deltas.items():
-        layers[key].weight += delta.to(layers[key].weight)
+    if network is not None:
+        pipeline = copy.copy(pipeline)
+        setattr(pipeline, name, network)
+    target = getattr(pipeline, name)
+    parts = [target] if network is not None else [p for p in pipeline.components.values() if isinstance(p, nn.Module)]
+    loader = pipeline if hasattr(pipeline, "load_lora_weights") else _Bare(target, name)
+    given, kind = sum(not key.endswith(".alpha") for key in tensors), type(target).__name__
+    remedy = "this is a LoRA for another architecture"
+    try:
+        with _quiet():
+            loader.load_lora_weights(_named(tensors, target, name))
+        placed = sum("lora_" in key for part in parts for key in part.state_dict())
+        if placed == given:
+            loader.fuse_lora()
+    except weights.DAMAGE as error:
+        raise UserError(f"{source}: does not fit {kind} ({weights.reason(error)}); {remedy}") from None
+    finally:
+        loader.unload_lora_weights()
+    if placed != given:
+        raise UserError(f"{source}: {placed} of {given} matrices find a place in {kind}; {remedy}")
 
 
-def _first_name(network: nn.Module, layer: str) -> tuple[str, ...]:
-    """What Stable Diffusion's first code called a UNet's layer; nothing where it had none.
+class _Bare:
+    """What diffusers' pipelines do with a LoRA, for a network whose pipeline knows none, as PixArt's."""
 
-    There a level's blocks are numbered through, the down- or upsampler being part of the last or one of its own.
-    """
-    per_level = getattr(getattr(network, "config", None), "layers_per_block", None)
-    match = PLACE.fullmatch(layer)
-    if match is None or not isinstance(per_level, int):
-        return (OUTER[layer],) if layer in OUTER else ()
-    side, level, middle, kind, number, rest = match.groups()
-    if middle:
-        return (f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}.{INNER.get(rest, rest)}",)
-    first = int(level) * (per_level + 1)
-    if kind == "downsamplers":
-        return (f"input_blocks.{first + per_level + 1}.0.op",)
-    if kind == "upsamplers":
-        attends = any(name.startswith(f"{side}.{level}.attentions.") for name, _ in network.named_modules())
-        return (f"output_blocks.{first + per_level}.{2 if attends else 1}.{rest}",)
-    place = first + int(number) + (side == "down_blocks")
-    inner = f"1.{rest}" if kind == "attentions" else f"0.{INNER.get(rest, rest)}"
-    return (f"{BLOCKS[side]}.{place}.{inner}",)
+    def __init__(self, network: Any, name: str) -> None:
+        from diffusers.loaders import PeftAdapterMixin
+
+        self.network, self.name, self.kind = network, name, type(network)
+        network.__class__ = type(self.kind.__name__, (self.kind, PeftAdapterMixin), {})
+
+    def load_lora_weights(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_lora_adapter(tensors, prefix=self.name)
+
+    def fuse_lora(self) -> None:
+        self.network.fuse_lora()
+
+    def unload_lora_weights(self) -> None:
+        self.network.unload_lora()
+        self.network.__class__ = self.kind
+
+
+def _named(tensors: Mapping[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
+    """Tensors under the network's name, which files of peft alone leave out."""
+    short = {key: key.removeprefix("base_model.model.") for key in tensors}
+    own = dict(network.named_children())
+    return {
+        f"{name}.{short[key]}" if short[key].partition(".")[0] in own else key: value for key, value in tensors.items()
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within: diffusers does not warn of keys without a place, which are counted."""
+    logger = logging.getLogger("diffusers.loaders")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from evaluate import weights
@@ -28,8 +27,6 @@ from prompts.io.errors import UserError
 UNUSED = ("safety_checker", "feature_extractor")
 #: Files of a part that are no weights: configs, tokenizers, and the index of weights in several files.
 TEXTS = (".json", ".txt", ".model")
-#: What loading a file that is damaged, or is not what its name says, raises in diffusers, transformers and peft.
-DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 class Overlay(NamedTuple):
@@ -153,8 +150,8 @@ def load_pipeline(overlay: Overlay, dtype: torch.dtype) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
             return DiffusionPipeline.from_pretrained(overlay.root, torch_dtype=dtype, **components)
-    except DAMAGE as error:
-        raise UserError(f"{overlay.root}: cannot be loaded ({_reason(error)}); fetch it again") from None
+    except weights.DAMAGE as error:
+        raise UserError(f"{overlay.root}: cannot be loaded ({weights.reason(error)}); fetch it again") from None
 
 
 def _load_part(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
@@ -167,17 +164,13 @@ def _load_part(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype)
             part, info = kind.from_pretrained(
                 folder, variant=variant, use_safetensors=True, output_loading_info=True, **{name: dtype}
             )
-    except DAMAGE as error:
-        raise UserError(f"{folder}: cannot be loaded ({_reason(error)}); fetch it again") from None
+    except weights.DAMAGE as error:
+        raise UserError(f"{folder}: cannot be loaded ({weights.reason(error)}); fetch it again") from None
     buffers = {name for name, _ in part.named_buffers()}
     # Files of older versions hold buffers that a module makes itself.
     extra = [key for key in info["unexpected_keys"] if not any(f".{key}".endswith(f".{buffer}") for buffer in buffers)]
     weights.refuse(info["missing_keys"], extra, folder)
     return part.eval()
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 def replace_network(pipeline: Any, overlay: Overlay) -> None:
@@ -225,24 +218,7 @@ def add_lora(pipeline: Any, overlay: Overlay) -> None:
     without a place is a UserError.
     """
     (file,) = overlay.files
-    tensors = weights.read(file)
-    if not hasattr(pipeline, "load_lora_weights"):  # diffusers has no LoRA of PixArt-alpha
-        lora.add(getattr(pipeline, network_name(pipeline)), tensors, network_name(pipeline), file)
-        return
-    remedy = "this is a LoRA for another architecture"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about keys without a place, which are counted below
-            pipeline.load_lora_weights(tensors)
-    except DAMAGE as error:
-        raise UserError(f"{file}: does not fit {type(pipeline).__name__} ({_reason(error)}); {remedy}") from None
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    given = sum(not key.endswith(".alpha") for key in tensors)
-    placed = sum("lora_" in key for module in modules for key in module.state_dict())
-    if given != placed:
-        raise UserError(f"{file}: {placed} of {given} matrices find a place in {type(pipeline).__name__}; {remedy}")
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
+    lora.add(pipeline, network_name(pipeline), weights.read(file), file)
 
 
 #: What puts an overlay on a pipeline, by the overlay's kind.

@@ -1,9 +1,9 @@
 """Scorers: how well an image suits its prompt, or a person's taste. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
-`load(name, weights)`, which returns a `Scorer`. The file's stem is the family's name. Nothing else has to be
-registered. `VERIFIED_BY`, name -> what the tests verify a variant against (`hpsv2 1.2.0`, `formula`), leaves
-out those that are not verified.
+`load(name, files)`, which returns a `Scorer`; `files` (`evaluate.weights.Files`) fetches and reads what it needs. The
+file's stem is the family's name. Nothing else has to be registered. `VERIFIED_BY`, name -> what the tests verify a
+variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verified.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.preprocess import Preprocess
+from evaluate.weights import Files, RandomWeights
 from prompts.extensions import Variants, extended
 
 __path__ = extended(__path__, "scorers")
@@ -131,15 +132,23 @@ def path_gap(scorer: Scorer, images: Images, prompts: Sequence[str]) -> float:
     return (scorer.score(images, prompts) - scorer.score(floats, prompts)).abs().max().item()
 
 
-_files = Variants(__name__, what="scorer")
-variants, verified, resolve = _files.variants, _files.verified, _files.resolve
+_families = Variants(__name__, what="scorer")
+variants, verified, resolve = _families.variants, _families.verified, _families.resolve
 
 
-def load(name: str, *, device: Any = "cpu", dtype: torch.dtype = torch.float32, weights: str | None = None) -> Scorer:
+def load(
+    name: str,
+    *,
+    device: Any = "cpu",
+    dtype: torch.dtype = torch.float32,
+    weights: str | None = None,
+    random_weights: bool = False,
+) -> Scorer:
     """The scorer called `name` (a variant, or a family for its default), frozen and in evaluation mode.
 
-    weights: a local path in place of the scorer's own. Raises UserError for an unknown name.
+    weights: a local path in place of the scorer's own. random_weights: none is read, which measures what a scorer
+    costs. Raises UserError for an unknown name.
     """
-    variant, module = _files.find(name)
-    scorer: Scorer = module.load(variant, weights)
+    variant, module = _families.find(name)
+    scorer: Scorer = module.load(variant, RandomWeights(weights) if random_weights else Files(weights))
     return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)

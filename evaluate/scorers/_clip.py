@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluate import weights
 from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
+from evaluate.weights import Files
 from prompts.io.errors import UserError
 
 
@@ -85,16 +85,16 @@ class TransformersClip(Cosine):
         return {"features": self.clip.text_projection(pooled)}
 
 
-def open_clip_model(name: str, path: Path) -> nn.Module:
+def open_clip_model(name: str, path: Path, files: Files) -> nn.Module:
     """open_clip's architecture `name` with the weights at `path`, every key matched."""
     from open_clip import CLIP, get_model_config
 
     model: nn.Module = CLIP(**get_model_config(name))
-    weights.load_strict(model, weights.read(path), path)
+    files.fill(model, files.read(path), path)
     return model
 
 
-def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) -> Any:
+def transformers_clip(config: Path, path: Path, files: Files, *, vision_only: bool = False) -> Any:
     """transformers' CLIPModel, or its image tower with the projection, described by `config` and read from `path`."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
@@ -107,12 +107,12 @@ def transformers_clip(config: Path, path: Path, *, vision_only: bool = False) ->
             f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again"
         ) from None
     # Old versions stored the numbering of positions as if it were a weight.
-    tensors = {key: value for key, value in weights.read(path).items() if not key.endswith("embeddings.position_ids")}
+    tensors = {key: value for key, value in files.read(path).items() if not key.endswith("embeddings.position_ids")}
     if vision_only:
         tensors = {
             key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))
         }
-    weights.load_strict(model, tensors, path)
+    files.fill(model, tensors, path)
     return model
 
 

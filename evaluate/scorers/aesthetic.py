@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluate import weights
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import regressor, transformers_clip
-from prompts.io import hub
-from prompts.io.errors import UserError
+from evaluate.weights import Files
 
 REPOSITORY, REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
 # No commit of the head's repository is on record anywhere; the author's file is, by its
@@ -52,22 +50,20 @@ class Aesthetic(Scorer):
         return scores
 
 
-def load(name: str, path: str | None) -> Scorer:
-    """`path`: a local copy of the head, or a folder with it and with the CLIP's
+def load(name: str, files: Files) -> Scorer:
+    """`files.path`: a local copy of the head, or a folder with it and with the CLIP's
     `config.json` and `model.safetensors`.
     """
-    head = hub.fetch(HEAD, HEAD_FILE, HEAD_REVISION, local=path)
-    if path is None and not hub.without_weights() and (digest := weights.sha256(head)) != HEAD_SHA256:
-        raise UserError(
-            f"{head}: sha256 {digest}, expected {HEAD_SHA256}; fetch it again, or give the path of the file you mean"
-        )
+    path = files.path
+    head = files.fetch(HEAD, HEAD_FILE, HEAD_REVISION, local=path)
+    files.sha256(head, expected=None if path else HEAD_SHA256)
     folder = path if path and Path(path).is_dir() else None
     config, file = (
-        hub.fetch(REPOSITORY, part, REVISION, local=folder) for part in ("config.json", "model.safetensors")
+        files.fetch(REPOSITORY, part, REVISION, local=folder) for part in ("config.json", "model.safetensors")
     )
     scorer = Aesthetic(
-        name, transformers_clip(config, file, vision_only=True), weights_sha256=weights.sha256(file, head)
+        name, transformers_clip(config, file, files, vision_only=True), weights_sha256=files.sha256(file, head)
     )
-    head_weights = {key.removeprefix("layers."): value for key, value in weights.read(head).items()}
-    weights.load_strict(scorer.head, head_weights, head)
+    head_weights = {key.removeprefix("layers."): value for key, value in files.read(head).items()}
+    files.fill(scorer.head, head_weights, head)
     return scorer

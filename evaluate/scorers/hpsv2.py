@@ -10,10 +10,9 @@ images), so there are two protocols: `/aa` is what the original computes with a 
 computed with the older ones. On a GPU the original runs under fp16 autocast; here precision is `load`'s `dtype`.
 """
 
-from evaluate import weights
 from evaluate.preprocess import Preprocess, Resize
 from evaluate.scorers import Scorer
-from prompts.io import hub
+from evaluate.weights import Files
 
 REPOSITORY = "xswu/HPSv2"
 REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
@@ -29,14 +28,14 @@ VARIANTS = {
 VERIFIED_BY = dict.fromkeys(VARIANTS, "hpsv2 1.2.0")
 
 
-def load(name: str, path: str | None) -> Scorer:
-    """`path`: a local copy of the variant's `.pt` file, or its folder."""
+def load(name: str, files: Files) -> Scorer:
+    """`files.path`: a local copy of the variant's `.pt` file, or its folder."""
     from evaluate.scorers._clip import OpenClip, open_clip_model
 
     version, resize = name.split("/")
-    file = hub.fetch(REPOSITORY, FILES[version], REVISION, local=path)
+    file = files.fetch(REPOSITORY, FILES[version], REVISION, local=files.path)
     prepare = Preprocess(
         size=224, resize=(Resize(size=224, fit="longest"),), library="torch", antialias=ANTIALIAS[resize]
     )
-    clip = open_clip_model("ViT-H-14", file)
-    return OpenClip(name, prepare, clip, scale=100.0, weights_sha256=weights.sha256(file))
+    clip = open_clip_model("ViT-H-14", file, files)
+    return OpenClip(name, prepare, clip, scale=100.0, weights_sha256=files.sha256(file))

@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluate import weights
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import regressor
-from prompts.io import hub
+from evaluate.weights import Files
 
 REPOSITORY, REVISION = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
 WORDS, WORDS_REVISION = "bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"
@@ -113,13 +112,13 @@ def make_tokenizer(vocabulary: Path) -> Any:
     return tokenizer
 
 
-def load(name: str, path: str | None) -> Scorer:
-    """`path`: a local `ImageReward.pt`, or a folder with it; the words too are taken from a
+def load(name: str, files: Files) -> Scorer:
+    """`files.path`: a local `ImageReward.pt`, or a folder with it; the words too are taken from a
     folder that has a `vocab.txt`.
     """
-    file = hub.fetch(REPOSITORY, "ImageReward.pt", REVISION, local=path)
-    folder = path if path and (Path(path) / "vocab.txt").is_file() else None
-    tokenizer = make_tokenizer(hub.fetch(WORDS, "vocab.txt", WORDS_REVISION, local=folder))
-    scorer = ImageReward(name, tokenizer, weights_sha256=weights.sha256(file))
-    weights.load_strict(scorer, rename(weights.read(file)), file)
+    file = files.fetch(REPOSITORY, "ImageReward.pt", REVISION, local=files.path)
+    folder = files.path if files.path and (Path(files.path) / "vocab.txt").is_file() else None
+    tokenizer = make_tokenizer(files.fetch(WORDS, "vocab.txt", WORDS_REVISION, local=folder))
+    scorer = ImageReward(name, tokenizer, weights_sha256=files.sha256(file))
+    files.fill(scorer, rename(files.read(file)), file)
     return scorer

@@ -7,10 +7,9 @@ images 0.17 to 0.25); the model card's number is `exp(logit_scale)`, about 100, 
 
 from pathlib import Path
 
-from evaluate import weights
 from evaluate.preprocess import PROCESSOR_224
 from evaluate.scorers import Scorer
-from prompts.io import hub
+from evaluate.weights import Files
 
 REPOSITORY, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
 WORDS, WORDS_REVISION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
@@ -22,20 +21,22 @@ VARIANTS = {
 VERIFIED_BY = dict.fromkeys(VARIANTS, "formula")
 
 
-def load(name: str, path: str | None) -> Scorer:
-    """`path`: a folder with `config.json` and `model.safetensors`, and with `vocab.json` and
+def load(name: str, files: Files) -> Scorer:
+    """`files.path`: a folder with `config.json` and `model.safetensors`, and with `vocab.json` and
     `merges.txt` if those are local too.
     """
     from evaluate.scorers._clip import TransformersClip, clip_tokenizer, transformers_clip
 
-    config, file = (hub.fetch(REPOSITORY, part, REVISION, local=path) for part in ("config.json", "model.safetensors"))
-    folder = path if path and (Path(path) / "vocab.json").is_file() else None
-    words = [hub.fetch(WORDS, part, WORDS_REVISION, local=folder) for part in ("vocab.json", "merges.txt")]
+    config, file = (
+        files.fetch(REPOSITORY, part, REVISION, local=files.path) for part in ("config.json", "model.safetensors")
+    )
+    folder = files.path if files.path and (Path(files.path) / "vocab.json").is_file() else None
+    words = [files.fetch(WORDS, part, WORDS_REVISION, local=folder) for part in ("vocab.json", "merges.txt")]
     return TransformersClip(
         name,
         PROCESSOR_224,
-        transformers_clip(config, file),
+        transformers_clip(config, file, files),
         tokenizer=clip_tokenizer(*words),
         scale=None if name == "pickscore/scaled" else 1.0,
-        weights_sha256=weights.sha256(file),
+        weights_sha256=files.sha256(file),
     )

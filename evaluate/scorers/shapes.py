@@ -11,6 +11,7 @@ from evaluate import embedded, weights
 from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import TransformersClip
+from evaluate.weights import Files
 from prompts.io.errors import UserError
 
 VARIANTS = {
@@ -75,11 +76,11 @@ class DualEncoder(TransformersClip):
         return pooled
 
 
-def load(name: str, path: str | None) -> Scorer:
-    """`path`: a folder with a CLIPModel and its tokenizer, in place of the embedded one."""
+def load(name: str, files: Files) -> Scorer:
+    """`files.path`: a folder with a CLIPModel and its tokenizer, in place of the embedded one."""
     if name in READ:
-        if path:
-            raise UserError(f"{name} has no weights; leave out {path}")
+        if files.path:
+            raise UserError(f"{name} has no weights; leave out {files.path}")
         from prompts.shapes.oracle import verify
         from prompts.shapes.taste import facts, rule
 
@@ -87,13 +88,13 @@ def load(name: str, path: str | None) -> Scorer:
         return Reading(name, dict(zip(READ, readings, strict=True))[name])
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    folder = Path(path) if path else embedded.folder(name)
+    folder = Path(files.path) if files.path else embedded.folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json there; give {name} the folder of a small CLIP made by 'align pretrain' or 'align"
             " reward'"
         )
     weights.check_folder(folder)
-    clip, files = CLIPModel(CLIPConfig.from_pretrained(folder)), sorted(folder.glob("*.safetensors"))
-    weights.load_strict(clip, {key: value for file in files for key, value in weights.read(file).items()}, folder)
-    return DualEncoder(name, clip, CLIPTokenizer.from_pretrained(folder), weights_sha256=weights.sha256(*files))
+    clip, parts = CLIPModel(CLIPConfig.from_pretrained(folder)), sorted(folder.glob("*.safetensors"))
+    files.fill(clip, files.read(*parts), folder)
+    return DualEncoder(name, clip, CLIPTokenizer.from_pretrained(folder), weights_sha256=files.sha256(*parts))

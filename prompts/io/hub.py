@@ -1,33 +1,10 @@
 """Files by hub id and pinned revision, or from a local path in their place. No token is ever part of what is said."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompts.io.errors import UserError
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-
-_left_out: ContextVar[bool] = ContextVar("left_out", default=False)
-
-
-@contextmanager
-def weights_left_out() -> Iterator[None]:
-    """Within: files of weights are neither fetched nor read, and networks keep what
-    they were made with or drawn with.
-    """
-    before = _left_out.set(True)
-    try:
-        yield
-    finally:
-        _left_out.reset(before)
-
-
-def without_weights() -> bool:
-    """Whether this is within `weights_left_out`."""
-    return _left_out.get()
 
 
 def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
@@ -42,8 +19,6 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
                 f"{path}: no such file; give a local copy of {filename} of {repo}, or the folder it lies in"
             )
         return path
-    if without_weights() and filename.endswith(WEIGHTS):
-        return Path(filename)
     from huggingface_hub import hf_hub_download
 
     try:
@@ -72,8 +47,6 @@ def fetch_folder(repo: str, revision: str, *, allow: Sequence[str], ignore: Sequ
     """
     from huggingface_hub import snapshot_download
 
-    if without_weights():
-        allow = [pattern for pattern in allow if not pattern.endswith(WEIGHTS)]
     try:
         return Path(
             snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore))

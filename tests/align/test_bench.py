@@ -21,7 +21,6 @@ from align.training import checkpoints as state
 from align.training.loop import train
 from evaluate import weights
 from evaluate.results.csv_io import read_csv
-from prompts.io import hub
 from prompts.io.errors import UserError
 
 EXACT = {"precision": "fp64", "ema": 0.0, "steps": 3, "student": {"name": "sgd", "learning_rate": 1e-3}}
@@ -67,8 +66,7 @@ def test_a_run_on_drawn_weights_needs_configs_alone(tiny: Path, tmp_path: Path) 
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "run").mkdir()
     config = make(bare, method="sim", steps=2, initial="runs/not-there.safetensors")
-    with hub.weights_left_out():
-        assert train(config, tmp_path / "run", show=False)
+    assert train(config, tmp_path / "run", show=False, random_weights=True)
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
@@ -76,8 +74,7 @@ def test_drawn_weights_are_never_zeros() -> None:
     layer = torch.nn.Conv2d(8, 16, 3)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    with hub.weights_left_out():
-        weights.load_strict(layer, {}, "nothing")
+    weights.RandomWeights().fill(layer, {}, "nothing")
     assert layer.weight.ne(0).all() and layer.bias.ne(0).all()  # type: ignore[union-attr]
     assert layer.weight.std().item() == pytest.approx((8 * 9) ** -0.5, rel=0.1)
 
@@ -193,7 +190,7 @@ def test_implementations_take_turns_and_medians_are_told(
 def test_what_does_not_fit_is_said(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "_trainer", full)

@@ -21,11 +21,15 @@ from prompts.io.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def unets(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Module]:
-    """Two of one architecture: what a run has, and what it shall start from."""
-    folder = tmp_path_factory.mktemp("unets")
-    first, second = (tiny_families.pipeline("sdxl", folder / str(seed), seed=seed).unet for seed in (0, 1))
-    return first, second
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run has."""
+    return tiny_families.pipeline("sdxl", tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def unets(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Module]:
+    """Two of one architecture: the pipeline's, and what a run shall start from."""
+    return pipeline.unet, tiny_families.pipeline("sdxl", tmp_path_factory.mktemp("other"), seed=1).unet
 
 
 def same(a: nn.Module, b: nn.Module, *, tolerance: float = 0.0) -> bool:
@@ -73,9 +77,11 @@ def write(module: Any, place: str, folder: Path, hub: Hub) -> str:
 
 
 @pytest.mark.parametrize("place", ["folder", "subfolder", "file", "hub", "hub root", "hub file"])
-def test_weights_come_from_anywhere(unets: tuple[Any, Any], tmp_path: Path, published: Hub, place: str) -> None:
+def test_weights_come_from_anywhere(
+    pipeline: Any, unets: tuple[Any, Any], tmp_path: Path, published: Hub, place: str
+) -> None:
     network = copy.deepcopy(unets[0])
-    load_into(network, write(unets[1], place, tmp_path, published), "unet")
+    load_into(pipeline, "unet", network, write(unets[1], place, tmp_path, published))
     assert same(network, unets[1], tolerance=1e-3 if "file" in place else 0.0)
     assert not same(network, unets[0], tolerance=1e-2)
 
@@ -105,7 +111,7 @@ def lora(module: nn.Module, form: str) -> tuple[dict[str, Tensor], nn.Module]:
 
 
 @pytest.mark.parametrize("form", ["peft", "diffusers", "kohya"])
-def test_a_lora_is_added_to_the_weights(unets: tuple[Any, Any], tmp_path: Path, form: str) -> None:
+def test_a_lora_is_added_to_the_weights(pipeline: Any, unets: tuple[Any, Any], tmp_path: Path, form: str) -> None:
     tensors, adapted = lora(unets[0], form)
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 5, 32)
@@ -115,61 +121,81 @@ def test_a_lora_is_added_to_the_weights(unets: tuple[Any, Any], tmp_path: Path, 
     }
     for source in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
         network = copy.deepcopy(unets[0])
-        load_into(network, str(source), "unet")
+        load_into(pipeline, "unet", network, str(source))
         with torch.no_grad():
             mine, theirs, before = (module(x, t, **given).sample for module in (network, adapted, unets[0]))
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
         assert (mine - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_lora_under_the_names_of_the_first_code(tmp_path: Path, family: str) -> None:
-    """Every layer's, as diffusers maps the names of blocks, and the rest by what its own
-    converter of checkpoints says.
-    """
-    from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
+@pytest.mark.parametrize(
+    ("family", "spelling"),
+    [
+        *((family, spelling) for family in ("sd15", "sdxl", "pixart") for spelling in ("diffusers", "before", "peft")),
+        ("sd15", "kohya"),
+        ("sdxl", "kohya"),
+    ],
+)
+def test_a_lora_of_every_layer_is_its_products(tmp_path: Path, family: str, spelling: str) -> None:
+    """`alpha / rank * up @ down` (Hu et al. 2021, section 4.1) for every layer that a spelling has a name for."""
+    pipeline = tiny_families.pipeline(family, tmp_path)
+    name = "transformer" if family == "pixart" else "unet"
+    network = getattr(pipeline, name)
+    stem, (down, up) = {
+        "diffusers": (f"{name}.{{}}", ("lora_A", "lora_B")),
+        "before": (f"{name}.{{}}", ("lora.down", "lora.up")),
+        "peft": ("base_model.model.{}", ("lora_A", "lora_B")),
+        "kohya": ("lora_unet_{}", ("lora_down", "lora_up")),
+    }[spelling]
+    tensors, expected = {}, {}
+    torch.manual_seed(7)
+    for key, layer in network.named_modules():
+        # kohya's scripts train what is in blocks.
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or (spelling == "kohya" and "block" not in key):
+            continue
+        a = torch.randn(2, *layer.weight.shape[1:])
+        b = torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2))
+        stemmed = stem.format(key.replace(".", "_") if spelling == "kohya" else key)
+        tensors |= {f"{stemmed}.{down}.weight": a, f"{stemmed}.{up}.weight": b}
+        if spelling == "kohya":
+            tensors[f"{stemmed}.alpha"] = torch.tensor(1.0)
+        product = (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape) * (0.5 if spelling == "kohya" else 1.0)
+        expected[f"{key}.weight"] = layer.weight + product
+    before = copy.deepcopy(network)
+    loras.add(pipeline, name, tensors, "a.safetensors", network=(added := copy.deepcopy(network)))
+    assert type(added) is type(network) and same(network, before)
+    state = added.state_dict()
+    assert len(expected) > 20 and state.keys() == before.state_dict().keys()
+    for key, value in before.state_dict().items():
+        torch.testing.assert_close(state[key], expected.get(key, value), rtol=1e-5, atol=1e-5)
+    loras.add(pipeline, name, tensors, "a.safetensors")
+    assert same(network, added)
 
-    network = tiny_families.pipeline(family, tmp_path).unet
-    layers = {key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    first = {key: loras._first_name(network, key) for key in layers}
-    assert all(len(names) == 1 for names in first.values()), first
-    written = {key: f"lora_unet_{names[0].replace('.', '_')}" for key, names in first.items()}
-    assert len(set(written.values())) == len(layers)
-    # Theirs puts an upsampler under `attentions` where its level has none, which no published network does.
-    blocks = {
-        f"{name}.alpha": key for key, name in written.items() if "_block" in name and "input_blocks_0_0" not in name
+
+def test_a_lora_of_sdxl_under_the_names_of_its_first_code(pipeline: Any) -> None:
+    """Which numbers all levels' blocks in one row, as kohya's scripts write SDXL's."""
+    network = pipeline.unet
+    places = {  # of one block a level, the second of which attends
+        "down_blocks.0.resnets.0.conv1": "input_blocks_1_0_in_layers_2",
+        "down_blocks.1.attentions.0.proj_in": "input_blocks_3_1_proj_in",
+        "mid_block.attentions.0.proj_out": "middle_block_1_proj_out",
+        "up_blocks.0.resnets.0.conv_shortcut": "output_blocks_0_0_skip_connection",
     }
-    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(blocks), network.config)
-    inner = {
-        "in_layers_2": "conv1",
-        "out_layers_3": "conv2",
-        "emb_layers_1": "time_emb_proj",
-        "skip_connection": "conv_shortcut",
-    }
-    inner |= {"downsamplers_0_op": "downsamplers_0_conv"}
-    inner |= {"input_blocks": "down_blocks", "middle_block": "mid_block", "output_blocks": "up_blocks"}
-    for name, key in mapped.items():
-        theirs = name.removeprefix("lora_unet_").removesuffix(".alpha")
-        for old, new in inner.items():
-            theirs = theirs.replace(old, new)
-        assert theirs == key.replace(".", "_")
+    layers = {key: network.get_submodule(key) for key in places}
     tensors = {}
-    for key, layer in layers.items():
-        down, up = (
-            torch.randn(2, *layer.weight.shape[1:]),
-            torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2)),
-        )
-        tensors |= {f"{written[key]}.lora_down.weight": down, f"{written[key]}.lora_up.weight": up}
+    for key, place in places.items():
+        shape = layers[key].weight.shape
+        tensors |= {
+            f"lora_unet_{place}.lora_down.weight": torch.randn(2, *shape[1:]),
+            f"lora_unet_{place}.lora_up.weight": torch.randn(shape[0], 2, *[1] * (len(shape) - 2)),
+        }
     added = copy.deepcopy(network)
-    loras.add(added, tensors, "unet", "a.safetensors")
-    assert all(not added.get_submodule(key).weight.equal(layer.weight) for key, layer in layers.items())
-    with pytest.raises(UserError, match=r"lora_unet_input_blocks_99_1_proj_in.*is no LoRA of a layer"):
-        loras.add(
-            added, tensors | {"lora_unet_input_blocks_99_1_proj_in.alpha": torch.tensor(1.0)}, "unet", "a.safetensors"
-        )
+    loras.add(pipeline, "unet", tensors, "a.safetensors", network=added)
+    changed = {key for key, value in added.state_dict().items() if not value.equal(network.state_dict()[key])}
+    assert changed == {f"{key}.weight" for key in places}
 
 
-def test_keys_that_do_not_match_are_errors(unets: tuple[Any, Any], tmp_path: Path) -> None:
+def test_keys_that_do_not_match_are_errors(pipeline: Any, unets: tuple[Any, Any], tmp_path: Path) -> None:
     network, whole = copy.deepcopy(unets[0]), dict(unets[1].state_dict())
     first = sorted(whole)[0]
     wrong = {
@@ -180,28 +206,41 @@ def test_keys_that_do_not_match_are_errors(unets: tuple[Any, Any], tmp_path: Pat
     for message, tensors in wrong.items():
         torch.save(tensors, tmp_path / "wrong.bin")
         with pytest.raises(UserError, match=message):
-            load_into(network, str(tmp_path / "wrong.bin"), "unet")
+            load_into(pipeline, "unet", network, str(tmp_path / "wrong.bin"))
     assert same(network, unets[0])
 
 
-def test_a_lora_that_does_not_fit_is_an_error_and_changes_nothing(unets: tuple[Any, Any]) -> None:
+def test_a_lora_that_does_not_fit_is_an_error_and_changes_nothing(pipeline: Any, unets: tuple[Any, Any]) -> None:
     network = copy.deepcopy(unets[0])
     good, _ = lora(unets[0], "peft")
     some = next(key for key in good if "to_q" in key and "lora_A" in key)
+    n = len(good)
+    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
     wrong = {
-        "no LoRA of a layer": good | {"text_encoder.layers.0.lora_A.weight": torch.zeros(3, 16)},
-        "'unet.nowhere.lora_A.weight' is no LoRA": good | {"unet.nowhere.lora_A.weight": torch.zeros(3, 16)},
-        "dora_scale": good | {"unet.down_blocks.0.resnets.0.conv1.dora_scale": torch.zeros(8)},
-        "half of the LoRA": {key: value for key, value in good.items() if key != some},
-        "does not fit": good | {some: torch.zeros(3, 99)},
+        f"{n} of {n + 2} matrices find a place": [
+            good | {text.format("A"): torch.zeros(3, 16), text.format("B"): torch.zeros(16, 3)}
+        ],
+        f"{n} of {n + 1} matrices find a place": [
+            good | {"unet.nowhere.lora_A.weight": torch.zeros(3, 16)},
+            good | {"unet.down_blocks.0.resnets.0.conv1.dora_scale": torch.zeros(8)},
+        ],
+        f"{n} of {n - 1} matrices": [{key: value for key, value in good.items() if key != some}],
+        "does not fit UNet2DConditionModel": [
+            good | {some: torch.zeros(3, 99)},
+            good | {text.format("A"): torch.zeros(3, 16)},
+        ],
     }
-    for message, tensors in wrong.items():
-        with pytest.raises(UserError, match=message):
-            loras.add(network, tensors, "unet", "a.safetensors")
+    texts = copy.deepcopy(pipeline.text_encoder)
+    for message, broken in wrong.items():
+        for tensors in broken:
+            with pytest.raises(UserError, match=message):
+                loras.add(pipeline, "unet", tensors, "a.safetensors", network=network)
+            assert not hasattr(network, "peft_config") or not network.peft_config
+    assert same(pipeline.text_encoder, texts)
     assert same(network, unets[0])
 
 
-def test_sources_that_are_not_there(unets: tuple[Any, Any], tmp_path: Path, published: Hub) -> None:
+def test_sources_that_are_not_there(pipeline: Any, unets: tuple[Any, Any], tmp_path: Path, published: Hub) -> None:
     (publish(published, "empty") / "README.md").write_text("nothing")
     for source, message in {
         "tests-of-start/nothing": "cannot be fetched",
@@ -212,7 +251,7 @@ def test_sources_that_are_not_there(unets: tuple[Any, Any], tmp_path: Path, publ
         str(tmp_path): "holds neither",
     }.items():
         with pytest.raises(UserError, match=message):
-            load_into(unets[0], source, "unet")
+            load_into(pipeline, "unet", unets[0], source)
 
 
 def test_frozen_weights_are_stored_as_autocast_computes(unets: tuple[Any, Any]) -> None:
