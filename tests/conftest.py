@@ -138,4 +138,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny random pipeline of every family; who changes one puts it back."""
     import tiny_families
 
-    return {name: tiny_families.pipeline(name, tmp_path_factory.mktemp(name)) for name in tiny_families.FAMILIES}
+    return {
+        name: tiny_families.pipeline(name, tmp_path_factory.mktemp(name))
+        for name in tiny_families.FAMILIES | tiny_families.FLOWS
+    }

@@ -23,7 +23,7 @@ UNET = {
 }  # fmt: skip
 
 
-def vae(scaling_factor: float, blocks: int = 4) -> Any:
+def vae(scaling_factor: float, blocks: int = 4, **options: Any) -> Any:
     """With four blocks latents are an eighth of the image along each side, as all of the published ones have it."""
     from diffusers import AutoencoderKL
 
@@ -31,12 +31,20 @@ def vae(scaling_factor: float, blocks: int = 4) -> Any:
         down_block_types=["DownEncoderBlock2D"] * blocks,
         up_block_types=["UpDecoderBlock2D"] * blocks,
         block_out_channels=[4] * blocks,
-        latent_channels=4,
         norm_num_groups=2,
         sample_size=64,
         mid_block_add_attention=False,
         scaling_factor=scaling_factor,
+        **{"latent_channels": 4} | options,
     ).eval()
+
+
+def t5(tokenizer: Any, **options: Any) -> Any:
+    """The text encoder of PixArt-alpha, Stable Diffusion 3 and FLUX.1."""
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2} | options
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes)).eval()
 
 
 def clip_text(kind: str, **options: Any) -> Any:
@@ -128,19 +136,9 @@ def sdxl(folder: Path, blocks: int = 4) -> Any:
 def pixart(folder: Path, sample_size: int = 8, blocks: int = 4) -> Any:
     """sample_size 128 is the network for 1024 x 1024, which is told the image's size."""
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
     tokenizer = t5_tokenizer(folder)
     width = 12  # of the text, and of attention: one third of it for each of the three embeddings of time and size
-    text = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=width,
@@ -154,22 +152,86 @@ def pixart(folder: Path, sample_size: int = 8, blocks: int = 4) -> Any:
     )
     return PixArtAlphaPipeline(
         tokenizer=tokenizer,
-        text_encoder=T5EncoderModel(text).eval(),
+        text_encoder=t5(tokenizer),
         vae=vae(0.18215, blocks),
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
     )
 
 
+def sd3(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = t5_tokenizer(folder / "3")
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=24,
+        pos_embed_max_size=12,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(1.5305, shift_factor=0.0609),
+        text_encoder=clip_text("CLIPTextModelWithProjection", projection_dim=12),
+        tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
+        text_encoder_2=clip_text("CLIPTextModelWithProjection", projection_dim=12),
+        tokenizer_2=clip_tokenizer(folder / "2", "!"),
+        text_encoder_3=t5(tokenizer, d_model=32, d_kv=16),
+        tokenizer_3=tokenizer,
+    )
+
+
+def flux(folder: Path, *, guidance_embeds: bool = True) -> Any:
+    """FLUX.1-dev; schnell is told no guidance."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = t5_tokenizer(folder / "2")
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )
+    dynamic = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    made = FluxPipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**dynamic, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=vae(0.3611, shift_factor=0.1159),
+        text_encoder=clip_text("CLIPTextModel"),
+        tokenizer=clip_tokenizer(folder / "1", "<|endoftext|>"),
+        text_encoder_2=t5(tokenizer),
+        tokenizer_2=tokenizer,
+    )
+    made.default_sample_size = 8
+    return made
+
+
 #: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
 OPTIONS = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
 FAMILIES = {"sd15": sd15, "sdxl": sdxl, "pixart": pixart}
+#: Those of flow matching.
+FLOWS = {"sd3": sd3, "flux": flux}
 
 
 def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any:
     """A stock pipeline; its tokenizers are written to `folder` and read from there."""
     torch.manual_seed(seed)
-    made = FAMILIES[family](folder, **options)
+    made = (FAMILIES | FLOWS)[family](folder, **options)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -54,6 +54,9 @@ class TrainConfig(Config):
         ),
     )
     family: str = "sd15"
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height and width of images in pixels; by default those that the network was made for"
+    )
     generator: AnyGenerator = GeneratorOptions()
     terms: dict[str, dict[str, Any]] = Field({}, description="further terms of the student's loss: name -> its options")
     critics: dict[str, dict[str, Any]] = Field(

@@ -20,7 +20,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
     if start in (None, whole, config.reference):
         start = sources["reference"] if sources["pipeline"] else None
-    name, options, _ = config.generator.stock_scheduler()
+    name, options, _ = config.generator.stock_scheduler(flow=recipe.sigmas is not None)
     fields: dict[str, Any] = {}
     if (
         start
@@ -44,5 +44,5 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         base
         | fields
         | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
-        | recipe.model_dump(include={"steps", "timesteps", "guidance_scale", "arguments"}, exclude_none=True)
+        | recipe.model_dump(include={"steps", "timesteps", "sigmas", "guidance_scale", "arguments"}, exclude_none=True)
     )

@@ -8,7 +8,7 @@ call the reference in an error.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, PositiveFloat, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
 from align.options import Config
@@ -26,20 +26,24 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
     "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
     "unit_variance": ("LCMScheduler", {}, 0.0),
 }
+#: What keeps a flow's stock scheduler at the times that it is given.
+UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
 
 
 class GeneratorOptions(Config):
-    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init, or sqrt(1 + sigma_init^2) for `unit_variance`, where the
-    network sees z itself (DMD2's).
+    """`G(z, c) = D(k z, sigma_init, c)`; k is sigma_init, or for `unit_variance`, where the network sees z itself
+    (DMD2's), sqrt(1 + sigma_init^2), and 1 + sigma_init for a network of flow matching.
     """
 
     name: str = "one_step"
-    sigma_init: PositiveFloat = 2.5
+    sigma_init: float = Field(
+        2.5, gt=0, allow_inf_nan=True, description="for a flow t / (1 - t), and .inf for noise alone"
+    )
     input_scale: Literal["sigma_init", "unit_variance"] = "sigma_init"
 
-    def stock_scheduler(self) -> tuple[str, dict[str, Any], float]:
-        """What draws the same, as an entry of `SCHEDULERS`."""
-        return SCHEDULERS[self.input_scale]
+    def stock_scheduler(self, *, flow: bool) -> tuple[str, dict[str, Any], float]:
+        """What draws the same, as an entry of `SCHEDULERS`. flow: whether the network is one of flow matching."""
+        return ("FlowMatchEulerDiscreteScheduler", UNSHIFTED, 1.0) if flow else SCHEDULERS[self.input_scale]
 
 
 def _as_its_own(value: Any) -> Any:

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from align.data.batches import Batch
-from align.generators import GeneratorOptions
+from align.generators import UNSHIFTED, GeneratorOptions
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from evaluate import pipelines
@@ -55,11 +55,15 @@ class FewStepOptions(GeneratorOptions):
             )
         return self
 
-    def stock_scheduler(self) -> tuple[str, dict[str, Any], float]:
-        """One step's, but for Euler steps from noise of unit variance, which is scaled by sqrt(sigma_max^2 + 1)."""
-        if self.levels and self.eta == 0 and self.input_scale == "unit_variance":
+    def stock_scheduler(self, *, flow: bool) -> tuple[str, dict[str, Any], float]:
+        """One step's, but for Euler steps from noise of unit variance, which is scaled by sqrt(sigma_max^2 + 1), and
+        for a flow that is noised afresh.
+        """
+        if flow and self.levels and self.eta == 1:
+            return "FlowMatchLCMScheduler", UNSHIFTED, 1.0
+        if not flow and self.levels and self.eta == 0 and self.input_scale == "unit_variance":
             return "EulerDiscreteScheduler", {"timestep_spacing": "leading"}, 1.0
-        return super().stock_scheduler()
+        return super().stock_scheduler(flow=flow)
 
 
 class FewStep(OneStep):
@@ -122,8 +126,7 @@ class FewStep(OneStep):
     def export(self, scheduler: Any) -> tuple[Any, dict[str, Any]]:
         """The scheduler whose steps these are, and its recipe."""
         stock, recipe = super().export(scheduler)
-        timesteps = [int(t) for t in self.preconditioning.schedule.timestep(torch.tensor(self.levels))]
-        return stock, recipe | {"steps": len(timesteps), "timesteps": timesteps}
+        return stock, recipe | self.times(self.levels)
 
 
 Options, build = FewStepOptions, FewStep

@@ -1,6 +1,7 @@
 """One step: `G(z, c) = D(k z, sigma_init, c)` (DI++ eq. C.4)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,15 @@ class OneStep:
                 f"generator.sigma_init = {options.sigma_init:g}: the noise levels of {source} "
                 f"are {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}; choose one between them"
             )
+        self.flow = schedule.prediction == "flow_prediction"
+        if self.flow and options.input_scale == "sigma_init" and math.isfinite(options.sigma_init):
+            raise UserError(
+                "generator.input_scale sigma_init: no stock scheduler draws a flow from scaled noise; set"
+                " unit_variance, or sigma_init to .inf"
+            )
         self.sigma_init = schedule.snap(options.sigma_init)
-        self.k = self.sigma_init if options.input_scale == "sigma_init" else math.sqrt(1 + self.sigma_init**2)
+        unit = 1 + self.sigma_init if self.flow else math.sqrt(1 + self.sigma_init**2)
+        self.k = unit if options.input_scale == "unit_variance" else self.sigma_init
 
     def sample(self, network: nn.Module, batch: Batch) -> Tensor:
         """x0 of the batch's noise `z`, standard normal `[B, C, H, W]`."""
@@ -47,12 +55,16 @@ class OneStep:
         """The scheduler whose single step this is, and its recipe."""
         import diffusers
 
-        timestep = int(self.preconditioning.schedule.timestep(torch.tensor([self.sigma_init])))
-        name, options, guidance = self.options.stock_scheduler()
-        recipe = {"steps": 1, "timesteps": [timestep], "guidance_scale": guidance}
+        name, options, guidance = self.options.stock_scheduler(flow=self.flow)
+        recipe = self.times([self.sigma_init]) | {"guidance_scale": self.preconditioning.embedded_guidance or guidance}
         arguments = dict(self.preconditioning.family.arguments)
         extra = {"arguments": arguments} if arguments else {}
         return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | extra
+
+    def times(self, levels: Sequence[float]) -> dict[str, Any]:
+        """A recipe's steps at these noise levels: a flow's times in [0, 1], or timesteps."""
+        t = self.preconditioning.schedule.timestep(torch.tensor(levels, dtype=torch.float64)).tolist()
+        return {"steps": len(t)} | ({"sigmas": [each / 1000 for each in t]} if self.flow else {"timesteps": t})
 
 
 Options, build = GeneratorOptions, OneStep

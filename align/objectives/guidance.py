@@ -22,6 +22,9 @@ class Guidance(Config):
 
     where: Literal["off", "reference", "reward"] = "off"
     scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
+    embedded: PositiveFloat | None = Field(
+        None, description="the scale that networks of embedded guidance, as FLUX.1-dev's, are told; no guidance of ours"
+    )
 
 
 class GuidanceReward(NamedTuple):

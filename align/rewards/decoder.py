@@ -49,19 +49,18 @@ class Decoder:
     ):
         vae = vae if tiny is None else load_tiny(tiny, RandomWeights() if random_weights else Files())
         self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
-        self.to_vae = (family or Family()).to_vae
+        self.family = family or Family()
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, H, W]` to images `[B, 3, sH, sW]`, clamped to [0, 1] as those that are saved and scored."""
-        scaled = self.to_vae(latents.to(self.vae.dtype), self.vae.config)
+        latents = latents.to(self.vae.dtype)
         # One image at a time, since a decoder's activations are larger than a UNet's, also where none are kept.
-        parts = [self._recomputed(one) for one in scaled.split(1)] if self.checkpointing else [self._decode(scaled)]
+        parts = [self._recomputed(one) for one in latents.split(1)] if self.checkpointing else [self._decode(latents)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
-    def _recomputed(self, scaled: Tensor) -> Tensor:
-        decoded: Tensor = checkpoint(self._decode, scaled, use_reentrant=False)
+    def _recomputed(self, latents: Tensor) -> Tensor:
+        decoded: Tensor = checkpoint(self._decode, latents, use_reentrant=False)
         return decoded
 
-    def _decode(self, scaled: Tensor) -> Tensor:
-        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
-        return decoded
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.family.decode(self.vae, latents)

@@ -261,7 +261,14 @@ def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bo
 
 def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> Preconditioning:
     """How networks of the run's family become denoisers."""
-    return Preconditioning(families.load(config.family), pipeline, process.autocast, source=config.reference)
+    return Preconditioning(
+        families.load(config.family),
+        pipeline,
+        process.autocast,
+        source=config.reference,
+        size=config.size,
+        embedded_guidance=config.guidance.embedded,
+    )
 
 
 def load_networks(config: TrainConfig, pipeline: Any, *, random_weights: bool) -> tuple[nn.Module, nn.Module, bool]:

@@ -272,7 +272,7 @@ def train_teacher(config: TeacherConfig, output: Path, *, resume: bool) -> bool:
             def network(y: Tensor, t: Tensor) -> Tensor:
                 return model["unet"](y, t, encoder_hidden_states=text).sample
 
-            return denoise(network, x, sigma, schedule=schedule, prediction=scheduler.config.prediction_type)
+            return denoise(network, x, sigma, schedule=schedule)
 
         score = assistant_loss(x0, noise, sigma, assistant=denoiser, weight=WEIGHTS["edm"]).mean() / x0[0].numel()
         return score + config.layout * layout(model, text, x0) if config.layout else score

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evaluate.diffusion import Schedule
+from evaluate.diffusion import FlowSchedule, NoiseLevels, Schedule, is_flow
 from prompts import extensions
 from prompts.io.errors import UserError
 
@@ -29,7 +29,8 @@ class Family:
 
     pipelines: the classes of diffusers that it is drawn with. network: the network's name among their parts. arguments:
     what their call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same
-    latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on.
+    latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on. token: pixels along
+    each side of what counts as one token where noise levels depend on the image's size.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -37,9 +38,10 @@ class Family:
     arguments: Mapping[str, Any] = MappingProxyType({})
     tiny_vae: str | None = None
     lora_targets: tuple[str, ...] = ()
+    token: int = 16
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
-        """Of the noise of one image of height x width pixels, as the pipeline's call takes it."""
+        """Of the noise of one image of height x width pixels: channels, and an area of the image's proportions."""
         scale: int = pipeline.vae_scale_factor
         return getattr(pipeline, self.network).config.in_channels, height // scale, width // scale
 
@@ -48,14 +50,21 @@ class Family:
         edge = getattr(pipeline, "default_sample_size", None) or getattr(pipeline, self.network).config.sample_size
         return (edge * pipeline.vae_scale_factor,) * 2
 
-    def noise_levels(self, scheduler: Any) -> Schedule:
-        """The noise levels that the pipeline's scheduler says the network was trained at."""
-        return Schedule.from_scheduler(scheduler)
+    def noise_levels(self, pipeline: Any, height: int, width: int) -> NoiseLevels:
+        """The noise levels that the pipeline's scheduler says the network was trained at, for images of this size."""
+        if not is_flow(pipeline.scheduler):
+            return Schedule.from_scheduler(pipeline.scheduler)
+        return FlowSchedule.from_scheduler(pipeline.scheduler, tokens=height // self.token * (width // self.token))
 
-    def to_vae(self, latents: Tensor, vae_config: Any) -> Tensor:
-        """Latents `[B, ...]` as the autoencoder's decoder takes them."""
-        scaled = latents / vae_config.scaling_factor
-        return scaled + vae_config.shift_factor if getattr(vae_config, "shift_factor", None) else scaled
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents `[B, *latent_shape]` as the pipeline's call takes them."""
+        return latents
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images `[B, 3, height, width]`, in [-1, 1] where nothing exceeds it, of latents `[B, *latent_shape]`."""
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        images: Tensor = vae.decode(scaled, return_dict=False)[0]
+        return images
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each,
@@ -68,11 +77,11 @@ class Family:
         return self.encode(pipeline, [""])
 
     def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
-        """The network's raw output for latents x `[B, C, H, W]`, scaled as it expects them, timesteps
-        t `[B]`, and rows of `encode`.
+        """The network's raw output for latents x `[B, C, H, W]`, scaled as it expects them, timesteps t `[B]` between
+        0 and 1000, and rows of `encode`; of the shape of x. A flow points from data to noise.
 
-        What follows from the latents alone, such as the image's size, is found here; pixels: of the image
-        along each side of a latent's.
+        What follows from the latents alone, such as the image's size, is found here; pixels: of the image along each
+        side of a latent's. `cond["guidance"]`, `[B]`, is the scale that a network of embedded guidance is told.
         """
         raise NotImplementedError
 

@@ -3,18 +3,24 @@
 A model is a name of an embedded one (`shapes/base`), a folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`), or a
 recipe: a YAML file, or the name of one of those in `evaluate/models`. A folder may hold a `recipe.yaml`:
 
-    pipeline: ../teacher        a folder, hub id or recipe with everything that is not in this folder; without it, this
-    folder revision: 462165984030d8... of that hub id; without it, its newest variant: fp16               which of its
-    weights; without it, those without a suffix unet: unet                  a subfolder with a network in place of the
-    pipeline's, unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16..., file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare
-    file of its weights delta: {file: delta.pt}     a file of weights to be added to the network's; without `repo` it
-    lies beside the recipe lora: {repo: ..., file: ..} a LoRA scheduler: {name: LCMScheduler, options: {}}  in place of
-    the pipeline's; options over those of the pipeline's steps: 1 timesteps: [625]            in place of the
-    scheduler's own guidance_scale: 1.0         1 is no guidance width: 1024                 pixels; without it and
-    `height`, the network's own size arguments: {eta: 0.3}       further arguments of the pipeline's call sampler:
-    {name: best_of, n: 4, scorer: pickscore}  how images are drawn; without it, by the pipeline's call dtype: fp16
-    what it was published to run in, on a GPU about: {title: ...}         what it is, for people reported_only: why
-    there are no weights to load
+    pipeline: ../teacher      a folder, hub id or recipe with everything that is not here; without it, this folder
+    revision: 462165984030d8  of that hub id; without it, its newest
+    variant: fp16             which of its weights; without it, those without a suffix
+    unet: unet                a subfolder with a network in place of the pipeline's,
+    unet: {repo: tianweiy/DMD2, revision: 19179ac8ee16, file: dmd2_sdxl_1step_unet_fp16.bin}  or a bare file of weights
+    delta: {file: delta.pt}   a file of weights to be added to the network's; without `repo` it lies beside the recipe
+    lora: {repo: ..., file: ...}                    a LoRA
+    scheduler: {name: LCMScheduler, options: {}}    in place of the pipeline's; options over those of the pipeline's
+    steps: 1
+    timesteps: [625]          in place of the scheduler's own
+    sigmas: [1.0, 0.5]        the same for a flow, whose time is 1 where there is noise alone
+    guidance_scale: 1.0       1 is no guidance
+    width: 1024               pixels; without it and `height`, the network's own size
+    arguments: {eta: 0.3}     further arguments of the pipeline's call
+    sampler: {name: best_of, n: 4, scorer: pickscore}   how images are drawn; without it, by the pipeline's call
+    dtype: fp16               what it was published to run in, on a GPU
+    about: {title: ...}       what it is, for people
+    reported_only: ...        why there are no weights to load
 """
 
 import hashlib
@@ -88,6 +94,7 @@ class Recipe(_Fields):
     scheduler: Scheduler | None = None
     steps: PositiveInt = 50
     timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
     guidance_scale: float = Field(7.5, ge=0)
     width: int | None = Field(None, ge=8, multiple_of=8)
     height: int | None = Field(None, ge=8, multiple_of=8)
@@ -97,7 +104,11 @@ class Recipe(_Fields):
 
     def call(self) -> dict[str, Any]:
         """Arguments for the pipeline's call."""
-        steps = {"timesteps": list(self.timesteps)} if self.timesteps else {"num_inference_steps": self.steps}
+        steps: dict[str, Any] = {"num_inference_steps": self.steps}
+        if self.timesteps:
+            steps = {"timesteps": list(self.timesteps)}
+        elif self.sigmas:
+            steps["sigmas"] = list(self.sigmas)
         size = {name: value for name, value in (("height", self.height), ("width", self.width)) if value is not None}
         return steps | {"guidance_scale": self.guidance_scale} | size | (self.arguments or {})
 

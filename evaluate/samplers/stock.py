@@ -1,6 +1,9 @@
 """The pipeline's own call, from noise of each image's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -41,16 +44,33 @@ class Stock:
         arguments = dict(zip(("height", "width"), family.size(pipeline), strict=True)) | recipe.call() | overrides
         shape = family.latent_shape(pipeline, arguments["height"], arguments["width"])
         named = list(zip(seeds, keys, strict=True))
-        latents = torch.stack([noise(shape, seed=seed, key=key) for seed, key in named])
-        result = pipeline(
-            list(prompts),
-            latents=latents.to(pipeline.device, getattr(pipeline, family.network).dtype),
-            generator=[generator(seed, f"{key}\0steps") for seed, key in named],
-            output_type="pt",
-            **arguments,
-        )
+        latents = family.pack(torch.stack([noise(shape, seed=seed, key=key) for seed, key in named]))
+        generators = [generator(seed, f"{key}\0steps") for seed, key in named]
+        with _noised_by(pipeline.scheduler, generators):
+            result = pipeline(
+                list(prompts),
+                latents=latents.to(pipeline.device, getattr(pipeline, family.network).dtype),
+                generator=generators,
+                output_type="pt",
+                **arguments,
+            )
         images: Tensor = result.images.float()
         return images
+
+
+@contextmanager
+def _noised_by(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
+    """Within: what the scheduler adds between steps is of these generators, one an image, also where the pipeline hands
+    it none, as those of flow matching do. By chance a batch's images would then depend on each other.
+    """
+    if "generator" not in signature(scheduler.step).parameters:
+        yield
+        return
+    scheduler.step = partial(scheduler.step, generator=generators)
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 Options, build = StockOptions, Stock

@@ -1,13 +1,31 @@
 """Schedules against checked figures and stock diffusers; prediction types against networks that know the answer."""
 
+import math
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from evaluate.diffusion import NOISE_LEVELS, PREDICTIONS, Schedule, append_dims, denoise
+from evaluate.diffusion import (
+    NOISE_LEVELS,
+    PREDICTIONS,
+    FlowSchedule,
+    NoiseLevels,
+    Schedule,
+    append_dims,
+    denoise,
+    is_flow,
+)
 from prompts.io.errors import UserError
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -94,6 +112,11 @@ TARGETS = {
 }
 
 
+def schedule_of(prediction: str) -> NoiseLevels:
+    """One whose networks predict that."""
+    return FlowSchedule() if prediction == "flow_prediction" else replace(SD, prediction=prediction)
+
+
 def interpolation(prediction: str, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of the path a network was trained on, at the ratio sigma: a quarter circle, or a straight line."""
     total = 1 + sigma if prediction == "flow_prediction" else (1 + sigma**2).sqrt()
@@ -111,7 +134,7 @@ def test_a_perfect_network_gives_x0_back_and_sees_the_input_it_was_trained_on(pr
         seen.append((x, time))
         return TARGETS[prediction](x0, noise, alpha, level)
 
-    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction=prediction)
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=schedule_of(prediction))
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     ((x, time),) = seen
     torch.testing.assert_close(x, alpha * x0 + level * noise, rtol=1e-12, atol=1e-12)
@@ -135,7 +158,7 @@ def test_the_variance_preserving_path_is_stock_diffusers() -> None:
 
         x = x0 + append_dims(SD.sigmas[t].float(), x0) * noise
         torch.testing.assert_close(
-            denoise(network, x, SD.sigmas[t], schedule=SD, prediction=prediction), x0, rtol=0, atol=1e-4
+            denoise(network, x, SD.sigmas[t], schedule=schedule_of(prediction)), x0, rtol=0, atol=1e-4
         )
 
 
@@ -153,9 +176,7 @@ def test_the_flow_path_is_stock_diffusers() -> None:
 
     sigma = level / (1 - level)
     x = x0 + append_dims(sigma, x0) * noise
-    torch.testing.assert_close(
-        denoise(network, x, sigma, schedule=SD, prediction="flow_prediction"), x0, rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(denoise(network, x, sigma, schedule=FlowSchedule()), x0, rtol=0, atol=1e-4)
 
 
 def test_sigma_is_not_rounded_with_its_timestep() -> None:
@@ -168,7 +189,7 @@ def test_sigma_is_not_rounded_with_its_timestep() -> None:
         times.append(time.tolist())
         return noise
 
-    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD, prediction="epsilon")
+    found = denoise(network, x0 + append_dims(sigma, x0) * noise, sigma, schedule=SD)
     torch.testing.assert_close(found, x0, rtol=1e-12, atol=1e-12)
     assert times == [[5, 400, 700, 998]]
 
@@ -188,7 +209,7 @@ def test_arithmetic_is_float32_or_better(prediction: str, narrow: torch.dtype, w
         return noise
 
     x = (x0 + append_dims(sigma, x0) * noise).to(narrow)
-    found = denoise(network, x, sigma, schedule=SD, prediction=prediction)
+    found = denoise(network, x, sigma, schedule=schedule_of(prediction))
     exact = PREDICTIONS[prediction].to_x0(x.double(), append_dims(sigma, x), noise.double())
     assert seen == [wide]
     assert found.dtype == wide
@@ -202,14 +223,19 @@ def test_denoising_is_differentiable_in_x(prediction: str) -> None:
     sigma = torch.tensor([0.03, 0.7, 2.5, 14.0], dtype=torch.float64)
 
     def denoiser(x: Tensor) -> Tensor:
-        return denoise(lambda x, time: x.sin(), x, sigma, schedule=SD, prediction=prediction)
+        return denoise(lambda x, time: x.sin(), x, sigma, schedule=schedule_of(prediction))
 
     assert torch.autograd.gradcheck(denoiser, (x,))
 
 
 # Distributions of sigma
 
-TIME_CASES: dict[str, dict[str, Any]] = {"lognormal": {"mean": 0.0, "std": 6.0}, "uniform": {"low": 0, "high": 999}}
+TIME_CASES: dict[str, dict[str, Any]] = {
+    "lognormal": {"mean": 0.0, "std": 6.0},
+    "uniform": {"low": 0, "high": 999},
+    "logit_normal": {"mean": 0.0, "std": 6.0},
+    "flow_uniform": {},
+}
 
 
 @pytest.mark.parametrize("name", NOISE_LEVELS)
@@ -238,6 +264,60 @@ def test_uniform_draws_timesteps_with_both_ends() -> None:
     assert len(counts) == 24
     assert counts[20:].min() > 1000 - 5 * 750**0.5
     assert draws.unique().equal(SD.sigmas[20:24])
+
+
+def test_times_of_flows_are_shifted_as_the_model_is() -> None:
+    """`t' = s t / (1 + (s - 1) t)` of a uniform and of a logit-normal t; s is the model's own, or as told."""
+    flow, n = FlowSchedule(shift=3.0), 20_000
+    generator = partial(torch.Generator().manual_seed, 4)
+    uniform = NOISE_LEVELS["flow_uniform"](flow, low=0.1, high=0.9)(n, generator())
+    t = 0.1 + 0.8 * torch.rand(n, generator=generator(), dtype=torch.float64)
+    torch.testing.assert_close(flow.timestep(uniform) / 1000, 3 * t / (1 + 2 * t))
+    logit = NOISE_LEVELS["logit_normal"](flow, mean=-0.3, std=0.8)(n, generator())
+    t = torch.sigmoid(0.8 * torch.randn(n, generator=generator(), dtype=torch.float64) - 0.3)
+    torch.testing.assert_close(flow.timestep(logit) / 1000, 3 * t / (1 + 2 * t))
+    told = NOISE_LEVELS["logit_normal"](flow, mean=-0.3, std=0.8, shift=1.0)(n, generator())
+    torch.testing.assert_close(flow.timestep(told) / 1000, t)
+    with pytest.raises(
+        UserError, match="uniform counts timesteps, and this model's time is continuous; use flow_uniform"
+    ):
+        NOISE_LEVELS["uniform"](flow, low=20, high=980)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_flow_starts_from_noise_alone(dtype: torch.dtype) -> None:
+    """`G(z) = z - v(z, 1)`, to the rounding of the dtype; the level is infinite and the arithmetic is not."""
+    flow, z = FlowSchedule(), images(dtype=dtype)[1]
+    assert flow.holds(math.inf) and not SD.holds(math.inf) and not flow.holds(1e-4)
+    sigma = torch.full((len(z),), flow.snap(math.inf), dtype=dtype)
+    seen: list[Tensor] = []
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        seen.extend((x, time))
+        return x.sin()
+
+    found = denoise(velocity, (1 + flow.NOISE) * z, sigma, schedule=flow)
+    eps = 4 * torch.finfo(torch.float32).eps if dtype == torch.float32 else 1e-8
+    torch.testing.assert_close(found, z - z.sin(), rtol=eps, atol=eps)
+    torch.testing.assert_close(seen[0], z, rtol=eps, atol=eps)
+    torch.testing.assert_close(seen[1], torch.full_like(sigma, 1000.0), rtol=eps, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_dynamic_shift_is_stock_diffusers(kind: str) -> None:
+    options = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    stock = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind, **options)
+    mu = calculate_shift(
+        1024, *(options[name] for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"))
+    )
+    stock.set_timesteps(sigmas=[0.9, 0.5, 0.2], mu=mu)
+    shift = FlowSchedule.from_scheduler(stock, tokens=1024).shift
+    for before, after in zip((0.9, 0.5, 0.2), stock.sigmas[:-1].tolist(), strict=True):
+        assert shift * before / (1 + (shift - 1) * before) == pytest.approx(after, rel=1e-5)
+    assert FlowSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0), tokens=1).shift == 3.0
+    multistep = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=2.0, prediction_type="flow_prediction")
+    assert is_flow(multistep) and FlowSchedule.from_scheduler(multistep, tokens=1).shift == 2.0
+    assert not is_flow(DPMSolverMultistepScheduler()) and is_flow(stock)
 
 
 def test_every_prediction_type_and_distribution_is_tested_here() -> None:

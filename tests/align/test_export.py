@@ -117,7 +117,7 @@ def started(run: Path) -> Any:
     name = families.load(config.family).network
     from align.networks.initial import load_into
 
-    load_into(getattr(start, name), str(config.initial), name)
+    load_into(start, name, getattr(start, name), str(config.initial))
     assert reference.scheduler.config == start.scheduler.config
     return start
 

@@ -68,12 +68,12 @@ def test_a_family_declares_what_it_must(family: str) -> None:
     assert isinstance(known, families.Family) and known.pipelines and not families.Family.pipelines
     for name, base in inspect.getmembers(families.Family, inspect.isfunction):
         assert inspect.signature(getattr(type(known), name)) == inspect.signature(base), name
-    if family not in tiny_families.FAMILIES:
+    if family not in tiny_families.FAMILIES | tiny_families.FLOWS:
         pytest.skip(f"not tested further: tests/tiny_families.py makes no tiny pipeline of {family}")
 
 
 def test_families_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiny_families.FAMILIES.keys() <= set(families.names())
+    assert (tiny_families.FAMILIES | tiny_families.FLOWS).keys() <= set(families.names())
     (tmp_path / "sd9.py").write_text("family = None")
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
     assert "sd9" in families.names()

@@ -185,6 +185,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 class Linear:
     """What `FewStep` wants to know of a network that is `c_j x` at its j-th level."""
 
+    prediction = "epsilon"
     holds = staticmethod(lambda sigma: True)
     snap = staticmethod(lambda sigma: sigma)
 
