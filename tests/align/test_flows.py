@@ -3,13 +3,14 @@
 import math
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_families
 import torch
-from tiny import SMALL_RUN
+from tiny import SMALL_RUN, save_tiny
 from torch import Tensor
 
 from align.config.overrides import validate
@@ -18,9 +19,14 @@ from align.generators.few_step import FewStep
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import guided
+from align.objectives.metrics import Metrics
 from align.rewards.decoder import Decoder
-from evaluate import families
-from evaluate.diffusion import append_dims
+from align.training import setup
+from align.training.loop import update_critics, update_student
+from align.training.process import Alone
+from evaluate import families, pipelines
+from evaluate.diffusion import FlowSchedule, NoiseLevels, Schedule, append_dims, denoise
+from evaluate.families.sd15 import StableDiffusion
 from evaluate.pipelines import Recipe
 from prompts.io.errors import UserError
 
@@ -236,3 +242,68 @@ def test_what_does_not_fit_a_flow_is_refused(stock: dict[str, Any]) -> None:
         Preconditioning(families.load("flux"), stock["flux"], nullcontext, source="a/b")
     with pytest.raises(UserError, match=r"has no embedded guidance; leave guidance.embedded out"):
         Preconditioning(families.load("sd3"), stock["sd3"], nullcontext, source="a/b", embedded_guidance=3.5)
+
+
+class Twin(StableDiffusion):
+    """The same network as one of flow matching: `v(x_t, t) = (x_t - D(x_t / (1 - t), t / (1 - t))) / t`."""
+
+    def noise_levels(self, pipeline: Any, height: int, width: int) -> NoiseLevels:
+        self.betas = super().noise_levels(pipeline, height, width)
+        return FlowSchedule()
+
+    def call(self, network: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
+        def epsilon(y: Tensor, time: Tensor) -> Tensor:
+            return super(Twin, self).call(network, y, time, cond, pixels)
+
+        t = append_dims(t / 1000, x)
+        sigma = (t / (1 - t)).flatten()
+        return (x - denoise(epsilon, x / (1 - t), sigma, schedule=self.betas)) / t
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("method", ["sim", "di*"])
+def test_a_network_and_its_twin_of_flow_matching_train_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, steps: int
+) -> None:
+    folder = save_tiny(tmp_path / "tiny", prediction="epsilon")
+    betas = Schedule.from_scheduler(pipelines.load(str(folder)).scheduler)
+    levels = [betas.snap(sigma) for sigma in (9.0, 4.0, 1.5, 0.5)][:steps]
+    rewards = [{"scorer": "shapes/clip", "scale": 0.5}] if method == "di*" else []
+    content = SMALL_RUN | {
+        "reference": str(folder),
+        "method": method,
+        "rewards": rewards,
+        "guidance": {"where": "reference", "scale": 2.0},
+        "generator": {
+            "name": "few_step",
+            "sigma_init": levels[0],
+            "levels": levels[1:],
+            "input_scale": "unit_variance",
+        },
+        "noise_levels": {"name": "lognormal", "parameters": {"mean": 0.0, "std": 0.7}},
+        "student": {"name": "sgd", "learning_rate": 0.01},
+        "assistant": {"name": "sgd", "learning_rate": 0.01, "updates": 1, "warmup": 0},
+        "precision": "fp64",
+        "held_out": {"scorers": {}},
+        "sample_every": 0,
+    }
+    config = validate(TrainConfig, content, "test")
+    weights = []
+    for family in (StableDiffusion(), Twin()):
+        monkeypatch.setattr(families, "load", lambda name, family=family: family)
+        run = setup.build(config, tmp_path / "run", Alone(config, torch.device("cpu")), show=False)
+        before = {name: value.clone() for name, value in run.roles.student.state_dict().items()}
+        run.generator.k = 9.0  # type: ignore[attr-defined]
+        for step in range(3):
+            update_critics(run, step, Metrics())
+            update_student(run, step, Metrics())
+        after = {
+            f"{role}.{k}": v
+            for role in ("student", "assistant")
+            for k, v in getattr(run.roles, role).state_dict().items()
+        }
+        weights.append(after)
+        assert max((after[f"student.{name}"] - value).abs().max().item() for name, value in before.items()) > 1e-4
+    assert (run.preconditioning.schedule.prediction, run.generator.flow) == ("flow_prediction", True)  # type: ignore[attr-defined]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-9)
