@@ -130,6 +130,8 @@ class TrainConfig(Config):
                     f"{role}.name {name} works with neither parallel fsdp2 nor precision fp64; set it to"
                     f" {name.removesuffix('8bit')}"
                 )
+        if self.lora and self.lora.base and self.parallel == "fsdp2":
+            raise ValueError(f"lora.base {self.lora.base} cannot be sharded; set parallel to ddp, or leave it out")
         if self.guidance.where == "off" and self.guidance.scale != 1:
             raise ValueError(
                 f"guidance.scale {self.guidance.scale:g} does nothing with guidance.where off; set that to reference or"

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from align.networks.quantized import Bits
 from align.networks.sharding import gathered
 from align.options import Config
 
@@ -21,6 +22,7 @@ class LoraConfig(Config):
     target_modules: tuple[str, ...] | None = Field(
         None, description="ends of the names of the layers that have one; by default the family's"
     )
+    base: Bits | None = Field(None, description="keep these layers of the frozen base in 8 or 4 bits (bitsandbytes)")
 
 
 class Adapted(nn.Module):

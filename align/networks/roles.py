@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from align.networks.lora import Adapted, LoraConfig, _add_adapter
+from align.networks.quantized import quantize
 from align.networks.sharding import is_sharded
 
 
@@ -46,6 +47,9 @@ class Roles:
         else:
             base = _freeze(reference, frozen)
             student_base = base if same else _freeze(initial, frozen)
+            if lora.base:
+                for network in dict.fromkeys((base, student_base)):
+                    quantize(network, lora.target_modules or (), lora.base, device=device)
             _add_adapter(base, "assistant", lora)
             _add_adapter(student_base, "student", lora)
             self.reference = Adapted(base, None)
