@@ -91,7 +91,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 #: Pages whose commands take minutes.
-LONG = {"add-a-divergence", "add-a-model", "add-a-reward", "align-your-model", "exact-gradients"}
+LONG = {
+    "add-a-divergence", "add-a-model", "add-a-reward", "align-a-distilled-model", "align-your-model", "exact-gradients"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every published model that has a recipe, small and random, on the loopback hub.
+"""Published models that have a recipe, small and random, on the loopback hub: those over a pipeline of `PIPELINES`.
 
 Under the real ids, revisions and file names, with the key names that the real files have.
 """
@@ -214,7 +214,7 @@ def sd3(folder: Path) -> Any:
     )
 
 
-def flux(folder: Path) -> Any:
+def flux(folder: Path, *, guidance: bool = True) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     return FluxPipeline(
@@ -227,7 +227,7 @@ def flux(folder: Path) -> Any:
             num_attention_heads=2,
             joint_attention_dim=32,
             pooled_projection_dim=16,
-            guidance_embeds=True,
+            guidance_embeds=guidance,
             axes_dims_rope=(4, 4, 8),
         ).eval(),
         vae=vae(16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, scaling_factor=0.3611),
@@ -239,6 +239,10 @@ def flux(folder: Path) -> Any:
     )
 
 
+def schnell(folder: Path) -> Any:
+    return flux(folder, guidance=False)
+
+
 def turbo(folder: Path) -> Any:
     return sd(folder, timestep_spacing="trailing")
 
@@ -247,11 +251,16 @@ def turbo(folder: Path) -> Any:
 PIPELINES: dict[str, tuple[Callable[[Path], Any], tuple[str | None, ...]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (sd, (None, "fp16")),
     "stabilityai/sd-turbo": (turbo, (None, "fp16")),
+    "Lykon/dreamshaper-7": (sd, (None, "fp16")),
     "stabilityai/stable-diffusion-xl-base-1.0": (sdxl, (None, "fp16")),
+    "stabilityai/sdxl-turbo": (sdxl, (None, "fp16")),
     "XDG-XHS/distar_long_1step": (sdxl, ("fp16",)),
     "PixArt-alpha/PixArt-XL-2-512x512": (pixart, (None,)),
     "stabilityai/stable-diffusion-3.5-large": (sd3, (None,)),
+    "stabilityai/stable-diffusion-3.5-large-turbo": (sd3, (None,)),
+    "stabilityai/stable-diffusion-3.5-medium": (sd3, (None,)),
     "black-forest-labs/FLUX.1-dev": (flux, (None,)),
+    "black-forest-labs/FLUX.1-schnell": (schnell, (None,)),
 }
 
 
@@ -259,8 +268,8 @@ PIPELINES: dict[str, tuple[Callable[[Path], Any], tuple[str | None, ...]]] = {
 
 
 def publish(hub: Hub) -> None:
-    """Put every repository that a recipe names on the hub."""
-    recipes = [pipelines.read_recipe(name) for name in pipelines.names()]
+    """Put the pipelines on the hub, and every file that a recipe over one of them names."""
+    recipes = [recipe for recipe in map(pipelines.read_recipe, pipelines.names()) if recipe.pipeline in PIPELINES]
     for seed, (repo, (make, variants)) in enumerate(PIPELINES.items()):
         revision = next(recipe.revision for recipe in recipes if recipe.pipeline == repo)
         folder = hub.folder(repo, revision or "main")
@@ -284,7 +293,7 @@ def publish(hub: Hub) -> None:
 
 def save(tensors: dict[str, Tensor], file: Path) -> None:
     tensors = {key: value.contiguous() for key, value in tensors.items()}
-    torch.save(tensors, file) if file.suffix == ".bin" else save_file(tensors, file)
+    torch.save(tensors, file) if file.suffix in (".bin", ".pt") else save_file(tensors, file)
 
 
 def lora(network: nn.Module, *, peft: bool) -> dict[str, Tensor]:
