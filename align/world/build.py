@@ -43,7 +43,7 @@ PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions per family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 2.0}
 WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
-ALIGNED = ("steps=1200", "final_comparison.prompts=0")
+ALIGNED = ("rewards=[{scorer: shapes/preference, scale: 0.005}]", "ema=0.99", "steps=320", "final_comparison.prompts=0")
 
 
 def build(work: Path, target: Path) -> None:
