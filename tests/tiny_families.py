@@ -23,19 +23,21 @@ UNET = {
 }  # fmt: skip
 
 
-def vae(scaling_factor: float, blocks: int = 4, **options: Any) -> Any:
-    """With four blocks latents are an eighth of the image along each side, as all of the published ones have it."""
+def vae(scaling_factor: float | None = None, blocks: int = 4, *, kind: Any = None, **options: Any) -> Any:
+    """With four blocks latents are an eighth of the image along each side, as all of the published ones have it. kind:
+    in place of AutoencoderKL. scaling_factor: of those that have one.
+    """
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    scale = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
+    return (kind or AutoencoderKL)(
         down_block_types=["DownEncoderBlock2D"] * blocks,
         up_block_types=["UpDecoderBlock2D"] * blocks,
         block_out_channels=[4] * blocks,
         norm_num_groups=2,
         sample_size=64,
         mid_block_add_attention=False,
-        scaling_factor=scaling_factor,
-        **{"latent_channels": 4} | options,
+        **{"latent_channels": 4} | scale | options,
     ).eval()
 
 
@@ -92,6 +94,65 @@ def t5_tokenizer(folder: Path) -> Any:
         json.dumps({"model_max_length": 512, "tokenizer_class": "T5Tokenizer"})
     )
     return T5Tokenizer.from_pretrained(folder)
+
+
+#: In the published ones' form: turns of a conversation, and an empty thought where none is to be had.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def qwen_tokenizer(folder: Path, *more: str) -> Any:
+    """Written as the published ones are, `vocab.json`, `merges.txt` and a chat template, and read back; letter by
+    letter. more: special tokens.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
+    added = {str(len(letters) + i): {"content": token, "special": True} for i, token in enumerate(special)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    options = {"model_max_length": 1024, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    content = options | {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "chat_template": CHAT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    return Qwen2Tokenizer.from_pretrained(folder)
+
+
+def qwen(kind: str, tokenizer: Any, layers: int) -> Any:
+    """A text encoder of Qwen3's by its class's name, of weights so large that prompts differ."""
+    import transformers
+
+    sizes = SMALL | {"num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8}
+    config = transformers.Qwen3Config(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)
+    return getattr(transformers, kind)(config).eval()
+
+
+def mistral(folder: Path) -> tuple[Any, Any]:
+    """FLUX.2 dev's text encoder, which sees images too, and the processor of both."""
+    import transformers
+
+    tokenizer = qwen_tokenizer(folder, "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    chat = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    images = transformers.PixtralImageProcessor(patch_size=8)
+    processor = transformers.PixtralProcessor(images, tokenizer, patch_size=8, chat_template=chat)
+    small = SMALL | {"head_dim": 8}
+    config = transformers.Mistral3Config(
+        text_config=small | {
+            "model_type": "mistral", "vocab_size": len(tokenizer), "num_hidden_layers": 31, "num_key_value_heads": 1,
+            "initializer_range": 0.3,
+        },
+        vision_config=small | {"model_type": "pixtral", "image_size": 32, "patch_size": 8},
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration(config).eval(), processor
 
 
 def sd15(folder: Path) -> Any:
@@ -221,11 +282,73 @@ def flux(folder: Path, *, guidance_embeds: bool = True) -> Any:
     return made
 
 
+def flux2(folder: Path, *, dev: bool = False) -> Any:
+    """FLUX.2 klein, of whose text encoder layers 9, 18 and 27 are read; or dev, which is told a guidance scale."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Pipeline,
+        Flux2Transformer2DModel,
+    )
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=dev,
+    )
+    autoencoder = vae(kind=AutoencoderKLFlux2)
+    autoencoder.bn.running_mean.normal_(0, 0.3)
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    parts = {
+        "transformer": transformer.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        "vae": autoencoder,
+    }
+    if dev:
+        text_encoder, tokenizer = mistral(folder)
+        return Flux2Pipeline(**parts, text_encoder=text_encoder, tokenizer=tokenizer)
+    tokenizer = qwen_tokenizer(folder)
+    return Flux2KleinPipeline(**parts, text_encoder=qwen("Qwen3ForCausalLM", tokenizer, 28), tokenizer=tokenizer)
+
+
+def zimage(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    tokenizer = qwen_tokenizer(folder)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[576, 16, 16],
+    )
+    for padding in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(padding)
+    return ZImagePipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=qwen("Qwen3Model", tokenizer, 3),
+        tokenizer=tokenizer,
+    )
+
+
 #: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
 OPTIONS = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
 FAMILIES = {"sd15": sd15, "sdxl": sdxl, "pixart": pixart}
 #: Those of flow matching.
-FLOWS = {"sd3": sd3, "flux": flux}
+FLOWS = {"sd3": sd3, "flux": flux, "flux2": flux2, "zimage": zimage}
 
 
 def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any:
@@ -239,7 +362,7 @@ def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any
 def save(made: Any, folder: Path) -> Path:
     """The folder of a pipeline as it is published."""
     made.save_pretrained(folder)
-    if "transformer" in made.components:  # PixArt-alpha is older than the class that now loads it
+    if type(made).__name__ == "PixArtAlphaPipeline":  # older than the class that now loads its network
         for file in (folder / "model_index.json", folder / "transformer" / "config.json"):
             file.write_text(file.read_text().replace("PixArtTransformer2DModel", "Transformer2DModel"))
     for tokenizer in folder.glob("tokenizer*"):

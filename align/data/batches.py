@@ -25,7 +25,7 @@ class NoiseLevelOptions(Config):
     `evaluate.diffusion.NOISE_LEVELS` and its parameters.
     """
 
-    name: Literal["lognormal", "uniform"] = "lognormal"
+    name: Literal["lognormal", "uniform", "logit_normal", "flow_uniform"] = "lognormal"
     parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
 
 

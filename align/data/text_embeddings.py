@@ -193,10 +193,13 @@ def sha256(pipeline: Any) -> str:
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         else:
+            template = getattr(part, "chat_template", None)
+            part = getattr(part, "tokenizer", part)  # of a processor, which knows images too
             content = json.loads(part.backend_tokenizer.to_str())
             # The last call's, not the tokenizer's own.
             tokenizer = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
             use = [part.model_max_length, part.padding_side, part.truncation_side, part.special_tokens_map]
+            use += [template] if template else []
             digest.update(json.dumps([type(part).__name__, tokenizer, use], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

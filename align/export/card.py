@@ -69,7 +69,7 @@ DRAW = {
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained({place!r}, torch_dtype={dtype})
-pipeline({prompt!r}, {arguments}).images[0].save("image.png")
+pipeline(prompt={prompt!r}, {arguments}).images[0].save("image.png")
 """,
     "recipe": """from evaluate import pipelines, samplers
 

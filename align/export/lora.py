@@ -10,6 +10,9 @@ from align.networks.initial import LORA, hub_id, is_pipeline, weights_file
 from evaluate import pipelines
 from evaluate.pipelines import Recipe
 
+#: The fields of a recipe that say how the pipeline is called.
+CALL = {"steps", "timesteps", "sigmas", "guidance_scale", "height", "width", "arguments"}
+
 
 def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, network: str, folder: Path) -> Recipe:
     """The recipe of a LoRA in `folder` over what training started from. recipe: the checkpoint's own recipe.
@@ -44,5 +47,5 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         base
         | fields
         | {"lora": {"file": LORA}, "scheduler": {"name": name, "options": options}}
-        | recipe.model_dump(include={"steps", "timesteps", "sigmas", "guidance_scale", "arguments"}, exclude_none=True)
+        | recipe.model_dump(include=CALL, exclude_none=True)
     )

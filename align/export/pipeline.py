@@ -5,6 +5,7 @@ alone, with a recipe and a card.
 import json
 import shutil
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ def export(
     fresh = type(network).from_config(network.config)
     fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
     components = {**pipeline.components, name: fresh, "scheduler": scheduler}
-    whole = type(pipeline)(
-        **components, **({"requires_safety_checker": False} if "safety_checker" in components else {})
-    )
+    whole = type(pipeline)(**components, **_settings(pipeline))
     run = read_run(output) | dict(run_metadata)
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -71,6 +70,13 @@ def export(
             f"{target}: cannot be written ({error.strerror or error}); free some space, then --resume"
         ) from None
     return target
+
+
+def _settings(pipeline: Any) -> dict[str, Any]:
+    """What a pipeline is told besides its parts, such as that it was distilled; it has no safety checker any more."""
+    names = signature(type(pipeline).__init__).parameters.keys() - pipeline.components.keys()
+    settings = {name: pipeline.config[name] for name in names if name in pipeline.config}
+    return settings | ({"requires_safety_checker": False} if "safety_checker" in pipeline.components else {})
 
 
 def describe(config: TrainConfig, output: Path) -> None:

@@ -28,6 +28,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
 }
 #: What keeps a flow's stock scheduler at the times that it is given.
 UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+#: The guidance that is none for every flow: most pipelines count from 1, Z-Image's from 0.
+UNGUIDED = 0.0
 
 
 class GeneratorOptions(Config):
@@ -43,7 +45,7 @@ class GeneratorOptions(Config):
 
     def stock_scheduler(self, *, flow: bool) -> tuple[str, dict[str, Any], float]:
         """What draws the same, as an entry of `SCHEDULERS`. flow: whether the network is one of flow matching."""
-        return ("FlowMatchEulerDiscreteScheduler", UNSHIFTED, 1.0) if flow else SCHEDULERS[self.input_scale]
+        return ("FlowMatchEulerDiscreteScheduler", UNSHIFTED, UNGUIDED) if flow else SCHEDULERS[self.input_scale]
 
 
 def _as_its_own(value: Any) -> Any:

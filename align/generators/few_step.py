@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from align.data.batches import Batch
-from align.generators import UNSHIFTED, GeneratorOptions
+from align.generators import UNGUIDED, UNSHIFTED, GeneratorOptions
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from evaluate import pipelines
@@ -60,7 +60,7 @@ class FewStepOptions(GeneratorOptions):
         for a flow that is noised afresh.
         """
         if flow and self.levels and self.eta == 1:
-            return "FlowMatchLCMScheduler", UNSHIFTED, 1.0
+            return "FlowMatchLCMScheduler", UNSHIFTED, UNGUIDED
         if not flow and self.levels and self.eta == 0 and self.input_scale == "unit_variance":
             return "EulerDiscreteScheduler", {"timestep_spacing": "leading"}, 1.0
         return super().stock_scheduler(flow=flow)

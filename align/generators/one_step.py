@@ -57,9 +57,11 @@ class OneStep:
 
         name, options, guidance = self.options.stock_scheduler(flow=self.flow)
         recipe = self.times([self.sigma_init]) | {"guidance_scale": self.preconditioning.embedded_guidance or guidance}
-        arguments = dict(self.preconditioning.family.arguments)
-        extra = {"arguments": arguments} if arguments else {}
-        return getattr(diffusers, name).from_config(scheduler.config, **options), recipe | extra
+        if self.preconditioning.size:
+            recipe |= dict(zip(("height", "width"), self.preconditioning.size, strict=True))
+        if arguments := dict(self.preconditioning.family.arguments):
+            recipe["arguments"] = arguments
+        return getattr(diffusers, name).from_config(scheduler.config, **options), recipe
 
     def times(self, levels: Sequence[float]) -> dict[str, Any]:
         """A recipe's steps at these noise levels: a flow's times in [0, 1], or timesteps."""

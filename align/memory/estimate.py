@@ -7,7 +7,8 @@ here; attention keeps the same by CPU's kernel as by flash's: queries, keys, val
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from align.config.train import TrainConfig
 from align.data.batches import Batch
 from align.data.prompts import read_prompts
-from align.data.text_embeddings import OnlineTextEncoder, encoders
+from align.data.text_embeddings import Conditioning, OnlineTextEncoder, encoders
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
@@ -85,7 +86,9 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
     sharded = config.parallel == "fsdp2" and processes > 1
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
     run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda)
-    with as_on_cuda() if cuda else nullcontext(), tracker:
+    with as_on_cuda() if cuda else nullcontext(), warnings.catch_warnings(), tracker:
+        # `pad_sequence` makes a true tensor of fake ones, with a graph, and torch asks it for its gradient.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         built = run()
         _prepare(built, tracker)
         for part, tensor in _extra(config, built, processes).items():
@@ -124,7 +127,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
 
 def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
     """One process's step with one update of the assistant and at most two micro-batches: the second finds the first's
-    gradients, and all others are like it. Prompts are padded, so any do.
+    gradients, and all others are like it. Prompts count as the longest, so any do.
     """
     passes = min(config.gradient_accumulation_steps, 2)
     return config.model_copy(
@@ -136,6 +139,13 @@ def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
             "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}),
         }
     )
+
+
+class LongestTexts(OnlineTextEncoder):
+    """Prompts without padding: some networks see a prompt's tokens alone, and as many as it has."""
+
+    def _moved(self, rows: Mapping[str, Tensor]) -> Conditioning:
+        return {key: torch.ones_like(x) if key == "mask" else x for key, x in super()._moved(rows).items()}
 
 
 class Parts(NamedTuple):
@@ -174,7 +184,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     # Where they are drawn one at a time a few are as good as all.
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning, pipeline, device="cpu", dtype=dtype, limit=few)
-    texts = OnlineTextEncoder(
+    texts = LongestTexts(
         preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
     )
     generator = setup.make_generator(config, preconditioning)

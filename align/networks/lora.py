@@ -64,8 +64,13 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
+    targets = list(lora.target_modules or ())
     config = PeftConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules or ()), init_lora_weights=True
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        exclude_modules=_lists(network, targets) or None,
+        init_lora_weights=True,
     )
     with warnings.catch_warnings():
         # Two adapters on one base is the point.
@@ -75,6 +80,13 @@ def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d) and part.endswith((f".lora_A.{name}", f".lora_B.{name}")):
             # peft gives it the base's precision; in half of it an update of learning rate 1e-5 is rounded away.
             module.to(torch.promote_types(module.weight.dtype, torch.float32))
+
+
+def _lists(network: nn.Module, targets: list[str]) -> list[str]:
+    """The targets that are lists of layers, which have no adapter: FLUX.2 has layers and lists of one name."""
+    ends = tuple(f".{target}" for target in targets)
+    lists = (name for name, module in network.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential))
+    return [name for name in lists if f".{name}".endswith(ends)]
 
 
 def merged(role: nn.Module) -> dict[str, Tensor]:

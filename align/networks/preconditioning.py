@@ -27,7 +27,7 @@ class Preconditioning:
         """source: what to call the pipeline in an error. size: height and width in pixels, by default what the network
         was made for. embedded_guidance: the scale that a network of embedded guidance is told.
         """
-        size = size or family.size(pipeline)
+        self.size, size = size, size or family.size(pipeline)
         self.family, self.autocast, self.embedded_guidance = family, autocast, embedded_guidance
         self.pixels: int = pipeline.vae_scale_factor
         self.latent_shape = family.latent_shape(pipeline, *size)

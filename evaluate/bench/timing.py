@@ -146,7 +146,7 @@ def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeat
             torch.cuda.reset_peak_memory_stats(clock.device)
         with watched(modules, clock) as spans:
             first = clock.mark()
-            images: Tensor = pipeline([prompt] * batch, output_type="pt", **recipe.call()).images
+            images: Tensor = pipeline(prompt=[prompt] * batch, output_type="pt", **recipe.call()).images
             images.cpu()
             last = clock.mark()
         seconds = {stage: sum(clock.seconds(*span) for span in marks) for stage, marks in spans.items()}

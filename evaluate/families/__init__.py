@@ -67,8 +67,8 @@ class Family:
         return images
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each,
-        which depends on its prompt alone.
+        """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each, which depends on its
+        prompt alone. `mask`, where there is one, is 1 where the prompt has a token, and 0 behind.
         """
         raise UserError(f"{type(pipeline).__name__}: can be evaluated but not trained yet; choose another reference")
 

@@ -14,8 +14,8 @@ from evaluate.families import Family
 class Flux(Family):
     """FLUX.1."""
 
-    pipelines = ("FluxPipeline",)
-    tiny_vae = "madebyollin/taef1"
+    pipelines: tuple[str, ...] = ("FluxPipeline",)
+    tiny_vae: str | None = "madebyollin/taef1"
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
         "net.0.proj", "net.2", "proj_mlp", "proj_out",

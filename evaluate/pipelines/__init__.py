@@ -14,7 +14,7 @@ recipe: a YAML file, or the name of one of those in `evaluate/models`. A folder 
     steps: 1
     timesteps: [625]          in place of the scheduler's own
     sigmas: [1.0, 0.5]        the same for a flow, whose time is 1 where there is noise alone
-    guidance_scale: 1.0       1 is no guidance
+    guidance_scale: 1.0       as the pipeline counts: 1 is no guidance, for Z-Image 0
     width: 1024               pixels; without it and `height`, the network's own size
     arguments: {eta: 0.3}     further arguments of the pipeline's call
     sampler: {name: best_of, n: 4, scorer: pickscore}   how images are drawn; without it, by the pipeline's call

@@ -25,8 +25,8 @@ from prompts.io.errors import UserError
 
 #: Parts that are not loaded: an image that a safety checker has blackened would be scored as the model's own.
 UNUSED = ("safety_checker", "feature_extractor")
-#: Files of a part that are no weights: configs, tokenizers, and the index of weights in several files.
-TEXTS = (".json", ".txt", ".model")
+#: Files of a part that are no weights: configs, tokenizers and their templates, the index of weights in several files.
+TEXTS = (".json", ".txt", ".model", ".jinja")
 
 
 class Overlay(NamedTuple):

@@ -48,7 +48,7 @@ class Stock:
         generators = [generator(seed, f"{key}\0steps") for seed, key in named]
         with _noised_by(pipeline.scheduler, generators):
             result = pipeline(
-                list(prompts),
+                prompt=list(prompts),  # not always what comes first
                 latents=latents.to(pipeline.device, getattr(pipeline, family.network).dtype),
                 generator=generators,
                 output_type="pt",

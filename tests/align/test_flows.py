@@ -1,23 +1,28 @@
 """Families of flow matching against stock diffusers, from the same noise."""
 
+import copy
 import math
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny_families
 import torch
+from stock_latents import SIZE, step_noises, steps_of, unpacked
 from tiny import SMALL_RUN, save_tiny
 from torch import Tensor
 
 from align.config.overrides import validate
 from align.config.train import TrainConfig
+from align.generators import UNSHIFTED
 from align.generators.few_step import FewStep
 from align.generators.one_step import OneStep
+from align.networks.lora import LoraConfig, adapter, merged
 from align.networks.preconditioning import Preconditioning
+from align.networks.roles import Roles
 from align.objectives.denoisers import guided
 from align.objectives.metrics import Metrics
 from align.rewards.decoder import Decoder
@@ -27,7 +32,7 @@ from align.training.process import Alone
 from evaluate import families, pipelines
 from evaluate.diffusion import FlowSchedule, NoiseLevels, Schedule, append_dims, denoise
 from evaluate.families.sd15 import StableDiffusion
-from evaluate.pipelines import Recipe
+from evaluate.pipelines import Recipe, lora
 from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
@@ -37,16 +42,10 @@ TOLD = 3.5
 FOUR = (math.inf, (9.0, 1.5, 0.25))
 
 
-def size(pipeline: Any) -> tuple[int, int]:
-    """Of images that are not square."""
-    height, width = families.of(pipeline).size(pipeline)
-    return height, 2 * width
-
-
 def preconditioning_of(family: str, pipeline: Any) -> Preconditioning:
     told = TOLD if getattr(pipeline, families.load(family).network).config.get("guidance_embeds") else None
     return Preconditioning(
-        families.load(family), pipeline, nullcontext, source="a/b", size=size(pipeline), embedded_guidance=told
+        families.load(family), pipeline, nullcontext, source="a/b", size=SIZE, embedded_guidance=told
     )
 
 
@@ -56,21 +55,11 @@ def make(kind: Any, family: str, pipeline: Any, **options: Any) -> Any:
     return kind(config.generator, preconditioning_of(family, pipeline), source="a/b")
 
 
-def unpacked(family: str, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The latents `[B, *shape]` that a pipeline packs so."""
-    places = families.load(family).pack(torch.arange(math.prod(shape)).float().reshape(1, *shape)).flatten().long()
-    latents = torch.empty(len(packed), math.prod(shape))
-    latents[:, places] = packed.flatten(1).float()
-    return latents.reshape(-1, *shape)
-
-
-def noises(family: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+def noises(pipeline: Any) -> dict[str, Tensor]:
     """What the generator is given: the start, and what stock schedulers draw of `fresh()` between steps."""
+    shape = families.of(pipeline).latent_shape(pipeline, *SIZE)
     z = torch.randn(len(PROMPTS), *shape, generator=torch.Generator().manual_seed(3))
-    form = families.load(family).pack(z[:1]).shape
-    generators = fresh()
-    drawn = {f"step/{j}": torch.cat([torch.randn(form, generator=each) for each in generators]) for j in (1, 2, 3)}
-    return {"z": z} | {name: unpacked(family, noise, shape) for name, noise in drawn.items()}
+    return {"z": z} | step_noises(pipeline, fresh(), 4)
 
 
 def fresh() -> list[torch.Generator]:
@@ -85,39 +74,32 @@ def sample(generator: Any, pipeline: Any, noise: dict[str, Tensor]) -> Tensor:
         return generator.sample(getattr(pipeline, family.network), batch)
 
 
-def draw(family: str, pipeline: Any, scheduler: Any, z: Tensor, shape: tuple[int, ...], **call: Any) -> Tensor:
-    """Stock diffusers' latents, and those decoded."""
+def draw(pipeline: Any, scheduler: Any, z: Tensor, **call: Any) -> Tensor:
+    """Stock diffusers' latents behind the last step."""
     from evaluate.samplers.stock import _noised_by
 
-    height, width = size(pipeline)
-    kept, pipeline.scheduler = pipeline.scheduler, scheduler
+    family, kept = families.of(pipeline), pipeline.scheduler
+    arguments = {"height": SIZE[0], "width": SIZE[1]} | dict(family.arguments) | call
+    pipeline.scheduler = scheduler
     try:
-        with _noised_by(scheduler, fresh()):
-            packed = pipeline(
-                PROMPTS,
-                latents=families.load(family).pack(z),
-                output_type="latent",
-                height=height,
-                width=width,
-                **dict(families.load(family).arguments) | call,
-            ).images
+        with _noised_by(scheduler, fresh()), steps_of(scheduler) as steps:
+            # Z-Image's writes into the list that it is given.
+            pipeline(prompt=list(PROMPTS), latents=family.pack(z), output_type="latent", **arguments)
     finally:
         pipeline.scheduler = kept
-    return unpacked(family, packed, shape)
+    return unpacked(pipeline, steps[-1][1])
 
 
 @pytest.mark.parametrize("start", [math.inf, 4.0])
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
 def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: float) -> None:
     pipeline = stock[family]
-    generator = make(OneStep, family, pipeline, sigma_init=start)
-    shape = generator.preconditioning.latent_shape
-    noise = noises(family, shape)
+    generator, noise = make(OneStep, family, pipeline, sigma_init=start), noises(pipeline)
     mine = sample(generator, pipeline, noise)
     scheduler, recipe = generator.export(pipeline.scheduler)
     assert type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     assert recipe["sigmas"] == [pytest.approx(1.0 if start == math.inf else 0.8)]
-    theirs = draw(family, pipeline, scheduler, noise["z"], shape, **Recipe(**recipe).call())
+    theirs = draw(pipeline, scheduler, noise["z"], **Recipe(**recipe).call())
     assert (mine - theirs).abs().max() < 1e-4
     assert (mine - noise["z"]).abs().max() > 0.1
 
@@ -127,28 +109,30 @@ def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: 
 def test_four_steps_are_stock_diffusers(stock: dict[str, Any], family: str, eta: float) -> None:
     pipeline, (first, rest) = stock[family], FOUR
     generator = make(FewStep, family, pipeline, sigma_init=first, levels=rest, eta=eta)
-    shape = generator.preconditioning.latent_shape
-    noise = noises(family, shape)
+    noise = noises(pipeline)
     mine = sample(generator, pipeline, noise)
     scheduler, recipe = generator.export(pipeline.scheduler)
     assert type(scheduler).__name__ == ("FlowMatchLCMScheduler" if eta else "FlowMatchEulerDiscreteScheduler")
     assert recipe["sigmas"] == pytest.approx([1.0, 0.9, 0.6, 0.2])
-    theirs = draw(family, pipeline, scheduler, noise["z"], shape, **Recipe(**recipe).call())
+    theirs = draw(pipeline, scheduler, noise["z"], **Recipe(**recipe).call())
     assert (mine - theirs).abs().max() < 1e-4
     other = make(FewStep, family, pipeline, sigma_init=first, levels=rest, eta=1.0 - eta)
     assert (sample(other, pipeline, noise) - theirs).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["sd3"])
+#: Those whose pipelines guide, and what each calls the scale that is 4: Z-Image's counts from no guidance.
+GUIDED = {"sd3": 4.0, "flux2": 4.0, "zimage": 3.0}
+
+
+@pytest.mark.parametrize("family", GUIDED)
 def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str) -> None:
     pipeline, known = stock[family], families.load(family)
     preconditioning = preconditioning_of(family, pipeline)
-    shape, network = preconditioning.latent_shape, getattr(pipeline, known.network)
-    z, given = noises(family, shape)["z"], known.encode(pipeline, PROMPTS)
+    network, z, given = getattr(pipeline, known.network), noises(pipeline)["z"], known.encode(pipeline, PROMPTS)
     null = {key: value.expand(len(z), *value.shape[1:]) for key, value in known.null(pipeline).items()}
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift=1.0)
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **UNSHIFTED)
     times = [1 - i / 20 for i in range(20)]
-    theirs = draw(family, pipeline, scheduler, z, shape, sigmas=times, num_inference_steps=20, guidance_scale=4.0)
+    theirs = draw(pipeline, scheduler, z, sigmas=times, num_inference_steps=20, guidance_scale=GUIDED[family])
     levels = [preconditioning.schedule.snap(t / (1 - t) if t < 1 else math.inf) for t in times] + [0.0]
     denoiser = guided(preconditioning.denoiser(network, given), preconditioning.denoiser(network, null), 4.0)
     x = z * (1 + levels[0])
@@ -165,25 +149,48 @@ def test_images_are_those_of_stock_diffusers(stock: dict[str, Any], family: str)
     """Through what lies between latents and autoencoder."""
     pipeline, known = stock[family], families.load(family)
     generator = make(OneStep, family, pipeline, sigma_init=math.inf)
-    shape = generator.preconditioning.latent_shape
-    z = noises(family, shape)["z"]
+    z = noises(pipeline)["z"]
     scheduler, recipe = generator.export(pipeline.scheduler)
-    latents = draw(family, pipeline, scheduler, z, shape, **Recipe(**recipe).call())
+    latents = draw(pipeline, scheduler, z, **Recipe(**recipe).call())
     kept, pipeline.scheduler = pipeline.scheduler, scheduler
     try:
-        height, width = size(pipeline)
-        arguments = dict(known.arguments) | Recipe(**recipe).call()
-        theirs = pipeline(
-            PROMPTS, latents=known.pack(z), output_type="pt", height=height, width=width, **arguments
-        ).images
+        arguments = Recipe(**recipe).call()
+        theirs = pipeline(prompt=list(PROMPTS), latents=known.pack(z), output_type="pt", **arguments).images
     finally:
         pipeline.scheduler = kept
     for checkpointing in (False, True):
         decoder = Decoder(pipeline.vae, family=known, checkpointing=checkpointing)
         with torch.no_grad():
             mine = decoder(latents)
-        assert mine.shape == (len(PROMPTS), 3, height, width)
+        assert mine.shape == (len(PROMPTS), 3, *SIZE)
         torch.testing.assert_close(mine, theirs.float(), rtol=0, atol=1e-4)
+
+
+def test_flux2_dev_is_told_its_guidance(tmp_path: Path) -> None:
+    """And the chat that its prompts are read from is the pipeline's own."""
+    pipeline = tiny_families.pipeline("flux2", tmp_path, dev=True)
+    generator, noise = make(OneStep, "flux2", pipeline, sigma_init=math.inf), noises(pipeline)
+    mine = sample(generator, pipeline, noise)
+    scheduler, recipe = generator.export(pipeline.scheduler)
+    theirs, others = (
+        draw(pipeline, scheduler, noise["z"], **Recipe(**recipe | changes).call())
+        for changes in ({}, {"guidance_scale": TOLD + 1})
+    )
+    assert (mine - theirs).abs().max() < 1e-4 and (mine - others).abs().max() > 1e-3
+
+
+def test_zimage_counts_tokens_right_in_half_precision() -> None:
+    """A run keeps its mask in its own precision, which has no 301."""
+    seen = []
+
+    def network(x: list[Tensor], t: Tensor, text: list[Tensor], return_dict: bool) -> tuple[list[Tensor]]:
+        seen.extend(map(len, text))
+        return (x,)
+
+    mask = (torch.arange(512) < torch.tensor([[301], [7]])).bfloat16()
+    x, cond = torch.zeros(2, 4, 8, 8), {"text": torch.zeros(2, 512, 16), "mask": mask}
+    families.load("zimage").call(cast(Any, network), x, torch.zeros(2), cond, 8)
+    assert seen == [301, 7]
 
 
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
@@ -205,8 +212,7 @@ def test_an_image_is_the_same_in_any_batch(stock: dict[str, Any], family: str) -
     pipeline, (first, rest) = stock[family], FOUR
     generator = make(FewStep, family, pipeline, sigma_init=first, levels=rest, eta=1.0)
     scheduler, recipe = generator.export(pipeline.scheduler)
-    height, width = size(pipeline)
-    drawn = Recipe(**recipe, height=height, width=width)
+    drawn = Recipe(**recipe)
     kept, pipeline.scheduler = pipeline.scheduler, scheduler
     try:
         whole = samplers.draw(pipeline, drawn, PROMPTS, seed=7)
@@ -226,11 +232,45 @@ def test_every_target_of_a_lora_is_there(stock: dict[str, Any], family: str) -> 
         assert any(f".{name}".endswith(f".{target}") for name in layers), target
 
 
+@pytest.mark.parametrize("family", tiny_families.FLOWS)
+def test_a_lora_is_read_as_it_was_trained(stock: dict[str, Any], family: str) -> None:
+    """On every layer that is meant, and on no list of layers."""
+    name, targets = families.load(family).network, families.load(family).lora_targets
+    base, fresh = (copy.deepcopy(getattr(stock[family], name)) for _ in range(2))
+    meant = {
+        part for part, layer in base.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        and f".{part}".endswith(tuple(f".{target}" for target in targets))
+    }  # fmt: skip
+    adapters = LoraConfig(rank=2, alpha=4.0, target_modules=targets)
+    student = Roles(base, base, same=True, lora=adapters, checkpointing=False).student
+    with torch.no_grad():
+        for parameter in Roles.trainable(student).values():
+            parameter.normal_(0, 0.1)
+    tensors = adapter(student)
+    assert {key.partition(".lora_")[0] for key in tensors} == meant
+    lora.add(stock[family], name, {f"{name}.{key}": x for key, x in tensors.items()}, "a file", network=fresh)
+    expected = merged(student)
+    for key, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
+
+
 def test_noise_levels_are_the_schedulers(stock: dict[str, Any]) -> None:
     assert preconditioning_of("sd3", stock["sd3"]).schedule.shift == 3.0  # type: ignore[attr-defined]
     # 4 x 8 tokens, below FLUX's line from 256 tokens to 4,096.
     mu = 0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256)
     assert preconditioning_of("flux", stock["flux"]).schedule.shift == pytest.approx(math.exp(mu))  # type: ignore[attr-defined]
+    assert preconditioning_of("zimage", stock["zimage"]).schedule.shift == 3.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("size", "steps"), [(SIZE, 200), ((1024, 1024), 200), ((1088, 1024), 4), ((2048, 2048), 28)])
+def test_flux2s_noise_levels_are_stock_diffusers_of_many_steps_or_tokens(
+    stock: dict[str, Any], size: tuple[int, int], steps: int
+) -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    schedule: Any = families.load("flux2").noise_levels(stock["flux2"], *size)
+    mu = compute_empirical_mu(size[0] // 16 * (size[1] // 16), steps)
+    assert math.log(schedule.shift) == pytest.approx(mu, abs=1e-4)
 
 
 def test_what_does_not_fit_a_flow_is_refused(stock: dict[str, Any]) -> None:

@@ -204,6 +204,14 @@ def test_the_hash_is_the_parts_own(made: dict[str, Any], tmp_path: Path, family:
     assert texts.sha256(a) == before
 
 
+def test_the_hash_is_of_a_chat_template_too(stock: dict[str, Any], tmp_path: Path) -> None:
+    for pipeline in (stock["zimage"], tiny_families.pipeline("flux2", tmp_path, dev=True)):
+        before, template = texts.sha256(pipeline), pipeline.tokenizer.chat_template
+        pipeline.tokenizer.chat_template = f"{template}!"
+        changed, pipeline.tokenizer.chat_template = texts.sha256(pipeline), template
+        assert changed != before == texts.sha256(pipeline)
+
+
 def test_too_small_a_disk(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["total", "used", "free"])
     row = sum(value[0].nbytes for value in families.load("sd15").null(made["sd15"]).values())
