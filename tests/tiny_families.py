@@ -390,11 +390,13 @@ def publish(hub: Hub, folder: Path) -> None:
         ):
             if source:
                 sources[source] = (content["family"], role)
+    places = {source: hub_id(source) for source in sources}
+    for repository in {where.repository for where in places.values() if where}:
+        shutil.rmtree(hub.root / repository, ignore_errors=True)
     for seed, (source, (family, role)) in enumerate(sorted(sources.items())):
-        where = hub_id(source)
+        where = places[source]
         if where is None:  # a folder of the user's own
             continue
-        shutil.rmtree(hub.root / where.repository, ignore_errors=True)
         target = hub.folder(where.repository, where.revision)
         made = pipeline(family, folder / str(seed), seed=seed)
         network = getattr(made, families.load(family).network)

@@ -19,11 +19,13 @@ from align.data.prompts import dataset_id
 from align.presets import load
 from align.training.compare import beginning
 from align.training.loop import train
-from evaluate import pipelines, weights
+from evaluate import families, pipelines, weights
 
 PAPERS = [name for name, content in load.presets(TRAIN).items() if content.get("family")]
 #: One of each family is compared with an uninterrupted run.
-UNBROKEN = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp"]
+UNBROKEN = ["sdxl-distar-24gb", "sd15-dipp", "pixart-dipp", "sdxl-distar-4step", "sd35m-distar-4step"]
+#: Of the images of tiny networks that have no size of their own.
+SIZE = [64, 64]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,8 @@ def resolve(preset: str, **changes: Any) -> TrainConfig:
         "save_every": 2,
         "sample_every": 3,
     }
+    if load.presets(TRAIN)[preset]["family"] in tiny_families.FLOWS:
+        small["size"] = SIZE
     sets = [f"{key}={value}" for key, value in (small | changes).items()]
     config = load.resolve(preset, TRAIN, sets=sets)
     assert isinstance(config, TrainConfig)
@@ -67,28 +71,23 @@ def run(config: TrainConfig, folder: Path, **options: Any) -> dict[str, torch.Te
 
 
 def network(folder: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
-    name = {"pixart": "transformer"}.get(config.family, "unet")
-    return weights.read(folder / name / "diffusion_pytorch_model.safetensors")
+    return weights.read(folder / families.load(config.family).network / "diffusion_pytorch_model.safetensors")
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
-STOCK = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "pixart": "PixArtAlphaPipeline"}
-
-
 def draw(folder: Path, family: str) -> torch.Tensor:
     """An image by the stock pipeline of a family, called as the recipe says and in no other way."""
-    import diffusers
+    from diffusers import DiffusionPipeline
 
-    stock = getattr(diffusers, STOCK[family]).from_pretrained(folder)
+    stock = DiffusionPipeline.from_pretrained(folder)
+    assert type(stock).__name__ in families.load(family).pipelines
     stock.set_progress_bar_config(disable=True)
-    recipe = pipelines.read_recipe(str(folder))
-    options = tiny_families.OPTIONS.get(family, {})
+    arguments = tiny_families.OPTIONS.get(family, {}) | pipelines.read_recipe(str(folder)).call()
     generator = torch.Generator().manual_seed(0)
-    arguments = {"timesteps": list(recipe.timesteps or ()), "guidance_scale": recipe.guidance_scale}
-    image: torch.Tensor = stock("a circle", generator=generator, output_type="pt", **arguments, **options).images
+    image: torch.Tensor = stock(prompt="a circle", generator=generator, output_type="pt", **arguments).images
     return image
 
 
