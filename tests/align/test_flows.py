@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from align.config.overrides import validate
 from align.config.train import TrainConfig
+from align.generators import UNSHIFTED
 from align.generators.few_step import FewStep
 from align.generators.one_step import OneStep
+from align.networks.lora import Adapted
 from align.networks.preconditioning import Preconditioning
 from align.objectives.denoisers import guided
 from align.rewards.decoder import Decoder
 from evaluate import families
-from evaluate.diffusion import append_dims
+from evaluate.diffusion import Denoiser, FlowSchedule, append_dims
 from evaluate.pipelines import Recipe
 from prompts.io.errors import UserError
 
@@ -79,17 +82,26 @@ def sample(generator: Any, pipeline: Any, noise: dict[str, Tensor]) -> Tensor:
         return generator.sample(getattr(pipeline, family.network), batch)
 
 
+def denoisers(family: str, pipeline: Any) -> tuple[Denoiser, Denoiser]:
+    """Of the prompts and of the null prompt."""
+    preconditioning, known = preconditioning_of(family, pipeline), families.load(family)
+    network, null = getattr(pipeline, known.network), known.null(pipeline)
+    null = {key: value.expand(len(PROMPTS), *value.shape[1:]) for key, value in null.items()}
+    return preconditioning.denoiser(network, known.encode(pipeline, PROMPTS)), preconditioning.denoiser(network, null)
+
+
 def draw(family: str, pipeline: Any, scheduler: Any, z: Tensor, shape: tuple[int, ...], **call: Any) -> Tensor:
-    """Stock diffusers' latents, and those decoded."""
+    """Stock diffusers' latents."""
     from evaluate.samplers.stock import _noised_by
 
-    height, width = size(pipeline)
+    (height, width), generators = size(pipeline), fresh()
     kept, pipeline.scheduler = pipeline.scheduler, scheduler
     try:
-        with _noised_by(scheduler, fresh()):
+        with _noised_by(scheduler, generators):
             packed = pipeline(
                 PROMPTS,
                 latents=families.load(family).pack(z),
+                generator=generators,  # where the pipeline hands its scheduler one, in place of ours
                 output_type="latent",
                 height=height,
                 width=width,
@@ -100,10 +112,7 @@ def draw(family: str, pipeline: Any, scheduler: Any, z: Tensor, shape: tuple[int
     return unpacked(family, packed, shape)
 
 
-@pytest.mark.parametrize("start", [math.inf, 4.0])
-@pytest.mark.parametrize("family", tiny_families.FLOWS)
-def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: float) -> None:
-    pipeline = stock[family]
+def check_one_step(family: str, pipeline: Any, start: float) -> None:
     generator = make(OneStep, family, pipeline, sigma_init=start)
     shape = generator.preconditioning.latent_shape
     noise = noises(family, shape)
@@ -114,6 +123,18 @@ def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: 
     theirs = draw(family, pipeline, scheduler, noise["z"], shape, **Recipe(**recipe).call())
     assert (mine - theirs).abs().max() < 1e-4
     assert (mine - noise["z"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("start", [math.inf, 4.0])
+@pytest.mark.parametrize("family", tiny_families.FLOWS)
+def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: float) -> None:
+    check_one_step(family, stock[family], start)
+
+
+def test_a_sana_may_count_time_from_0_to_1(tmp_path: Path) -> None:
+    pipeline = tiny_families.pipeline("sana", tmp_path, timestep_scale=0.001)
+    check_one_step("sana", pipeline, 4.0)
+    assert Adapted(pipeline.transformer, None).config.timestep_scale == 0.001  # with adapters too
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -133,18 +154,20 @@ def test_four_steps_are_stock_diffusers(stock: dict[str, Any], family: str, eta:
     assert (sample(other, pipeline, noise) - theirs).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["sd3"])
-def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str) -> None:
-    pipeline, known = stock[family], families.load(family)
-    preconditioning = preconditioning_of(family, pipeline)
-    shape, network = preconditioning.latent_shape, getattr(pipeline, known.network)
-    z, given = noises(family, shape)["z"], known.encode(pipeline, PROMPTS)
-    null = {key: value.expand(len(z), *value.shape[1:]) for key, value in known.null(pipeline).items()}
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift=1.0)
+# Qwen-Image's pipeline rescales what is guided, which ours does not: see the next test.
+@pytest.mark.parametrize(("family", "scale"), [("sd3", 4.0), ("sana", 4.0), ("qwenimage", 1.0)])
+def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str, scale: float) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline = stock[family]
+    shape = preconditioning_of(family, pipeline).latent_shape
+    z = noises(family, shape)["z"]
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **UNSHIFTED)
     times = [1 - i / 20 for i in range(20)]
-    theirs = draw(family, pipeline, scheduler, z, shape, sigmas=times, num_inference_steps=20, guidance_scale=4.0)
-    levels = [preconditioning.schedule.snap(t / (1 - t) if t < 1 else math.inf) for t in times] + [0.0]
-    denoiser = guided(preconditioning.denoiser(network, given), preconditioning.denoiser(network, null), 4.0)
+    theirs = draw(family, pipeline, scheduler, z, shape, sigmas=times, num_inference_steps=20, guidance_scale=scale)
+    levels = [FlowSchedule.NOISE, *(t / (1 - t) for t in times[1:]), 0.0]
+    given, null = denoisers(family, pipeline)
+    denoiser = guided(given, null, scale)
     x = z * (1 + levels[0])
     with torch.no_grad():
         for sigma, following in pairwise(levels):
@@ -152,6 +175,26 @@ def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: 
             x0 = denoiser(x, level)
             x = x0 + following * (x - x0) / append_dims(level, x)
     assert (x - theirs).abs().max() < 1e-4 * max(1.0, theirs.abs().max().item())
+
+
+def test_qwen_images_pipeline_gives_the_guided_flow_the_norm_of_the_conditional(stock: dict[str, Any]) -> None:
+    """In every row of two by two latents. But for that, its guidance is ours."""
+    pipeline, known = stock["qwenimage"], families.load("qwenimage")
+    generator = make(OneStep, "qwenimage", pipeline, sigma_init=math.inf)
+    shape = generator.preconditioning.latent_shape
+    z = noises("qwenimage", shape)["z"]
+    scheduler, recipe = generator.export(pipeline.scheduler)
+    call = Recipe(**recipe).call() | {"true_cfg_scale": 4.0, "negative_prompt": [" "] * len(z)}
+    theirs = draw("qwenimage", pipeline, scheduler, z, shape, **call)
+    given, null = denoisers("qwenimage", pipeline)
+    with torch.no_grad():
+        flow, guided_flow = (
+            known.pack(z - denoiser(z * (1 + FlowSchedule.NOISE), torch.full((len(z),), FlowSchedule.NOISE)))
+            for denoiser in (given, guided(given, null, 4.0))
+        )
+    rescaled = guided_flow * flow.norm(dim=-1, keepdim=True) / guided_flow.norm(dim=-1, keepdim=True)
+    assert (unpacked("qwenimage", known.pack(z) - rescaled, shape) - theirs).abs().max() < 1e-4
+    assert (guided_flow - rescaled).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
@@ -191,6 +234,17 @@ def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: s
     }
 
 
+def test_qwen_images_text_is_its_pipelines(stock: dict[str, Any]) -> None:
+    """Cut where the pipeline's call cuts it, braces and all."""
+    pipeline, known = stock["qwenimage"], families.load("qwenimage")
+    prompts = [*PROMPTS, "{a} long prompt " * 40]
+    rows = known.encode(pipeline, prompts)
+    with torch.no_grad():
+        text, mask = pipeline.encode_prompt(prompts, max_sequence_length=known.arguments["max_sequence_length"])
+    torch.testing.assert_close(rows["text"], text, rtol=0, atol=1e-6)
+    assert rows["mask"].equal(mask) and mask[3].all() and not mask[0].all()
+
+
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
 def test_an_image_is_the_same_in_any_batch(stock: dict[str, Any], family: str) -> None:
     """Noise between steps is of the image, though these pipelines hand their scheduler no generator."""
@@ -220,11 +274,21 @@ def test_every_target_of_a_lora_is_there(stock: dict[str, Any], family: str) -> 
         assert any(f".{name}".endswith(f".{target}") for name in layers), target
 
 
-def test_noise_levels_are_the_schedulers(stock: dict[str, Any]) -> None:
-    assert preconditioning_of("sd3", stock["sd3"]).schedule.shift == 3.0  # type: ignore[attr-defined]
-    # 4 x 8 tokens, below FLUX's line from 256 tokens to 4,096.
-    mu = 0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256)
-    assert preconditioning_of("flux", stock["flux"]).schedule.shift == pytest.approx(math.exp(mu))  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("family", "shift"),
+    [
+        ("sd3", 3.0),
+        ("sana", 3.0),
+        # 4 x 8 tokens, below the line from 256 tokens on.
+        ("flux", math.exp(0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256))),
+        ("qwenimage", math.exp(0.5 + (0.9 - 0.5) * (32 - 256) / (8192 - 256))),
+    ],
+)
+def test_noise_levels_are_the_schedulers(stock: dict[str, Any], family: str, shift: float) -> None:
+    pipeline = stock[family]
+    assert preconditioning_of(family, pipeline).schedule.shift == pytest.approx(shift)  # type: ignore[attr-defined]
+    scheduler, _ = make(OneStep, family, pipeline, sigma_init=math.inf).export(pipeline.scheduler)
+    assert FlowSchedule.from_scheduler(scheduler, tokens=32).shift == 1.0
 
 
 def test_what_does_not_fit_a_flow_is_refused(stock: dict[str, Any]) -> None:
