@@ -158,7 +158,8 @@ class FlowSchedule:
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
             return cls(mu if config.get("time_shift_type") == "linear" else math.exp(mu))
-        return cls(float(config.get("flow_shift") or config.get("shift") or 1.0))
+        # A scheduler made of another's config keeps what it has no use for, as an exported one does `flow_shift`.
+        return cls(float(config.get("shift") or config.get("flow_shift") or 1.0))
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """`1000 t` `[B]`, of the dtype of sigma."""

@@ -155,6 +155,19 @@ def mistral(folder: Path) -> tuple[Any, Any]:
     return transformers.Mistral3ForConditionalGeneration(config).eval(), processor
 
 
+def gemma_tokenizer(folder: Path) -> Any:
+    """A token for each letter, written as the published one is, `tokenizer.json`, and read back."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GemmaTokenizer
+
+    letters = "▁\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,.!'-:>"
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters]
+    made = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)})
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    made.save_pretrained(folder)
+    return GemmaTokenizer.from_pretrained(folder)
+
+
 def sd15(folder: Path) -> Any:
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -344,11 +357,106 @@ def zimage(folder: Path) -> Any:
     )
 
 
+def qwen_vl(tokenizer: Any) -> Any:
+    """The text encoder of Qwen-Image, which is never shown an image."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = SMALL | ends | {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwenimage(folder: Path) -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    tokenizer = qwen_tokenizer(folder)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
+    made = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**dynamic, base_image_seq_len=256, max_image_seq_len=8192),
+        vae=AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[-0.8, 0.1, 1.6, -0.4],
+            latents_std=[2.8, 1.5, 3.3, 1.1],
+        ).eval(),
+        text_encoder=qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+    )
+    made.default_sample_size = 8
+    return made
+
+
+def gemma(tokenizer: Any) -> Any:
+    """The text encoder of SANA."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    sizes = SMALL | {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 64}
+    return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes)).eval()
+
+
+def sana(folder: Path, *, timestep_scale: float = 1.0) -> Any:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    tokenizer, blocks = gemma_tokenizer(folder), (4,) * 6
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=2,
+        timestep_scale=timestep_scale,
+    )
+    each = {"layers_per_block": (1,) * 6, "qkv_multiscales": ((),) * 6, "block_out_channels": blocks}
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma(tokenizer),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            scaling_factor=0.41407,
+            **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in each.items()},
+        ).eval(),
+        transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=3.0,
+        ),
+    )
+
+
 #: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
 OPTIONS = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
 FAMILIES = {"sd15": sd15, "sdxl": sdxl, "pixart": pixart}
 #: Those of flow matching.
-FLOWS = {"sd3": sd3, "flux": flux, "flux2": flux2, "zimage": zimage}
+FLOWS = {"sd3": sd3, "flux": flux, "flux2": flux2, "zimage": zimage, "qwenimage": qwenimage, "sana": sana}
 
 
 def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any:
@@ -378,6 +486,7 @@ def publish(hub: Hub, folder: Path) -> None:
     and nothing else under its id.
     """
     from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
 
     contents = [content for content in presets(TRAIN).values() if content.get("family")]
     sources: dict[str, tuple[str, str]] = {}
@@ -403,7 +512,9 @@ def publish(hub: Hub, folder: Path) -> None:
         if role == "pipeline":
             save(made, target)
         elif where.file:
-            torch.save({key: value.half() for key, value in network.state_dict().items()}, target / where.file)
+            tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}
+            written = save_file if where.file.endswith(".safetensors") else torch.save
+            written(tensors, target / where.file)
         else:
             network.save_pretrained(target / families.load(family).network)
     for source in {content.get("reward_vae") for content in contents} - {None}:

@@ -242,7 +242,8 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
 
 
 def _fake(modules: Iterable[nn.Module]) -> None:
-    """Put a fake tensor in the place of every parameter and buffer.
+    """Put a fake tensor in the place of every parameter and buffer, and of what a module keeps beside them, as
+    Qwen-Image's does its places.
 
     Modules have to be finished: fake parameters cannot be cast.
     """
@@ -252,13 +253,19 @@ def _fake(modules: Iterable[nn.Module]) -> None:
             for name, old in [*module._parameters.items(), *module._buffers.items()]:
                 if old is None or isinstance(old, FakeTensor):
                     continue
-                new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="cpu")
+                new = _like(old)
                 if isinstance(old, nn.Parameter):
                     module._parameters[name] = parameters.setdefault(
                         id(old), nn.Parameter(new, requires_grad=old.requires_grad)
                     )
                 else:
                     module._buffers[name] = new
+            beside = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+            vars(module).update({name: _like(value) for name, value in beside.items() if value.is_meta})
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

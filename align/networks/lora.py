@@ -35,6 +35,11 @@ class Adapted(nn.Module):
         self.base, self.adapter = base, adapter
         self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
 
+    @property
+    def config(self) -> Any:
+        """The network's."""
+        return self.base.config
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within: this adapter is the one in use."""

@@ -86,6 +86,24 @@ class Family:
         raise NotImplementedError
 
 
+class Packed(Family):
+    """One whose pipeline takes rows of two by two latents."""
+
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
+        """A quarter of the network's channels, which are those of two by two latents."""
+        channels, *area = super().latent_shape(pipeline, height, width)
+        return channels // 4, *area
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """`[B, C, H, W]` to a row `[B, H/2 W/2, 4 C]` for every two by two."""
+        return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+    def unpack(self, rows: Tensor, height: int, width: int) -> Tensor:
+        """Back to `[B, C, height, width]`."""
+        area = (height // 2, width // 2)
+        return nn.functional.pixel_shuffle(rows.transpose(1, 2).unflatten(2, area), 2)
+
+
 def names() -> list[str]:
     """The families there are."""
     return extensions.names(__name__, "family")

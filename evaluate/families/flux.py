@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluate.families import Family
+from evaluate.families import Packed
 
 
-class Flux(Family):
+class Flux(Packed):
     """FLUX.1."""
 
     pipelines: tuple[str, ...] = ("FluxPipeline",)
@@ -21,19 +21,10 @@ class Flux(Family):
         "net.0.proj", "net.2", "proj_mlp", "proj_out",
     )  # fmt: skip
 
-    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
-        """A quarter of the network's channels, which are those of two by two latents."""
-        scale = pipeline.vae_scale_factor
-        return pipeline.transformer.config.in_channels // 4, height // scale, width // scale
-
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Of the published ones, 1024 x 1024; the network does not say."""
         edge: int = pipeline.default_sample_size * pipeline.vae_scale_factor
         return edge, edge
-
-    def pack(self, latents: Tensor) -> Tensor:
-        """`[B, C, H, W]` to a row `[B, H/2 W/2, 4 C]` for every two by two."""
-        return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -56,7 +47,7 @@ class Flux(Family):
             img_ids=places,
             return_dict=False,
         )[0]
-        return nn.functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)
+        return self.unpack(out, *x.shape[-2:])
 
 
 family = Flux()

@@ -20,7 +20,7 @@ from align.config.train import TrainConfig
 from align.generators import UNSHIFTED
 from align.generators.few_step import FewStep
 from align.generators.one_step import OneStep
-from align.networks.lora import LoraConfig, adapter, merged
+from align.networks.lora import Adapted, LoraConfig, adapter, merged
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
 from align.objectives.denoisers import guided
@@ -30,7 +30,7 @@ from align.training import setup
 from align.training.loop import update_critics, update_student
 from align.training.process import Alone
 from evaluate import families, pipelines
-from evaluate.diffusion import FlowSchedule, NoiseLevels, Schedule, append_dims, denoise
+from evaluate.diffusion import Denoiser, FlowSchedule, NoiseLevels, Schedule, append_dims, denoise
 from evaluate.families.sd15 import StableDiffusion
 from evaluate.pipelines import Recipe, lora
 from prompts.io.errors import UserError
@@ -74,26 +74,36 @@ def sample(generator: Any, pipeline: Any, noise: dict[str, Tensor]) -> Tensor:
         return generator.sample(getattr(pipeline, family.network), batch)
 
 
+def denoisers(family: str, pipeline: Any) -> tuple[Denoiser, Denoiser]:
+    """Of the prompts and of the null prompt."""
+    preconditioning, known = preconditioning_of(family, pipeline), families.load(family)
+    network, null = getattr(pipeline, known.network), known.null(pipeline)
+    null = {key: value.expand(len(PROMPTS), *value.shape[1:]) for key, value in null.items()}
+    return preconditioning.denoiser(network, known.encode(pipeline, PROMPTS)), preconditioning.denoiser(network, null)
+
+
 def draw(pipeline: Any, scheduler: Any, z: Tensor, **call: Any) -> Tensor:
     """Stock diffusers' latents behind the last step."""
     from evaluate.samplers.stock import _noised_by
 
-    family, kept = families.of(pipeline), pipeline.scheduler
+    family, generators, kept = families.of(pipeline), fresh(), pipeline.scheduler
     arguments = {"height": SIZE[0], "width": SIZE[1]} | dict(family.arguments) | call
     pipeline.scheduler = scheduler
     try:
-        with _noised_by(scheduler, fresh()), steps_of(scheduler) as steps:
-            # Z-Image's writes into the list that it is given.
-            pipeline(prompt=list(PROMPTS), latents=family.pack(z), output_type="latent", **arguments)
+        with _noised_by(scheduler, generators), steps_of(scheduler) as steps:
+            pipeline(
+                prompt=list(PROMPTS),  # Z-Image's writes into the list that it is given
+                latents=family.pack(z),
+                generator=generators,  # SANA's hands it to its scheduler, in place of ours
+                output_type="latent",
+                **arguments,
+            )
     finally:
         pipeline.scheduler = kept
     return unpacked(pipeline, steps[-1][1])
 
 
-@pytest.mark.parametrize("start", [math.inf, 4.0])
-@pytest.mark.parametrize("family", tiny_families.FLOWS)
-def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: float) -> None:
-    pipeline = stock[family]
+def check_one_step(family: str, pipeline: Any, start: float) -> None:
     generator, noise = make(OneStep, family, pipeline, sigma_init=start), noises(pipeline)
     mine = sample(generator, pipeline, noise)
     scheduler, recipe = generator.export(pipeline.scheduler)
@@ -102,6 +112,18 @@ def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: 
     theirs = draw(pipeline, scheduler, noise["z"], **Recipe(**recipe).call())
     assert (mine - theirs).abs().max() < 1e-4
     assert (mine - noise["z"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("start", [math.inf, 4.0])
+@pytest.mark.parametrize("family", tiny_families.FLOWS)
+def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: float) -> None:
+    check_one_step(family, stock[family], start)
+
+
+def test_a_sana_may_count_time_from_0_to_1(tmp_path: Path) -> None:
+    pipeline = tiny_families.pipeline("sana", tmp_path, timestep_scale=0.001)
+    check_one_step("sana", pipeline, 4.0)
+    assert Adapted(pipeline.transformer, None).config.timestep_scale == 0.001  # with adapters too
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -120,21 +142,21 @@ def test_four_steps_are_stock_diffusers(stock: dict[str, Any], family: str, eta:
     assert (sample(other, pipeline, noise) - theirs).abs().max() > 1e-2
 
 
-#: Those whose pipelines guide, and what each calls the scale that is 4: Z-Image's counts from no guidance.
-GUIDED = {"sd3": 4.0, "flux2": 4.0, "zimage": 3.0}
+#: Those whose pipelines guide as we do, the scale, and what each calls it: Z-Image's counts from no guidance.
+#: Qwen-Image's rescales what is guided, which ours does not: see the next test.
+GUIDED = {"sd3": (4.0, 4.0), "flux2": (4.0, 4.0), "zimage": (4.0, 3.0), "sana": (4.0, 4.0), "qwenimage": (1.0, 1.0)}
 
 
 @pytest.mark.parametrize("family", GUIDED)
 def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str) -> None:
-    pipeline, known = stock[family], families.load(family)
-    preconditioning = preconditioning_of(family, pipeline)
-    network, z, given = getattr(pipeline, known.network), noises(pipeline)["z"], known.encode(pipeline, PROMPTS)
-    null = {key: value.expand(len(z), *value.shape[1:]) for key, value in known.null(pipeline).items()}
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **UNSHIFTED)
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline, z, (scale, told) = stock[family], noises(stock[family])["z"], GUIDED[family]
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **UNSHIFTED)
     times = [1 - i / 20 for i in range(20)]
-    theirs = draw(pipeline, scheduler, z, sigmas=times, num_inference_steps=20, guidance_scale=GUIDED[family])
-    levels = [preconditioning.schedule.snap(t / (1 - t) if t < 1 else math.inf) for t in times] + [0.0]
-    denoiser = guided(preconditioning.denoiser(network, given), preconditioning.denoiser(network, null), 4.0)
+    theirs = draw(pipeline, scheduler, z, sigmas=times, num_inference_steps=20, guidance_scale=told)
+    levels = [FlowSchedule.NOISE, *(t / (1 - t) for t in times[1:]), 0.0]
+    denoiser = guided(*denoisers(family, pipeline), scale)
     x = z * (1 + levels[0])
     with torch.no_grad():
         for sigma, following in pairwise(levels):
@@ -142,6 +164,25 @@ def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: 
             x0 = denoiser(x, level)
             x = x0 + following * (x - x0) / append_dims(level, x)
     assert (x - theirs).abs().max() < 1e-4 * max(1.0, theirs.abs().max().item())
+
+
+def test_qwen_images_pipeline_gives_the_guided_flow_the_norm_of_the_conditional(stock: dict[str, Any]) -> None:
+    """In every row of two by two latents. But for that, its guidance is ours."""
+    pipeline, known = stock["qwenimage"], families.load("qwenimage")
+    generator = make(OneStep, "qwenimage", pipeline, sigma_init=math.inf)
+    z = noises(pipeline)["z"]
+    scheduler, recipe = generator.export(pipeline.scheduler)
+    call = Recipe(**recipe).call() | {"true_cfg_scale": 4.0, "negative_prompt": [" "] * len(z)}
+    theirs = draw(pipeline, scheduler, z, **call)
+    given, null = denoisers("qwenimage", pipeline)
+    with torch.no_grad():
+        flow, guided_flow = (
+            known.pack(z - denoiser(z * (1 + FlowSchedule.NOISE), torch.full((len(z),), FlowSchedule.NOISE)))
+            for denoiser in (given, guided(given, null, 4.0))
+        )
+    rescaled = guided_flow * flow.norm(dim=-1, keepdim=True) / guided_flow.norm(dim=-1, keepdim=True)
+    assert (unpacked(pipeline, known.pack(z) - rescaled) - theirs).abs().max() < 1e-4
+    assert (guided_flow - rescaled).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
@@ -204,6 +245,17 @@ def test_rows_do_not_depend_on_their_neighbours(stock: dict[str, Any], family: s
     }
 
 
+def test_qwen_images_text_is_its_pipelines(stock: dict[str, Any]) -> None:
+    """Cut where the pipeline's call cuts it, braces and all."""
+    pipeline, known = stock["qwenimage"], families.load("qwenimage")
+    prompts = [*PROMPTS, "{a} long prompt " * 40]
+    rows = known.encode(pipeline, prompts)
+    with torch.no_grad():
+        text, mask = pipeline.encode_prompt(prompts, max_sequence_length=known.arguments["max_sequence_length"])
+    torch.testing.assert_close(rows["text"], text, rtol=0, atol=1e-6)
+    assert rows["mask"].equal(mask) and mask[3].all() and not mask[0].all()
+
+
 @pytest.mark.parametrize("family", tiny_families.FLOWS)
 def test_an_image_is_the_same_in_any_batch(stock: dict[str, Any], family: str) -> None:
     """Noise between steps is of the image, though these pipelines hand their scheduler no generator."""
@@ -254,12 +306,23 @@ def test_a_lora_is_read_as_it_was_trained(stock: dict[str, Any], family: str) ->
         torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
 
 
-def test_noise_levels_are_the_schedulers(stock: dict[str, Any]) -> None:
-    assert preconditioning_of("sd3", stock["sd3"]).schedule.shift == 3.0  # type: ignore[attr-defined]
-    # 4 x 8 tokens, below FLUX's line from 256 tokens to 4,096.
-    mu = 0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256)
-    assert preconditioning_of("flux", stock["flux"]).schedule.shift == pytest.approx(math.exp(mu))  # type: ignore[attr-defined]
-    assert preconditioning_of("zimage", stock["zimage"]).schedule.shift == 3.0  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("family", "shift"),
+    [
+        ("sd3", 3.0),
+        ("sana", 3.0),
+        ("zimage", 3.0),
+        # 4 x 8 tokens, below the line from 256 tokens on.
+        ("flux", math.exp(0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256))),
+        ("flux2", math.exp(0.5 + (1.15 - 0.5) * (32 - 256) / (4096 - 256))),
+        ("qwenimage", math.exp(0.5 + (0.9 - 0.5) * (32 - 256) / (8192 - 256))),
+    ],
+)
+def test_noise_levels_are_the_schedulers(stock: dict[str, Any], family: str, shift: float) -> None:
+    pipeline = stock[family]
+    assert preconditioning_of(family, pipeline).schedule.shift == pytest.approx(shift)  # type: ignore[attr-defined]
+    scheduler, _ = make(OneStep, family, pipeline, sigma_init=math.inf).export(pipeline.scheduler)
+    assert FlowSchedule.from_scheduler(scheduler, tokens=32).shift == 1.0
 
 
 @pytest.mark.parametrize(("size", "steps"), [(SIZE, 200), ((1024, 1024), 200), ((1088, 1024), 4), ((2048, 2048), 28)])

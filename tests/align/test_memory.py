@@ -15,6 +15,7 @@ import torch
 import yaml
 from tiny import SMALL_RUN
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from align import cli
 from align import commands as runs
@@ -31,6 +32,16 @@ MIB = 2**20
 
 def config(folder: Path, **changes: Any) -> TrainConfig:
     return validate(TrainConfig, SMALL_RUN | {"reference": str(folder)} | changes, "test")
+
+
+def test_tensors_that_are_neither_parameters_nor_buffers_are_fake_too() -> None:
+    """As Qwen-Image's places are."""
+    with torch.device("meta"):
+        module = nn.Linear(2, 3)
+        module.__dict__["places"] = torch.arange(4)
+    memory._fake([module])
+    assert all(isinstance(tensor, FakeTensor) for tensor in (module.weight, module.places))
+    assert module.places.shape == (4,) and module.places.device.type == "cpu"
 
 
 # ---- the tracker -----------------------------------------------------------------------------------------------------
