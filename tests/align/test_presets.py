@@ -146,6 +146,8 @@ def test_what_the_papers_say() -> None:
     for name in PAPERS:
         config = load.resolve(name, TRAIN)
         assert isinstance(config, TrainConfig)
+        if config.generator.name == "few_step":  # which none of them has trained
+            continue
         reward = config.rewards[0] if config.rewards else None
         rows[name] = (
             config.method,
