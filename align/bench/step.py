@@ -14,18 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.training.process import DTYPES
-from evaluate import environment
+from evaluate import environment, layouts
 from evaluate.bench import timing
 from evaluate.console import console
 from prompts.io import hub
@@ -70,14 +70,10 @@ def bench(
     the preset's, of which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles,
     gradients: what alone is measured, all if empty.
     """
-    if config.method not in ("sim", "di*"):
-        raise UserError(
-            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
-            " or di*"
-        )
+    check_method(config, preset)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    words = ["align", "bench", preset, *_repeated("--set", sets), "--steps", str(steps)]
-    words += [*_repeated("--roles", roles), *_repeated("--gradient", gradients)]
+    words = ["align", "bench", preset, *repeated("--set", sets), "--steps", str(steps)]
+    words += [*repeated("--roles", roles), *repeated("--gradient", gradients)]
     words += ["--rounds", str(rounds)] if rounds > 1 else []
     words += [*(["--random-weights"] if random_weights else []), *(["--plain"] if plain else [])]
     rate = matrix_rate(device, config.precision)
@@ -95,13 +91,13 @@ def bench(
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
         "command": hub.redact(shlex.join(words)),
     }
-    modes = _modes(roles, gradients, plain=plain)
+    modes = chosen(roles, gradients, plain=plain)
     measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes[:: -1 if number % 2 else 1]:
             implementation, storage, gradient = mode
             console.print(", ".join((*mode, *([f"{number + 1} of {rounds}"] if rounds > 1 else []))) + " ...")
-            content = _content(config, storage, gradient, steps + UNTIMED)
+            content = alone(config, storage, gradient, steps + UNTIMED)
             # Operations are the same in every round, and counting them may take minutes.
             options = {"random_weights": random_weights, "plain": implementation == "plain", "count": number == 0}
             measured[mode].append(_measure(content, **options))
@@ -110,11 +106,21 @@ def bench(
     _write(rows, output, leaderboards)
 
 
-def _repeated(option: str, values: Sequence[str]) -> list[str]:
+def check_method(config: TrainConfig, preset: str) -> None:
+    """Raise UserError where a method has one gradient only."""
+    if config.method not in ("sim", "di*"):
+        raise UserError(
+            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
+            " or di*"
+        )
+
+
+def repeated(option: str, values: Sequence[str]) -> list[str]:
+    """The words of an option that is given once for each value."""
     return [word for value in values for word in (option, value)]
 
 
-def _modes(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> list[tuple[str, str, str]]:
+def chosen(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> list[tuple[str, str, str]]:
     """The combinations that are asked for. Raises UserError where none is left."""
     modes = [
         mode
@@ -153,7 +159,7 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None, leaderboards: Pa
             timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
 
 
-def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
+def alone(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
     """The config of a run that does nothing but `steps` steps."""
     content = config.model_dump(mode="json") | {"steps": steps, "final_comparison": {"prompts": 0}, "parallel": "ddp"}
     content["lora"] = content["lora"] or LORA if storage == "lora" else None
@@ -217,6 +223,8 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise UserError(f"bench: a run failed ({hub.redact(reason)}); try a smaller batch_size with --set")
         measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        for repo in measured.pop("layouts"):
+            layouts.say(repo)
         return measured
 
 
@@ -233,16 +241,17 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
     imported = timing.peak_mib(device)
     measured = _plain if plain else _trainer
     try:
-        times, peak, flops = measured(config, device, path.parent, random_weights=random_weights)
-        metrics = {
-            "step_s": statistics.median(times),
-            "peak_mib": peak,
-            "held_mib": peak - imported,
-            "tflops": flops() / 1e12 if count else None,
-        }
+        with layouts.first() if random_weights else nullcontext():
+            times, peak, flops = measured(config, device, path.parent, random_weights=random_weights)
+            metrics = {
+                "step_s": statistics.median(times),
+                "peak_mib": peak,
+                "held_mib": peak - imported,
+                "tflops": flops() / 1e12 if count else None,
+            }
     except torch.OutOfMemoryError:
         pass
-    print(json.dumps(metrics))
+    print(json.dumps(metrics | {"layouts": sorted(layouts.used)}))
 
 
 def _trainer(
@@ -263,8 +272,9 @@ def _trainer(
 def _plain(
     config: TrainConfig, device: torch.device, _: Path, *, random_weights: bool
 ) -> tuple[list[float], float, Callable[[], float]]:
-    """The same of the plain implementation, whose operations are counted in one more step."""
+    """The same of the plain implementation."""
     from align.bench import plain
+    from align.memory import estimate as memory
 
     run = plain.build(config, device=device, random_weights=random_weights)
     seconds = []
@@ -277,9 +287,7 @@ def _plain(
     peak = timing.peak_mib(device)
 
     def flops() -> float:
-        with FlopCounterMode(display=False) as counter:
-            plain.step(run, config.steps)
-        return counter.get_total_flops()
+        return memory.estimate(plain.as_plain(config), cuda=False, implementation=plain.PLAIN).flops
 
     return seconds[UNTIMED:], peak, flops
 
