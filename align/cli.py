@@ -187,6 +187,14 @@ def bench(
             "--plain", help="Beside a plain implementation: three full copies, autograd through all, no caching."
         ),
     ] = False,
+    count: Annotated[
+        bool,
+        typer.Option("--count", help="Time nothing: count operations and memory beside the plain one, without a GPU."),
+    ] = False,
+    counted: Annotated[
+        Optional[Path],
+        typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
+    ] = None,
     output: Annotated[
         Optional[Path],
         typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written."),
@@ -196,23 +204,28 @@ def bench(
     ] = None,
 ) -> None:
     """Time a step, and measure its memory, for every gradient mode and storage of roles."""
-    from align.bench.step import bench as run
+    from align.bench import count as counting
+    from align.bench import step as timing
     from align.config.train import TRAIN
     from align.presets.load import resolve
 
     resolved: Any = resolve(preset, TRAIN, sets=sets or ())
-    run(
+    chosen: dict[str, Any] = {"sets": sets or (), "roles": roles or (), "gradients": gradients or (), "output": output}
+    if count:
+        if leaderboards:
+            raise UserError(f"--leaderboards {leaderboards}: --count times nothing that it could hold; leave it out")
+        counting.count(resolved, preset, **chosen)
+        return
+    timing.bench(
         resolved,
         preset,
-        sets=sets or (),
         steps=steps,
         rounds=rounds,
         random_weights=random_weights,
         plain=plain,
-        roles=roles or (),
-        gradients=gradients or (),
-        output=output,
+        counted=counted,
         leaderboards=leaderboards,
+        **chosen,
     )
 
 

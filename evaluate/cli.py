@@ -430,6 +430,12 @@ def time_model(
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp32",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network's repeated blocks and the decoder (torch.compile).")
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Keep the channels of convolutions last in memory.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where timings.csv is.")] = Path(
         "leaderboards"
     ),
@@ -441,7 +447,14 @@ def time_model(
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = timing.TimingSettings(
-        model=model, random_weights=random_weights, device=where, dtype=dtype, batch=batch, repeats=repeats
+        model=model,
+        random_weights=random_weights,
+        device=where,
+        dtype=dtype,
+        batch=batch,
+        repeats=repeats,
+        compiled=compiled,
+        channels_last=channels_last,
     )
     row = timing.measure(settings)
     timing.show(row)

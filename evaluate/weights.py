@@ -2,7 +2,11 @@
 
 import hashlib
 import pickle
+import shutil
+import tempfile
+import weakref
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from evaluate import layouts
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -49,15 +54,21 @@ class Files:
 
 
 class RandomWeights(Files):
-    """The same without weights: configs and tokenizers are fetched and read, files of weights are neither, and
-    networks are initialised at random.
+    """The same without weights: configs and tokenizers are fetched, or made where `evaluate.layouts` knows them, and
+    read; files of weights are neither, and networks are initialised at random.
     """
 
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(path)
+        self._made = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
+
     def fetch(self, repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
-        """`hub.fetch`; a file of weights that is not local only by its name."""
+        """`hub.fetch`, or a layout's file; a file of weights that is not local only by its name."""
         if local is None and filename.endswith(SUFFIXES):
             return Path(filename)
-        return super().fetch(repo, filename, revision, local=local)
+        fetched = partial(super().fetch, repo, filename, revision, local=local)
+        return fetched() if local else layouts.instead(repo, fetched, self._made, filename)
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """Nothing."""

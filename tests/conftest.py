@@ -133,6 +133,21 @@ def _fresh_accelerate() -> Any:
     PartialState._reset_state()
 
 
+@pytest.fixture
+def small_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The id of a model of which a layout is known, of a tiny network, and the hub has nothing."""
+    import tiny_families
+
+    from evaluate import layouts
+
+    folder = tiny_families.save(tiny_families.pipeline("sdxl", tmp_path / "made"), tmp_path / "small")
+    files = [file for file in folder.rglob("*") if file.suffix in (".json", ".txt")]
+    layout = {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
+    monkeypatch.setattr(layouts, "known", lambda: {"owner/small": lambda: layout})
+    monkeypatch.setattr(layouts, "used", set())
+    return "owner/small"
+
+
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny random pipeline of every family; who changes one puts it back."""

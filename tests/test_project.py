@@ -132,6 +132,7 @@ KINDS = {
     "evaluate/scorers": ({"VARIANTS", "load"}, set()),
     "evaluate/distribution": ({"VARIANTS", "load"}, {"frechet", "inception"}),
     "evaluate/families": ({"family"}, set()),
+    "evaluate/layouts": ({"LAYOUTS"}, set()),
     "evaluate/samplers": ({"Options", "build"}, set()),
     "align/generators": ({"Options", "build"}, set()),
     "align/critics": ({"Options", "build"}, {"assistant"}),

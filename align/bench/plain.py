@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from align.config.train import TrainConfig
 from align.data.batches import Batch
+from align.memory.estimate import Implementation
 from align.networks.roles import Roles
 from align.objectives.distances import default_huber_c, distance_gradient
 from align.objectives.metrics import Metrics
@@ -34,9 +36,10 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
         w: Any = weight(sigma, x0.detach(), u.detach(), target.detach()) if callable(weight) else 1
         return w * term.flatten(1).sum(1)
 
-    x0 = run.generator.sample(run.roles.student, batch)
+    with record_function("student's forward"):
+        x0 = run.generator.sample(run.roles.student, batch)
     x = x0 + append_dims(sigma, x0) * noise
-    with torch.set_grad_enabled(config.divergence.gradient == "exact"):
+    with record_function("student's divergence"), torch.set_grad_enabled(config.divergence.gradient == "exact"):
         target = conditional = reference(x, sigma)
         if config.guidance.where != "off":
             unconditional = bind(run.roles.reference, batch.uncond)(x, sigma)
@@ -50,12 +53,13 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
         direction = (conditional - unconditional).detach()
         loss = loss - (scale - 1) * weighted(direction, conditional, direction * x)
     if run.rewards:
-        loss = loss - run.rewards(x0, batch.prompts)[0]
+        with record_function("student's reward"):
+            loss = loss - run.rewards(x0, batch.prompts)[0]
     return loss.mean()
 
 
-def build(config: TrainConfig, *, device: torch.device, random_weights: bool = False) -> Run:
-    """A run whose roles are three full copies, whatever the config says; the student starts as the reference."""
+def as_plain(config: TrainConfig) -> TrainConfig:
+    """The config of three full copies, whatever it says; the student starts as the reference."""
     options = {
         "text_encoding": "live",
         "text_cache": None,
@@ -63,7 +67,12 @@ def build(config: TrainConfig, *, device: torch.device, random_weights: bool = F
         "gradient_checkpointing": False,
         "initial": None,
     }
-    plain = config.model_copy(update=options)
+    return config.model_copy(update=options)
+
+
+def build(config: TrainConfig, *, device: torch.device, random_weights: bool = False) -> Run:
+    """A run of `as_plain(config)`."""
+    plain = as_plain(config)
     return setup.build(
         plain, Path(), Alone(plain, device), show=False, random_weights=random_weights, store=_full_copies
     )
@@ -81,9 +90,15 @@ def step(run: Run, k: int) -> None:
     _train(run, "student")
     updates = run.config.assistant.updates
     for batch in run.batches(k * (updates + 1) + updates):
-        (student_loss(run, batch) / run.config.gradient_accumulation_steps).backward()
+        loss = student_loss(run, batch) / run.config.gradient_accumulation_steps
+        with record_function("student's backward"):
+            loss.backward()
     run.student.step(metrics)
     run.average.update()
+
+
+#: For the estimate.
+PLAIN = Implementation(store=_full_copies, step=lambda run: step(run, 0))
 
 
 def _train(run: Run, name: str) -> None:

@@ -14,18 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.training.process import DTYPES
-from evaluate import environment
+from evaluate import environment, layouts
 from evaluate.bench import timing
 from evaluate.console import console
 from prompts.io import hub
@@ -63,31 +63,29 @@ def bench(
     gradients: Sequence[str],
     output: Path | None,
     leaderboards: Path | None,
+    counted: Path | None = None,
 ) -> None:
     """Measure each combination, print a table, and write JSON, and rows of `training.csv`.
 
     rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of
     the preset's, of which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles,
-    gradients: what alone is measured, all if empty.
+    gradients: what alone is measured, all if empty. counted: operations that `--count` wrote, which are then not counted
+    again.
     """
-    if config.method not in ("sim", "di*"):
-        raise UserError(
-            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
-            " or di*"
-        )
+    check_method(config, preset)
+    known = read_operations(counted, preset, config) if counted else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    words = ["align", "bench", preset, *_repeated("--set", sets), "--steps", str(steps)]
-    words += [*_repeated("--roles", roles), *_repeated("--gradient", gradients)]
+    words = ["align", "bench", preset, *repeated("--set", sets), "--steps", str(steps)]
+    words += [*repeated("--roles", roles), *repeated("--gradient", gradients)]
     words += ["--rounds", str(rounds)] if rounds > 1 else []
     words += [*(["--random-weights"] if random_weights else []), *(["--plain"] if plain else [])]
     rate = matrix_rate(device, config.precision)
     common: dict[str, Any] = {
         "preset": preset,
         "weights": "random" if random_weights else "its own",
-        "batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        **counted_for(config),
+        "compile": config.compile,
         "precision": config.precision,
-        "assistant_updates": config.assistant.updates,
         "hardware": environment.hardware(device),
         "matrix_tflops": rate / 1e12,
         "timed_steps": steps,
@@ -95,26 +93,70 @@ def bench(
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
         "command": hub.redact(shlex.join(words)),
     }
-    modes = _modes(roles, gradients, plain=plain)
+    modes = chosen(roles, gradients, plain=plain)
     measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes[:: -1 if number % 2 else 1]:
             implementation, storage, gradient = mode
             console.print(", ".join((*mode, *([f"{number + 1} of {rounds}"] if rounds > 1 else []))) + " ...")
-            content = _content(config, storage, gradient, steps + UNTIMED)
+            content = alone(config, storage, gradient, steps + UNTIMED)
             # Operations are the same in every round, and counting them may take minutes.
-            options = {"random_weights": random_weights, "plain": implementation == "plain", "count": number == 0}
+            options = {"random_weights": random_weights, "plain": implementation == "plain"}
+            options["count"] = number == 0 and mode not in known
             measured[mode].append(_measure(content, **options))
+    for mode in set(known) & set(measured):
+        measured[mode][0]["tflops"] = known[mode]
     rows = [_row(config, mode, each, common) for mode, each in measured.items()]
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
     _write(rows, output, leaderboards)
 
 
-def _repeated(option: str, values: Sequence[str]) -> list[str]:
+def read_operations(path: Path, preset: str, config: TrainConfig) -> dict[tuple[str, str, str], float]:
+    """Tflop of a step by implementation, roles and gradient, from what `align bench PRESET --count` wrote.
+
+    Raises UserError for another file, and for another preset or batch.
+    """
+    wanted = {"preset": preset, **counted_for(config)}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        others = {name: row[name] for row in rows for name, value in wanted.items() if row[name] != value}
+        operations = {
+            (row["implementation"], row["roles"], row["gradient"]): row["tflop_per_image_in_all"] * config.batch_size
+            for row in rows
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not what 'align bench --count --output' writes; name such a file") from None
+    for name, value in others.items():
+        raise UserError(f"{path}: counted for {name} {value}, and here it is {wanted[name]}; count it again")
+    return operations
+
+
+def counted_for(config: TrainConfig) -> dict[str, Any]:
+    """Of a config, what a count of operations is told apart by."""
+    return {
+        "batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "reward_vae": config.reward_vae,
+        "assistant_updates": config.assistant.updates,
+    }
+
+
+def check_method(config: TrainConfig, preset: str) -> None:
+    """Raise UserError where a method has one gradient only."""
+    if config.method not in ("sim", "di*"):
+        raise UserError(
+            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
+            " or di*"
+        )
+
+
+def repeated(option: str, values: Sequence[str]) -> list[str]:
+    """The words of an option that is given once for each value."""
     return [word for value in values for word in (option, value)]
 
 
-def _modes(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> list[tuple[str, str, str]]:
+def chosen(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> list[tuple[str, str, str]]:
     """The combinations that are asked for. Raises UserError where none is left."""
     modes = [
         mode
@@ -153,7 +195,7 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None, leaderboards: Pa
             timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
 
 
-def _content(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
+def alone(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:
     """The config of a run that does nothing but `steps` steps."""
     content = config.model_dump(mode="json") | {"steps": steps, "final_comparison": {"prompts": 0}, "parallel": "ddp"}
     content["lora"] = content["lora"] or LORA if storage == "lora" else None
@@ -217,6 +259,8 @@ def _measure(content: dict[str, Any], **options: bool) -> dict[str, Any]:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise UserError(f"bench: a run failed ({hub.redact(reason)}); try a smaller batch_size with --set")
         measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        for repo in measured.pop("layouts"):
+            layouts.say(repo)
         return measured
 
 
@@ -233,16 +277,17 @@ def _run(path: Path, *, random_weights: bool, plain: bool, count: bool = True) -
     imported = timing.peak_mib(device)
     measured = _plain if plain else _trainer
     try:
-        times, peak, flops = measured(config, device, path.parent, random_weights=random_weights)
-        metrics = {
-            "step_s": statistics.median(times),
-            "peak_mib": peak,
-            "held_mib": peak - imported,
-            "tflops": flops() / 1e12 if count else None,
-        }
+        with layouts.first() if random_weights else nullcontext():
+            times, peak, flops = measured(config, device, path.parent, random_weights=random_weights)
+            metrics = {
+                "step_s": statistics.median(times),
+                "peak_mib": peak,
+                "held_mib": peak - imported,
+                "tflops": flops() / 1e12 if count else None,
+            }
     except torch.OutOfMemoryError:
         pass
-    print(json.dumps(metrics))
+    print(json.dumps(metrics | {"layouts": sorted(layouts.used)}))
 
 
 def _trainer(
@@ -252,36 +297,50 @@ def _trainer(
     carries one out on fake tensors.
     """
     from align.memory import estimate as memory
-    from align.training.loop import train
+    from align.objectives.metrics import Metrics
+    from align.training import setup
+    from align.training.loop import update_critics, update_student
+    from align.training.process import Launched
 
-    train(config, folder, show=False, random_weights=random_weights)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    peak = timing.peak_mib(device)
-    return [line["seconds"] for line in lines[UNTIMED:]], peak, lambda: memory.estimate(config, cuda=False).flops
+    run = setup.build(config, folder, Launched(config, folder), show=False, random_weights=random_weights)
+
+    def step(k: int) -> None:
+        metrics = Metrics()
+        update_critics(run, k, metrics)
+        update_student(run, k, metrics)
+        run.process.mean(metrics)
+
+    seconds = _seconds(step, config.steps, device)
+    return seconds, timing.peak_mib(device), lambda: memory.estimate(config, cuda=False).flops
 
 
 def _plain(
     config: TrainConfig, device: torch.device, _: Path, *, random_weights: bool
 ) -> tuple[list[float], float, Callable[[], float]]:
-    """The same of the plain implementation, whose operations are counted in one more step."""
+    """The same of the plain implementation."""
     from align.bench import plain
+    from align.memory import estimate as memory
 
     run = plain.build(config, device=device, random_weights=random_weights)
-    seconds = []
-    for k in range(config.steps):
-        began = time.perf_counter()
-        plain.step(run, k)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+    seconds = _seconds(lambda k: plain.step(run, k), config.steps, device)
     peak = timing.peak_mib(device)
 
     def flops() -> float:
-        with FlopCounterMode(display=False) as counter:
-            plain.step(run, config.steps)
-        return counter.get_total_flops()
+        return memory.estimate(plain.as_plain(config), cuda=False, implementation=plain.PLAIN).flops
 
-    return seconds[UNTIMED:], peak, flops
+    return seconds, peak, flops
+
+
+def _seconds(step: Callable[[int], None], steps: int, device: torch.device) -> list[float]:
+    """Of each of `steps` steps, less those that are not timed. The device is waited for."""
+    seconds = []
+    for k in range(steps):
+        began = time.perf_counter()
+        step(k)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds[UNTIMED:]
 
 
 if __name__ == "__main__":

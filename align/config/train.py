@@ -94,6 +94,7 @@ class TrainConfig(Config):
     )
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="compile the networks' repeated blocks (torch.compile), for a GPU")
     held_out: HeldOut = HeldOut()
     save_every: PositiveInt = 100
     sample_every: int = Field(50, ge=0, description="steps between grids of samples; 0 draws none")

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.profiler import record_function
 
 from align.data.prompts import Prompts
 from evaluate import pipelines
@@ -35,6 +36,7 @@ ROWS = 512  # texts in a file
 BATCH = 128  # texts encoded at a time
 OPEN = 256  # files whose headers are kept
 FORMAT = 1
+ENCODING = "encoding texts"  # what profiles call it where it is done as batches are drawn
 #: What a person calls a manifest's keys.
 CALLED = {
     "format": "an older version", "family": "another family", "encoders": "another text encoder or tokenizer",
@@ -80,7 +82,8 @@ class OnlineTextEncoder(TextEmbeddings):
 
     def cond(self, picks: Any, texts: list[str]) -> Conditioning:
         """Encoded now."""
-        rows: Conditioning = self._encode(texts)
+        with record_function(ENCODING):
+            rows: Conditioning = self._encode(texts)
         return rows
 
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from align.config.train import TrainConfig
 from align.data.batches import Batch
-from align.data.prompts import read_prompts
-from align.data.text_embeddings import Conditioning, OnlineTextEncoder, encoders
+from align.data.prompts import Prompts, read_prompts
+from align.data.text_embeddings import ENCODING, Conditioning, OnlineTextEncoder, encoders
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
 from align.networks.roles import Roles
@@ -34,6 +34,7 @@ from align.training.loop import update_critics, update_student
 from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch
 from evaluate.bench.timing import random_pipeline
+from evaluate.families import Family
 from prompts.io.errors import UserError
 
 #: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
@@ -50,11 +51,27 @@ class Role(NamedTuple):
     kept: str
 
 
+def _train(run: setup.Run) -> None:
+    update_critics(run, 0, Metrics())
+    update_student(run, 0, Metrics())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """What is carried out. store: how roles are kept, as `setup.make_roles`. step: one step of a run."""
+
+    store: Callable[..., Roles]
+    step: Callable[[setup.Run], None]
+
+
+TRAINER = Implementation(store=setup.make_roles, step=_train)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
 
-    flops: what a step's matrix products, convolutions and attention cost one process, those that are
+    operations: of a step's matrix products, convolutions and attention in one process, by phase, those that are
     carried out twice included. state: what is gathered in the first process's CPU memory while a state is
     saved, 0 where nothing is sharded.
     """
@@ -64,8 +81,13 @@ class Estimate:
     phases: dict[str, float]
     phase: str
     reserve: float
-    flops: float
+    operations: dict[str, float]
     state: int
+
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return sum(self.operations.values())
 
     @property
     def total(self) -> float:
@@ -73,10 +95,12 @@ class Estimate:
         return sum(self.parts.values()) + self.reserve
 
 
-def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> Estimate:
+def estimate(
+    config: TrainConfig, *, processes: int = 1, cuda: bool = True, implementation: Implementation = TRAINER
+) -> Estimate:
     """Carry out a step, and the drawing of samples, on fake tensors.
 
-    cuda: as on a GPU; else as on a CPU, where all parts stay.
+    cuda: as on a GPU; else as on a CPU, where all parts stay. implementation: whose step.
     """
     if config.batch_size % (processes * config.gradient_accumulation_steps):
         raise UserError(
@@ -85,7 +109,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
         )
     sharded = config.parallel == "fsdp2" and processes > 1
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
-    run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda)
+    run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda, store=implementation.store)
     with as_on_cuda() if cuda else nullcontext(), warnings.catch_warnings(), tracker:
         # `pad_sequence` makes a true tensor of fake ones, with a graph, and torch asks it for its gradient.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
@@ -95,8 +119,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
             tracker.hold(part, [tensor])
         passes = built.config.gradient_accumulation_steps
         _hold_batches(built, tracker, more=config.gradient_accumulation_steps - passes)
-        update_critics(built, 0, Metrics())
-        update_student(built, 0, Metrics())
+        implementation.step(built)
         with built.average.applied():
             if parts.scoring.held_out:
                 built.validation.scores(built.roles.student)
@@ -106,23 +129,28 @@ def estimate(config: TrainConfig, *, processes: int = 1, cuda: bool = True) -> E
             with record_function("saving"):
                 largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
-    flops = sum(
-        count
-        * config.gradient_accumulation_steps
-        // passes
-        * (config.assistant.updates if phase.startswith("critics'") else 1)
-        for phase, count in tracker.flops.items()
-        if phase.startswith(("critics'", "student's"))
-    )
     return Estimate(
         roles=_roles(config, built, same=parts.same),
         parts=dict(tracker.peak),
         phases=dict(tracker.peaks),
         phase=tracker.phase,
         reserve=RESERVE if cuda else 0.0,
-        flops=float(flops),
+        operations=_operations(config, tracker, passes),
         state=_bytes(saved),
     )
+
+
+def _operations(config: TrainConfig, tracker: Tracker, passes: int) -> dict[str, float]:
+    """Of a whole step, whose critics are updated more than once and whose micro-batches are more than `passes`."""
+    updates = config.assistant.updates
+    # Texts are encoded for each update of the critics and for the student's, of which one each has been carried out.
+    times = {"critics' update": float(updates), ENCODING: (updates + 1) / 2}
+    micro_batches = config.gradient_accumulation_steps / passes
+    return {
+        phase: count * micro_batches * times.get(phase, 1.0)
+        for phase, count in tracker.flops.items()
+        if phase in times or phase.startswith("student's")
+    }
 
 
 def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
@@ -135,6 +163,7 @@ def _carried_out(config: TrainConfig, processes: int) -> TrainConfig:
             "prompts": "shapes:train",
             "held_out": config.held_out.model_copy(update={"prompts": "shapes:validation"}),
             "gradient_accumulation_steps": passes,
+            "compile": False,
             "batch_size": config.batch_size // (processes * config.gradient_accumulation_steps) * passes,
             "assistant": config.assistant.model_copy(update={"updates": 1, "warmup": 0}),
         }
@@ -148,6 +177,18 @@ class LongestTexts(OnlineTextEncoder):
         return {key: torch.ones_like(x) if key == "mask" else x for key, x in super()._moved(rows).items()}
 
 
+class _FromFiles(LongestTexts):
+    """Texts that were encoded ahead: by the time of a step their encoders are not there, so one row stands for all."""
+
+    def __init__(self, family: Family, pipeline: Any, prompts: Prompts, *, device: Any, dtype: torch.dtype):
+        super().__init__(family, pipeline, prompts, device=device, dtype=dtype)
+        self.row = self._encode([prompts[0]])
+
+    def cond(self, picks: Any, texts: list[str]) -> Conditioning:
+        """As many rows as there are texts."""
+        return {key: value.repeat(len(texts), *[1] * (value.dim() - 1)) for key, value in self.row.items()}
+
+
 class Parts(NamedTuple):
     """What is read before a run is put together. same: whether the student starts from the reference's network."""
 
@@ -155,7 +196,9 @@ class Parts(NamedTuple):
     same: bool
 
 
-def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callable[[], setup.Run], Parts]:
+def _read(
+    config: TrainConfig, tracker: Tracker, *, cuda: bool, store: Callable[..., Roles]
+) -> tuple[Callable[[], setup.Run], Parts]:
     """Fake networks, counted, and what makes a run of them."""
     process = Alone(config, "cpu")
     dtype, narrow = precisions(config)
@@ -163,7 +206,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
-        roles = setup.make_roles(config, initial, reference, same=same, device="meta")
+        roles = store(config, initial, reference, same=same, device="meta")
     scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     _fake([*modules, *roles.networks(), roles.student, roles.assistant, scoring.decoder.vae, *scorers])
@@ -184,7 +227,7 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
     # Where they are drawn one at a time a few are as good as all.
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning, pipeline, device="cpu", dtype=dtype, limit=few)
-    texts = LongestTexts(
+    texts = (LongestTexts if config.text_encoding == "live" else _FromFiles)(
         preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
     )
     generator = setup.make_generator(config, preconditioning)
@@ -200,14 +243,14 @@ def _read(config: TrainConfig, tracker: Tracker, *, cuda: bool) -> tuple[Callabl
         texts=texts,
         scoring=scoring,
         watched=watched,
-        random_weights=True,
     )
     return make, Parts(scoring, same)
 
 
 def _prepare(run: setup.Run, tracker: Tracker) -> None:
     """Give optimisers their states, and count what is there from the first step on."""
-    tracker.hold("average", run.average.values.values())
+    if run.config.ema:  # else it is the student
+        tracker.hold("average", run.average.values.values())
     if watched := run.samples.sampler.batch:
         tracker.hold("watched images", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])
     for learner in run.learners.values():

@@ -7,7 +7,7 @@ from typing import Any
 from align.config.overrides import place, validate
 from align.config.train import TrainConfig
 from align.memory.estimate import GIB, Estimate, estimate
-from evaluate import families
+from evaluate import families, layouts
 from evaluate.console import console
 from prompts.io.errors import UserError
 
@@ -44,6 +44,7 @@ def changed(config: TrainConfig, changes: Sequence[tuple[str, Any]]) -> TrainCon
     return validate(TrainConfig, content, "memory")
 
 
+@layouts.asked_once()
 def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
     """The estimate, if it is at most `available` bytes; else a UserError that names the changes with which it would be.
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from align.networks.lora import Adapted, LoraConfig, _add_adapter
 from align.networks.quantized import quantize
 from align.networks.sharding import is_sharded
+from evaluate.pipelines.fast import compile_blocks
 
 
 class Roles:
@@ -30,6 +31,7 @@ class Roles:
         same: bool,
         lora: LoraConfig | None,
         checkpointing: bool,
+        compiled: bool = False,
         frozen: torch.dtype = torch.float32,
         device: Any = None,
     ):
@@ -59,6 +61,9 @@ class Roles:
             for module in (self.assistant, self.student):
                 for parameter in module.trainable().values():
                     parameter.requires_grad_(True)
+        if compiled:
+            for network in self.networks():
+                compile_blocks(network)
         if checkpointing:
             for role in (self.student, self.assistant, self.reference):
                 _enable_checkpointing(role)

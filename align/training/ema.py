@@ -10,15 +10,20 @@ from align.networks.sharding import like
 
 
 class EMA:
-    """Exponential moving average of a module's trainable parameters."""
+    """Exponential moving average of a module's trainable parameters. With a decay of 0 it is they, and nothing beside
+    them.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
         self.decay, self.live = decay, parameters
-        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+        self.values = {name: value.detach() for name, value in parameters.items()}
+        if decay:
+            self.values = {name: value.clone() for name, value in self.values.items()}
 
     def update(self) -> None:
         """One step of `average <- decay * average + (1 - decay) * live`."""
-        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
+        if self.decay:
+            torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""
@@ -41,7 +46,7 @@ class EMA:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the module's parameters and their averages."""
-        for name, parameter in self.live.items():
+        for name, parameter in self.live.items() if self.decay else ():
             held = parameter.detach().clone()
             parameter.copy_(self.values[name])
             self.values[name].copy_(held)

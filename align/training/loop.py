@@ -17,15 +17,13 @@ from align.training.setup import Run
 from evaluate.console import console
 
 
-def train(
-    config: TrainConfig, folder: Path, *, resume: bool = False, show: bool = True, random_weights: bool = False
-) -> bool:
+def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool = True) -> bool:
     """Train a generator and leave `folder/checkpoint` (DI* Algorithm 1). Returns whether it ran to its
-    end (False: a signal stopped it). random_weights: to measure, on networks initialised at random; no checkpoint.
+    end (False: a signal stopped it).
 
     Raises Guarded, the checkpoint being written, when the guard stops the run, and Diverged.
     """
-    run = setup.build(config, folder, Launched(config, folder), show=show, random_weights=random_weights)
+    run = setup.build(config, folder, Launched(config, folder), show=show)
     step = run.checkpoints.restore() if resume else 0
     with stop_on_signal() as signal, Observer(run, step, show=show) as observer:
         observer.look_first()

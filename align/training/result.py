@@ -11,7 +11,7 @@ def finish(run: Run, step: int) -> None:
     """Write `checkpoint` of the run's folder: the average as it is after `step`. Every process must call it."""
     with run.average.applied():
         weights, added = merged(run.roles.student), adapter(run.roles.student)
-        if run.process.main and not run.random_weights:  # random weights are worth no checkpoint
+        if run.process.main:
             restore(run.pipeline, run.config.pipeline or run.config.reference)
             metadata = run_metadata(
                 run.config,

@@ -43,8 +43,7 @@ from prompts.extensions import member
 class Run:
     """All that a step touches, and what a run does between steps.
 
-    `critics` are trained before the student, each by its learner. random_weights: nothing was read, so nothing is
-    worth a checkpoint.
+    `critics` are trained before the student, each by its learner.
     """
 
     config: TrainConfig
@@ -64,7 +63,6 @@ class Run:
     samples: SampleGrid
     checkpoints: Checkpoints
     example: str
-    random_weights: bool
 
     @property
     def student(self) -> Learner:
@@ -112,7 +110,8 @@ def build(
     """
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
-    pipeline = load_pipeline(config, dtype, random_weights=random_weights)
+    drawn_on = process.device if random_weights and not process.sharded else "cpu"
+    pipeline = load_pipeline(config, dtype, random_weights=random_weights, device=drawn_on)
     preconditioning = make_preconditioning(config, pipeline, process)
     generator = make_generator(config, preconditioning)
     initial, reference, same = load_networks(config, pipeline, random_weights=random_weights)
@@ -151,7 +150,6 @@ def build(
         texts=texts,
         scoring=scoring,
         watched=watched,
-        random_weights=random_weights,
     )
 
 
@@ -167,7 +165,6 @@ def assemble(
     texts: TextEmbeddings,
     scoring: Scoring,
     watched: Batch | None,
-    random_weights: bool,
 ) -> Run:
     """What has been read, as a run: averages, optimisers, terms, critics."""
     denoisers = Denoisers(
@@ -201,7 +198,6 @@ def assemble(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
         ),
         example=read_prompts(config.prompts)[0],
-        random_weights=random_weights,
     )
 
 
@@ -252,10 +248,10 @@ def make_learners(
     return learners
 
 
-def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool) -> Any:
-    """The pipeline that the reference is part of."""
+def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool, device: Any = "cpu") -> Any:
+    """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds."""
     if random_weights:
-        return random_pipeline(config.pipeline or config.reference, dtype=dtype, device="cpu")
+        return random_pipeline(config.pipeline or config.reference, dtype=dtype, device=device)
     return pipelines.load(config.pipeline or config.reference, dtype=dtype)
 
 
@@ -297,6 +293,7 @@ def make_roles(config: TrainConfig, initial: nn.Module, reference: nn.Module, *,
         same=same,
         lora=lora,
         checkpointing=config.gradient_checkpointing,
+        compiled=config.compile,
         frozen=narrow or torch.float32,
         device=device,
     )

@@ -10,11 +10,13 @@ import resource
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +24,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evaluate import environment, pipelines, weights
-from evaluate.pipelines import overlays
+from evaluate import environment, layouts, pipelines, weights
+from evaluate.pipelines import fast, overlays
 from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts.io import hub
@@ -174,14 +176,22 @@ def peak_mib(device: torch.device) -> float:
 
 def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
     """The model's architecture with weights initialised at random (`weights.randomise`), from
-    its configs and tokenizers alone.
+    its configs and tokenizers alone, or where they cannot be fetched from those of `evaluate.layouts`.
 
     Raises UserError where a config is missing.
     """
+    pipelines.quiet()
+    with tempfile.TemporaryDirectory() as made:
+        pipeline = _assembled(_configs(model, Path(made)), dtype=dtype, device=device, seed=seed)
+    pipelines.set_scheduler(pipeline, model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _assembled(folder: Path, *, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """The pipeline that the configs of `folder` describe."""
     from diffusers import DiffusionPipeline
 
-    pipelines.quiet()
-    folder = _configs(model)
     overlays.check_parts(folder)
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -201,26 +211,24 @@ def random_pipeline(model: str, *, dtype: torch.dtype, device: str, seed: int = 
                     )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out
-            pipeline = DiffusionPipeline.from_pretrained(folder, **parts)
+            return DiffusionPipeline.from_pretrained(folder, **parts)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{folder}: cannot be built from its configs ({reason}); fetch its .json and tokenizer files again"
         ) from None
-    pipelines.set_scheduler(pipeline, model)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
-def _configs(model: str, revision: str | None = None) -> Path:
-    """The folder with a model's configs, that of the pipeline it leans on where it has one."""
+def _configs(model: str, made: Path, revision: str | None = None) -> Path:
+    """The folder with a model's configs, that of the pipeline it leans on where it has one. made: where layouts go."""
     path, recipe = pipelines.locate(model), pipelines.runnable(model)
     if path is None:
         repo, _, pinned = model.partition("@")
         allow = [f"*{suffix}" for suffix in overlays.TEXTS]
-        return hub.fetch_folder(repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
+        fetch = partial(hub.fetch_folder, repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
+        return layouts.instead(repo, fetch, made)
     folder = path if path.is_dir() else path.parent
-    return _configs(pipelines.beside(folder, recipe.pipeline), recipe.revision) if recipe.pipeline else folder
+    return _configs(pipelines.beside(folder, recipe.pipeline), made, recipe.revision) if recipe.pipeline else folder
 
 
 def _build(kind: Any, folder: Path, device: str) -> nn.Module:
@@ -247,6 +255,8 @@ class TimingSettings:
     dtype: str
     batch: int
     repeats: int
+    compiled: bool = False
+    channels_last: bool = False
 
     @property
     def command(self) -> str:
@@ -261,6 +271,8 @@ class TimingSettings:
             str(self.batch),
             "--repeats",
             str(self.repeats),
+            *(["--compile"] if self.compiled else []),
+            *(["--channels-last"] if self.channels_last else []),
         ]
         return hub.redact(shlex.join(words))
 
@@ -270,12 +282,15 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
     dtype = dtype_of(settings.dtype)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
-    recipe = pipelines.read_recipe(settings.model)
-    if settings.random_weights:
-        pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
-    else:
-        pipeline = pipelines.load(settings.model, dtype=dtype)
-    timing = time_pipeline(pipeline.to(settings.device), recipe, batch=settings.batch, repeats=settings.repeats)
+    with layouts.first() if settings.random_weights else nullcontext():
+        recipe = pipelines.read_recipe(settings.model)
+        if settings.random_weights:
+            pipeline = random_pipeline(settings.model, dtype=dtype, device=settings.device)
+        else:
+            pipeline = pipelines.load(settings.model, dtype=dtype)
+    pipeline.to(settings.device)
+    fast.tune(pipeline, compiled=settings.compiled, channels_last=settings.channels_last)
+    timing = time_pipeline(pipeline, recipe, batch=settings.batch, repeats=settings.repeats)
     seconds = {f"{name}_s": value for name, value in asdict(timing).items() if name != "peak_mib"}
     return {
         "model": settings.model,
@@ -285,6 +300,8 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
         **seconds,
         "peak_mib": timing.peak_mib,
         "dtype": settings.dtype,
+        "compiled": settings.compiled,
+        "channels_last": settings.channels_last,
         "batch": settings.batch,
         "repeats": settings.repeats,
         "warmup": WARMUP,

@@ -131,11 +131,17 @@ class Leaderboards:
         return None
 
     def seconds(self, model: str) -> Ours | str:
-        """The newest timing of the model, one with its own weights before one with random ones."""
+        """The newest timing of the model, one with its own weights before one with random ones, the pipeline as it is
+        before what `--compile` or `--channels-last` make of it.
+        """
         rows = [row for row in self.timings if row["model"] == model]
         if not rows:
             return "not timed: 'evaluate time'"
-        row = max(enumerate(rows), key=lambda pair: (pair[1]["weights"] != "random", pair[0]))[1]
+        tuned = ("compiled", "channels_last")
+        _, row = max(
+            enumerate(rows),
+            key=lambda pair: (pair[1]["weights"] != "random", all(pair[1].get(k) != "True" for k in tuned), pair[0]),
+        )
         random = ", random weights" if row["weights"] == "random" else ""
         total, least, most = (float(row[f"{name}_s"]) for name in ("total", "least", "most"))
         return Ours(

@@ -35,7 +35,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
-from evaluate import embedded
+from evaluate import embedded, layouts
 from evaluate.pipelines import overlays
 from evaluate.pipelines.overlays import Overlay
 from prompts.io import hub
@@ -169,7 +169,8 @@ def read_recipe(model: str) -> Recipe:
     """The model's recipe, or the defaults where it has none."""
     path = locate(model)
     if path is None:
-        return _published(model)
+        # What others publish has no recipe of ours, and a hub that is out of reach takes its time to say so.
+        return Recipe() if model.partition("@")[0] in layouts.known() else _published(model)
     path = path / "recipe.yaml" if path.is_dir() else path
     return read_model(path, Recipe) if path.is_file() else Recipe()
 

@@ -7,6 +7,7 @@ variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verifi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -150,5 +151,6 @@ def load(
     costs. Raises UserError for an unknown name.
     """
     variant, module = _families.find(name)
-    scorer: Scorer = module.load(variant, RandomWeights(weights) if random_weights else Files(weights))
+    with torch.device(device) if random_weights else nullcontext():  # a GPU draws a billion numbers at once
+        scorer: Scorer = module.load(variant, RandomWeights(weights) if random_weights else Files(weights))
     return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)

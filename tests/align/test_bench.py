@@ -11,15 +11,20 @@ import pytest
 import torch
 import yaml
 from tiny import SMALL_RUN
+from torch.profiler import record_function
 
+from align import cli
+from align.bench import count as counting
 from align.bench import plain as plain_module
 from align.bench import step as module
 from align.config.overrides import validate
-from align.config.train import TrainConfig
+from align.config.train import TRAIN, TrainConfig
 from align.memory import estimate as memory
+from align.memory.tracker import FAKE, Tracker
+from align.presets.load import resolve
 from align.training import checkpoints as state
 from align.training.loop import train
-from evaluate import weights
+from evaluate import layouts, scorers, weights
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
@@ -65,9 +70,10 @@ def test_a_run_on_drawn_weights_needs_configs_alone(tiny: Path, tmp_path: Path) 
     bare = tmp_path / "bare"
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "run").mkdir()
-    config = make(bare, method="sim", steps=2, initial="runs/not-there.safetensors")
-    assert train(config, tmp_path / "run", show=False, random_weights=True)
-    assert not (tmp_path / "run" / "checkpoint").exists()
+    config = make(bare, method="sim", steps=3, initial="runs/not-there.safetensors")
+    seconds, peak, flops = module._trainer(config, torch.device("cpu"), tmp_path / "run", random_weights=True)
+    assert len(seconds) == config.steps - module.UNTIMED and peak > 100 and flops() > 1e6
+    assert not list((tmp_path / "run").iterdir()), "what is measured is not kept"
 
 
 def test_drawn_weights_are_never_zeros() -> None:
@@ -101,6 +107,142 @@ def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Pa
             train(config, tmp_path / str(steps), show=False)
         counts.append(counter.get_total_flops())
     assert memory.estimate(config, cuda=False).flops == counts[1] - counts[0]
+
+
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
+def test_a_plain_steps_operations_and_memory_are_those_on_true_tensors(
+    tiny: Path, tmp_path: Path, gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts, which it encodes as batches are drawn, included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    (tmp_path / "prompts.txt").write_text("a circle\na square\n")
+    config = make(
+        tiny,
+        method="sim",
+        divergence={"gradient": gradient},
+        gradient_accumulation_steps=2,
+        prompts=str(tmp_path / "prompts.txt"),
+    )
+    found = memory.estimate(plain_module.as_plain(config), cuda=False, implementation=plain_module.PLAIN)
+    tracker, copies = Tracker(), plain_module._full_copies
+
+    def counted(*args: Any, **options: Any) -> Any:
+        roles = copies(*args, **options)
+        tracker.hold("weights", [tensor for network in roles.networks() for tensor in network.state_dict().values()])
+        return roles
+
+    monkeypatch.setattr(plain_module, "_full_copies", counted)
+    with tracker:
+        run = plain_module.build(config, device=torch.device("cpu"))
+        # What is read from files goes unseen too.
+        modules = [part for part in run.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        tracker.hold("pipeline", [t for part in modules for t in part.state_dict().values() if not tracker.part(t)])
+        plain_module.step(run, 0)
+        plain_module.step(run, 1)
+    for phase in ("critics' update", "student's divergence", "student's backward"):
+        assert found.phases[phase] == pytest.approx(tracker.peaks[phase], rel=0.05), phase
+    with FlopCounterMode(display=False) as counter:
+        plain_module.step(run, 2)
+    assert found.flops == counter.get_total_flops()
+    assert set(found.operations) == {
+        "encoding texts", "critics' update", "student's forward", "student's divergence", "student's backward",
+    }  # fmt: skip
+
+
+def test_modes_are_counted_beside_the_plain_implementation(
+    tiny: Path, tmp_path: Path, tiny_clip: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(tiny, **REWARDED | {"guidance": {"where": "reference", "scale": 2.0}, "batch_size": 2})
+    modes: dict[str, Any] = {"roles": ["full"], "gradients": ["exact", "exact_sequential"]}
+    counting.count(config, "small", sets=["seed=1"], output=tmp_path / "count.json", **modes)
+    rows = json.loads((tmp_path / "count.json").read_text())["rows"]
+    by_mode = {(row["implementation"], row["roles"], row["gradient"]): row for row in rows}
+    assert list(by_mode) == [*module.MODES[:2], module.PLAIN[0]]
+    options = "--set seed=1 --roles full --gradient exact --gradient exact_sequential"
+    for row in rows:
+        assert row["command"] == f"align bench small --count {options}"
+        assert sum(row["tflop_per_image"].values()) == pytest.approx(row["tflop_per_image_in_all"])
+        assert (
+            max(row["peak_gib"].values())
+            == row["peak_gib_in_all"]
+            == pytest.approx(sum(row["peak_parts_gib"].values()))
+        )
+        assert row["peak_gib"][row["peak_phase"]] == row["peak_gib_in_all"]
+        assert ("encoding texts" in row["tflop_per_image"]) == (row["implementation"] == "plain")
+    ours = by_mode["trainer", "full", "exact"]
+    made = memory.estimate(validate(TrainConfig, module.alone(config, "full", "exact", 1), "test"))
+    assert ours["tflop_per_image_in_all"] == made.flops / 2 / 1e12
+    plain = by_mode["plain", "full", "exact"]
+    without_texts = plain["tflop_per_image_in_all"] - plain["tflop_per_image"]["encoding texts"]
+    assert ours["tflop_per_image_in_all"] == pytest.approx(without_texts, rel=1e-3)
+    sequential = by_mode["trainer", "full", "exact_sequential"]
+    assert sequential["tflop_per_image_in_all"] > 1.05 * ours["tflop_per_image_in_all"]
+    assert sequential["peak_gib_in_all"] < ours["peak_gib_in_all"] < plain["peak_gib_in_all"]
+    shown = " ".join(capsys.readouterr().err.split())
+    for word in (
+        "Tflop / image",
+        "GiB at most by phase",
+        "assistant",
+        "texts",
+        "exact_sequential",
+        "plain's",
+        "1.000",
+    ):
+        assert word in shown
+
+
+def test_operations_are_those_that_others_count() -> None:
+    """ViT-H/14's Gflop in docs/model_profile.csv of github.com/mlfoundations/open_clip."""
+    with layouts.first(), torch.device("meta"):
+        clip = scorers.load("pickscore", device="meta", random_weights=True).clip
+    memory._fake([clip])
+    with Tracker() as tracker, FAKE, torch.no_grad():
+        for name, inputs in (
+            ("image", {"pixel_values": torch.zeros(1, 3, 224, 224)}),
+            ("text", {"input_ids": torch.zeros(1, 77, dtype=torch.long)}),
+        ):
+            with record_function(name):
+                getattr(clip, f"get_{name}_features")(**inputs)
+    assert {name: count / 1e9 for name, count in tracker.flops.items()} == pytest.approx(
+        {"image": 334.59, "text": 47.09}, abs=0.005
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_sdxl_costs_no_more_than_plain_and_half_its_memory() -> None:
+    """Nothing recomputed, so that both do the same work."""
+    sets = ["batch_size=2", "gradient_accumulation_steps=1", "gradient_checkpointing=false"]
+    config: Any = resolve("sdxl-distar", TRAIN, sets=sets)
+    modes = [("trainer", "full", "exact"), ("trainer", "lora", "exact_sequential"), ("plain", "full", "exact")]
+    exact, sequential, plain = (counting.counted(config, mode) for mode in modes)
+    assert exact["tflop_per_image_in_all"] <= 1.02 * plain["tflop_per_image_in_all"]
+    assert sequential["peak_gib_in_all"] <= plain["peak_gib_in_all"] / 2
+
+
+def test_counting_writes_no_row_and_needs_gradient_modes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = ["method=sim", "rewards=[]", "held_out={}", f"reference={tiny}", "initial=null", "batch_size=2"]
+    words = [*module.repeated("--set", sets), "--roles", "lora", "--gradient", "exact_sequential"]
+
+    def call(preset: str, *more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["align", "bench", preset, "--count", *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    code, out, err = call("shapes-distar", *words)
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert (row["roles"], row["gradient"], row["preset"]) == ("lora", "exact_sequential", "shapes-distar")
+    assert not list(tmp_path.rglob("training.csv"))
+    code, _, err = call("shapes-distar", "--leaderboards", str(tmp_path))
+    assert code == 2 and "--count times nothing" in err
+    code, _, err = call("shapes-di")
+    assert code == 2 and "has no gradient modes" in err
 
 
 def test_the_rate_of_a_matrix_product_is_its_operations_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +325,19 @@ def test_implementations_take_turns_and_medians_are_told(
         "plain": 8.0,
     }
     assert "0.250 of the plain implementation's time, 1.000 of its memory" in " ".join(capsys.readouterr().err.split())
+    more = {"rounds": 1, "plain": True, "roles": ["full"], "gradients": ["exact"], "output": path} | common
+    counted = tmp_path / "count.json"
+    counting.count(config, "small", sets=[], roles=["full"], gradients=["exact"], output=counted)
+    operations = [row["tflop_per_image_in_all"] for row in json.loads(counted.read_text())["rows"]]
+    order.extend(["", ""])
+    seconds = iter([1.0, 1.0])
+    module.bench(config, "small", counted=counted, **more)
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["tflops"] for row in rows] == [each * config.batch_size for each in operations]
+    with pytest.raises(UserError, match="counted for preset small, and here it is large; count it again"):
+        module.bench(config, "large", counted=counted, **more)
+    with pytest.raises(UserError, match="not what 'align bench --count --output' writes"):
+        module.bench(config, "small", counted=path.with_name("config.yaml"), **more)
     with pytest.raises(UserError, match="nothing is left to measure"):
         module.bench(config, "small", rounds=1, plain=False, roles=["none"], gradients=[], output=path, **common)
 
@@ -194,11 +349,12 @@ def test_what_does_not_fit_is_said(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "_trainer", full)
+    monkeypatch.setattr(module.layouts, "used", set())
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(make(tiny, method="sim").model_dump(mode="json")))
     module._run(path, random_weights=True, plain=False)
     measured = json.loads(capsys.readouterr().out)
-    assert set(measured.values()) == {None}
+    assert measured.pop("layouts") == [] and set(measured.values()) == {None}
     common = {"implementation": "trainer", "roles": "full", "gradient": "exact", "matrix_tflops": 1.0}
     module.show([measured | common], "a title")
     assert "does not fit" in capsys.readouterr().err

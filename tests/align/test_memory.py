@@ -4,15 +4,19 @@ and against the published sizes.
 
 import itertools
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from hub import Hub
 from tiny import SMALL_RUN
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -313,6 +317,22 @@ def test_sdxl_is_counted_and_weighed_without_its_weights(tmp_path: Path) -> None
     assert found.parts["optimiser states"] == pytest.approx(2 * 2 * 4 * adapter, rel=0.01)
 
 
+def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    shutil.copytree(tiny, folder)
+    described = json.loads((folder / "text_encoder" / "config.json").read_text())
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(described | {"intermediate_size": 4096}))
+    for encoding in ("ahead", "live"):
+        usual, wide = (
+            memory.estimate(config(each, held_out={}, sample_every=0, text_encoding=encoding))
+            for each in (tiny, folder)
+        )
+        assert (wide.total > usual.total) == (encoding == "live")
+        assert ("encoding texts" in wide.operations) == (encoding == "live")
+    more = 4 * (4096 - described["intermediate_size"]) * 2 * 16
+    assert wide.parts["text encoders"] - usual.parts["text encoders"] == pytest.approx(more, rel=0.05)
+
+
 def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of_a_cpu(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,6 +424,20 @@ def test_a_remedy_is_enough(tiny: Path) -> None:
         content = place(content, key.split("."), yaml.safe_load(value))
     changed = validate(TrainConfig, content, "changed")
     assert memory.estimate(changed).total <= (needed + least) / 2
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once_however_many_estimates_there_are(
+    small_layout: str, published: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(Path(small_layout), family="sdxl", held_out={}, sample_every=0)
+    monkeypatch.setattr(remedies, "remedies", lambda *_: [("gradient_checkpointing", True)])
+    asked = []
+    for available in (math.inf, 0):
+        before = len(published.requests)
+        with suppress(UserError):
+            remedies.check(made, processes=1, available=available)
+        asked.append(len(published.requests) - before)
+    assert asked[0] == asked[1] > 0
 
 
 def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What scorers read besides their weights. Those of open_clip bring their configs and words along.
+
+Figures: of the CLIPs, github.com/mlfoundations/open_clip, src/open_clip/model_configs, ViT-H-14.json and ViT-L-14.json;
+of BERT's words, the vocabulary that `evaluate.scorers.imagereward` takes from ImageReward, less BLIP's two tokens.
+"""
+
+from typing import Any
+
+from evaluate.layouts import Layout, _parts
+
+
+def clip(embedding: int, text: dict[str, Any], width: int, layers: int, hidden_act: str) -> dict[str, Any]:
+    """The config of transformers' CLIPModel for images of 224 pixels in patches of 14, four times as wide between as
+    the image it reads; heads of an image: 16.
+    """
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": hidden_act,
+        "projection_dim": embedding,
+    }
+    return {"model_type": "clip", "projection_dim": embedding, "text_config": text, "vision_config": vision}
+
+
+def vit_h_14() -> dict[str, Any]:
+    """OpenCLIP's ViT-H/14."""
+    return clip(1024, _parts.clip_text(1024, 24, 16, hidden_act="gelu"), 1280, 32, "gelu")
+
+
+def vit_l_14() -> dict[str, Any]:
+    """OpenAI's ViT-L/14."""
+    return clip(768, _parts.CLIP_L, 1024, 24, "quick_gelu")
+
+
+def bert_words() -> str:
+    """A `vocab.txt` of 30,522 words, in which text is spelled out."""
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    return "".join(f"{word}\n" for word in _parts.filled(words, 30522))
+
+
+def pickscore() -> Layout:
+    """Fine-tuned from OpenCLIP's ViT-H/14."""
+    return {"config.json": vit_h_14()}
+
+
+def openai() -> Layout:
+    """CLIPScore's and the Aesthetic predictor's."""
+    return {"config.json": vit_l_14(), **_parts.clip_words()}
+
+
+def bert() -> Layout:
+    """ImageReward's words."""
+    return {"vocab.txt": bert_words()}
+
+
+LAYOUTS = {
+    "yuvalkirstain/PickScore_v1": pickscore,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _parts.clip_words,
+    "openai/clip-vit-large-patch14": openai,
+    "bert-base-uncased": bert,
+}
