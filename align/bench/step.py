@@ -69,8 +69,7 @@ def bench(
 
     rounds: times that every combination is measured, by turns; figures are medians. random_weights: drawn in place of
     the preset's, of which then only configs and tokenizers are needed. plain: `align.bench.plain` too. roles,
-    gradients: what alone is measured, all if empty. counted: operations that `--count` wrote, which are then not counted
-    again.
+    gradients: what alone is measured, all if empty. counted: operations that `--count` wrote, not counted again.
     """
     check_method(config, preset)
     known = read_operations(counted, preset, config) if counted else {}
