@@ -33,7 +33,6 @@ from align.training import setup
 from align.training.loop import update_critics, update_student
 from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch
-from evaluate.bench.timing import random_pipeline
 from evaluate.families import Family
 from prompts.io.errors import UserError
 
@@ -202,7 +201,7 @@ def _read(
     """Fake networks, counted, and what makes a run of them."""
     process = Alone(config, "cpu")
     dtype, narrow = precisions(config)
-    pipeline = random_pipeline(config.pipeline or config.reference, dtype=dtype, device="meta")
+    pipeline = setup.load_pipeline(config, dtype, random_weights=True, device="meta")
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)

@@ -250,9 +250,13 @@ def make_learners(
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool, device: Any = "cpu") -> Any:
     """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds."""
+    source = config.pipeline or config.reference
     if random_weights:
-        return random_pipeline(config.pipeline or config.reference, dtype=dtype, device=device)
-    return pipelines.load(config.pipeline or config.reference, dtype=dtype)
+        pipeline = random_pipeline(source, dtype=dtype, device=device)
+    else:
+        pipeline = pipelines.load(source, dtype=dtype)
+    families.check(config.family, pipeline, source)
+    return pipeline
 
 
 def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> Preconditioning:

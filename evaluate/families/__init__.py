@@ -30,7 +30,8 @@ class Family:
     pipelines: the classes of diffusers that it is drawn with. network: the network's name among their parts. arguments:
     what their call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same
     latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on. token: pixels along
-    each side of what counts as one token where noise levels depend on the image's size.
+    each side of what counts as one token where noise levels depend on the image's size. flow: whether its networks are
+    flows, whatever a scheduler says.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Family:
     tiny_vae: str | None = None
     lora_targets: tuple[str, ...] = ()
     token: int = 16
+    flow: bool = False
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
         """Of the noise of one image of height x width pixels: channels, and an area of the image's proportions."""
@@ -119,10 +121,30 @@ def of(pipeline: Any) -> Family:
     """The family of a loaded pipeline, by its class or one that it is derived from;
     UserError where none draws with it.
     """
-    classes = {kind.__name__ for kind in type(pipeline).__mro__}
     for name in names():
-        if classes & set(load(name).pipelines):
+        if draws_with(load(name), pipeline):
             return load(name)
     raise UserError(
         f"{type(pipeline).__name__}: no family draws with it; add one to evaluate/families, or use another model"
     )
+
+
+def draws_with(family: Family, pipeline: Any) -> bool:
+    """Whether the pipeline's class, or one that it is derived from, is among the family's."""
+    return bool({kind.__name__ for kind in type(pipeline).__mro__} & set(family.pipelines))
+
+
+def check(name: str, pipeline: Any, source: str) -> None:
+    """Raise UserError where the family `name` draws with other pipelines than that of `source`, or with another kind of
+    scheduler.
+    """
+    family, kind = load(name), type(pipeline).__name__
+    if not draws_with(family, pipeline):
+        fitting = [other for other in names() if draws_with(load(other), pipeline)]
+        remedy = f"set family to {fitting[0]}" if fitting else f"it can be one of {', '.join(family.pipelines)}"
+        raise UserError(f"family = {name}: {source} is a {kind}; {remedy}")
+    if family.flow and not is_flow(pipeline.scheduler):
+        raise UserError(
+            f"{source}: its scheduler, {type(pipeline.scheduler).__name__}, is not one of flow matching, and networks of"
+            f" the family {name} are flows; put FlowMatchEulerDiscreteScheduler into its model_index.json"
+        )

@@ -15,6 +15,7 @@ class Flux(Packed):
     """FLUX.1."""
 
     pipelines: tuple[str, ...] = ("FluxPipeline",)
+    flow = True
     tiny_vae: str | None = "madebyollin/taef1"
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

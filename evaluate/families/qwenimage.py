@@ -23,6 +23,7 @@ class QwenImage(Packed):
     """Qwen-Image."""
 
     pipelines = ("QwenImagePipeline",)
+    flow = True
     # Its guidance is not told to the network, and has a name of its own.
     arguments = MappingProxyType({"true_cfg_scale": 1.0, "max_sequence_length": TOKENS})
     lora_targets = (

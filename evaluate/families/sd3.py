@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
     """Stable Diffusion 3 and 3.5."""
 
     pipelines = ("StableDiffusion3Pipeline",)
+    flow = True
     tiny_vae = "madebyollin/taesd3"
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

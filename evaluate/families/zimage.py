@@ -17,6 +17,7 @@ class ZImage(Family):
     """Z-Image and Z-Image-Turbo."""
 
     pipelines = ("ZImagePipeline",)
+    flow = True
     tiny_vae = "madebyollin/taef1"  # the autoencoder is FLUX.1's
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 

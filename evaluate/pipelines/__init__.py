@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from evaluate import embedded, layouts
@@ -101,6 +101,16 @@ class Recipe(_Fields):
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
     arguments: dict[str, Any] | None = None
     sampler: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        for name in ("timesteps", "sigmas"):
+            values = getattr(self, name)
+            if values and "steps" in self.model_fields_set and len(values) != self.steps:
+                raise ValueError(
+                    f"steps {self.steps} contradicts {name}, of which there are {len(values)}; leave steps out"
+                )
+        return self
 
     def call(self) -> dict[str, Any]:
         """Arguments for the pipeline's call."""

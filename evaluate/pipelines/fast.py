@@ -1,5 +1,6 @@
 """What makes a network faster on a GPU and leaves what it computes as it is, but for rounding."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ def compile_blocks(network: nn.Module) -> None:
     blocks = [module for module in network.modules() if type(module).__name__ in named]
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     torch._dynamo.config.recompile_limit = VARIANTS
+    for message in ("The .grad attribute of a Tensor that is not a leaf", "Dynamo detected a call to a `functools"):
+        warnings.filterwarnings("ignore", message=message)  # of what torch.compile itself does
     for block in blocks or [block for each in lists for block in each]:
         block.compile()
 

@@ -35,6 +35,9 @@ def read_model(path: Path, model: type[M]) -> M:
     try:
         return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        field = f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}" if detail else "not valid YAML"
-        raise UserError(f"{path}: {field}; fix it") from None
+        if not isinstance(error, ValidationError):
+            raise UserError(f"{path}: not valid YAML; fix it") from None
+        detail = error.errors()[0]
+        if not detail["loc"]:  # a model's own words about fields that contradict each other
+            raise UserError(f"{path}: {detail['ctx']['error']}") from None
+        raise UserError(f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}; fix it") from None

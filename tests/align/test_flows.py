@@ -336,6 +336,21 @@ def test_flux2s_noise_levels_are_stock_diffusers_of_many_steps_or_tokens(
     assert math.log(schedule.shift) == pytest.approx(mu, abs=1e-4)
 
 
+def test_a_pipeline_of_another_family_or_scheduler_is_refused(stock: dict[str, Any]) -> None:
+    from diffusers import DDIMScheduler
+
+    for name in ("sd15", "sdxl", "sd3", "flux"):
+        families.check(name, stock[name], "a/b")
+    with pytest.raises(UserError, match="family = sdxl: a/b is a StableDiffusion3Pipeline; set family to sd3"):
+        families.check("sdxl", stock["sd3"], "a/b")
+    with pytest.raises(UserError, match="family = sd3: a/b is a SimpleNamespace; it can be one of StableDiffusion3Pip"):
+        families.check("sd3", SimpleNamespace(), "a/b")
+    other = copy.copy(stock["sd3"])
+    other.scheduler = DDIMScheduler()
+    with pytest.raises(UserError, match="a/b: its scheduler, DDIMScheduler, is not one of flow matching"):
+        families.check("sd3", other, "a/b")
+
+
 def test_what_does_not_fit_a_flow_is_refused(stock: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"input_scale sigma_init: no stock scheduler draws a flow from scaled noise"):
         make(OneStep, "sd3", stock["sd3"], sigma_init=4.0, input_scale="sigma_init")

@@ -451,3 +451,39 @@ def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
         make(tiny, initial=str(other), student={"name": "sgd", "learning_rate": 1e-12}, ema=0.0), tmp_path / "run"
     )
     assert largest_difference(trained, weights.read(other / "unet" / "diffusion_pytorch_model.safetensors")) < 1e-6
+
+
+def test_compiled_blocks_train_alike(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluate.pipelines import fast
+
+    blocks: list[str] = []
+    compiled = torch.nn.Module.compile
+
+    def traced(module: torch.nn.Module) -> None:  # without code generation, which takes a minute on a CPU
+        blocks.append(type(module).__name__)
+        compiled(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", fast.VARIANTS)
+    common: dict[str, Any] = {
+        "method": "sim", "steps": 2, "batch_size": 2, "student": {"name": "sgd", "learning_rate": 1e-3},
+        "assistant": {"name": "sgd", "learning_rate": 1e-3}, "divergence": {"gradient": "exact"},
+    }  # fmt: skip
+    plain, traces = (run(make(tiny, **common, compile=on), tmp_path / str(on)) for on in (False, True))
+    assert set(blocks) == {"BasicTransformerBlock"}
+    assert 0 < largest_difference(plain, weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert largest_difference(plain, traces) < 1e-6
+
+
+def test_without_an_average_nothing_is_kept_beside_the_student(tiny: Path, tmp_path: Path) -> None:
+    from align.training import setup
+    from align.training.process import Alone
+
+    for decay in (0.0, 0.5):
+        config = make(tiny, ema=decay)
+        built = setup.build(config, tmp_path, Alone(config, "cpu"), show=False)
+        held = {value.data_ptr() for value in built.average.values.values()}
+        assert (held == {value.data_ptr() for value in built.student.parameters.values()}) == (decay == 0)
+    # The average of decay almost nothing is the student too, by another way.
+    beside, alone = (run(make(tiny, ema=decay), tmp_path / str(decay)) for decay in (1e-12, 0.0))
+    assert largest_difference(beside, alone) < 1e-6

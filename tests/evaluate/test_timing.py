@@ -88,13 +88,18 @@ def test_a_missing_config_is_said(configs: Path, tmp_path: Path) -> None:
 
 def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["evaluate", "time", "--model", str(configs), "--random-weights", "--device", "cpu", "--repeats", "1"]
-    for batch in ("2", "2", "1"):
-        monkeypatch.setattr("sys.argv", [*arguments, "--batch", batch, "--output", str(tmp_path)])
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    for *more, batch in (["2"], ["2"], ["--compile", "--channels-last", "2"], ["1"]):
+        monkeypatch.setattr("sys.argv", [*arguments, *more, "--batch", batch, "--output", str(tmp_path)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert not stop.value.code
     rows = read_csv(tmp_path / "timings.csv")
-    assert [row["batch"] for row in rows] == ["2", "1"]
+    assert [row["batch"] for row in rows] == ["2", "2", "1"]
+    assert [row["compiled"] for row in rows] == [row["channels_last"] for row in rows] == ["False", "True", "False"]
+    assert "--compile --channels-last" in rows[1]["command"]
+    assert set(compiled) == {"BasicTransformerBlock", "UpDecoderBlock2D"}, "the network's blocks and the decoder's"
     for row in rows:
         assert row["weights"] == "random"
         assert row["warmup"] == "2"

@@ -109,7 +109,13 @@ def test_a_bare_network_over_a_pipeline(tmp_path: Path, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("steps: -1", "steps"), ("speed: 3", "speed"), ("steps: [", "not valid YAML")]
+    ("text", "message"),
+    [
+        ("steps: -1", "steps"),
+        ("speed: 3", "speed"),
+        ("steps: [", "not valid YAML"),
+        ("{steps: 4, sigmas: [1.0, 0.5]}", r"yaml: steps 4 contradicts sigmas, of which there are 2; leave steps out$"),
+    ],
 )
 def test_a_bad_recipe_names_the_field(tmp_path: Path, tiny: Path, text: str, message: str) -> None:
     damage(tmp_path / "m", tiny, "unet")
