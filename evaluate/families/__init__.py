@@ -145,6 +145,6 @@ def check(name: str, pipeline: Any, source: str) -> None:
         raise UserError(f"family = {name}: {source} is a {kind}; {remedy}")
     if family.flow and not is_flow(pipeline.scheduler):
         raise UserError(
-            f"{source}: its scheduler, {type(pipeline.scheduler).__name__}, is not one of flow matching, and networks of"
-            f" the family {name} are flows; put FlowMatchEulerDiscreteScheduler into its model_index.json"
+            f"{source}: its scheduler, {type(pipeline.scheduler).__name__}, is not one of flow matching, and networks"
+            f" of the family {name} are flows; put FlowMatchEulerDiscreteScheduler into its model_index.json"
         )
