@@ -1,5 +1,6 @@
 """One process of a run: its device, its precision, and what it shares with the others."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,17 +79,21 @@ class Launched(Alone):
 
     def __init__(self, config: TrainConfig, folder: Path):
         """Raises UserError where the config does not go with the machine or the number of processes."""
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         if config.precision == "fp16" and not torch.cuda.is_available():
             raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
         _check_trackers(config)
         mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
+        # Some transformers have layers that lead nowhere: what Qwen-Image's last block makes of the text is not used.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=mixed,
             log_with=list(config.trackers) or None,
             project_dir=str(folder),
+            kwargs_handlers=[unused],
         )
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes

@@ -29,11 +29,13 @@ def table(places: int, width: int) -> int:
 
 T5 = 9_524_621_312 // 2  # FLUX.1-dev, text_encoder_2/model.safetensors.index.json, bytes in bf16
 CLIPS = 123_060_480 + 694_659_840  # 817,720,320 in all, as inspectors of the published SDXL count both of its encoders
+KLEIN = 3_875_544_576  # as others have counted it
 #: What is published of each: bytes of the repositories' own `*.safetensors.index.json`, in bf16, where there is one.
 PUBLISHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": {
         "unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": CLIPS - 123_060_480, "vae": 83_653_863,
     },
+    "XDG-XHS/distar_long_1step": {"unet": 2_567_463_684},
     "stabilityai/stable-diffusion-3.5-large": {
         "transformer": 16_292_561_536 // 2 - table(192, 2432), "text_encoder_3": T5,
     },
@@ -44,6 +46,9 @@ PUBLISHED = {
     "PixArt-alpha/PixArt-XL-2-512x512": {"transformer": 610_856_096, "text_encoder": T5, "vae": 83_653_863},
     "Tongyi-MAI/Z-Image": {"transformer": 12_309_817_472 // 2, "text_encoder": 8_044_936_192 // 2},
     "Tongyi-MAI/Z-Image-Turbo": {"transformer": 12_309_817_472 // 2},
+    "black-forest-labs/FLUX.2-klein-4B": {"transformer": KLEIN, "text_encoder": 8_044_936_192 // 2},
+    "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": KLEIN},
+    "Qwen/Qwen-Image": {"transformer": 40_860_802_176 // 2, "text_encoder": 16_584_333_312 // 2},
 }  # fmt: skip
 
 
