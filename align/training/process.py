@@ -1,6 +1,5 @@
 """One process of a run: its device, its precision, and what it shares with the others."""
 
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from align.config.train import TrainConfig
 from align.objectives.metrics import Metrics
-from evaluate import precision
+from evaluate import families, precision
 from prompts.io.errors import UserError
 
 DTYPES = precision.DTYPES | {"fp64": torch.float64}
@@ -85,15 +84,13 @@ class Launched(Alone):
             raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
         _check_trackers(config)
         mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
-        # Some transformers have layers that lead nowhere: what Qwen-Image's last block makes of the text is not used.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        spare = DistributedDataParallelKwargs(find_unused_parameters=families.load(config.family).spare_layers)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=mixed,
             log_with=list(config.trackers) or None,
             project_dir=str(folder),
-            kwargs_handlers=[unused],
+            kwargs_handlers=[spare],
         )
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -121,6 +118,8 @@ class Launched(Alone):
         if self.sharded:
             return module, optimizer
         prepared: tuple[nn.Module, torch.optim.Optimizer] = self.accelerator.prepare(module, optimizer)
+        if prepared[0] is not module and hasattr(module, "config"):
+            prepared[0].config = module.config  # which a family may ask for
         return prepared
 
     def unsynced(self, module: nn.Module) -> Any:

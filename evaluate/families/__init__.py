@@ -31,7 +31,8 @@ class Family:
     what their call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same
     latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on. token: pixels along
     each side of what counts as one token where noise levels depend on the image's size. flow: whether its networks are
-    flows, whatever a scheduler says.
+    flows, whatever a scheduler says. spare_layers: whether some of a network's layers lead nowhere, and have no
+    gradient, which several processes that train it together have to be told.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class Family:
     lora_targets: tuple[str, ...] = ()
     token: int = 16
     flow: bool = False
+    spare_layers: bool = False
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
         """Of the noise of one image of height x width pixels: channels, and an area of the image's proportions."""
