@@ -162,6 +162,12 @@ def presets() -> None:
     runs.list_presets()
 
 
+Counted = Annotated[
+    Optional[Path],
+    typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
+]
+
+
 @app.command()
 def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
@@ -191,10 +197,7 @@ def bench(
         bool,
         typer.Option("--count", help="Time nothing: count operations and memory beside the plain one, without a GPU."),
     ] = False,
-    counted: Annotated[
-        Optional[Path],
-        typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
-    ] = None,
+    counted: Counted = None,
     output: Annotated[
         Optional[Path],
         typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written."),

@@ -141,7 +141,7 @@ def check(name: str, pipeline: Any, source: str) -> None:
     scheduler.
     """
     family, kind = load(name), type(pipeline).__name__
-    if not draws_with(family, pipeline):
+    if family.pipelines and not draws_with(family, pipeline):
         fitting = [other for other in names() if draws_with(load(other), pipeline)]
         remedy = f"set family to {fitting[0]}" if fitting else f"it can be one of {', '.join(family.pipelines)}"
         raise UserError(f"family = {name}: {source} is a {kind}; {remedy}")

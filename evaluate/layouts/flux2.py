@@ -17,7 +17,7 @@ TRANSFORMER = {
 
 def klein_4b(distilled: bool) -> Layout:
     """The pipeline of klein 4B. distilled: to four steps without guidance."""
-    parts = {
+    parts: dict[str, tuple[str, Layout]] = {
         "transformer": ("Flux2Transformer2DModel", TRANSFORMER),
         "vae": ("AutoencoderKLFlux2", {}),
         "scheduler": ("FlowMatchEulerDiscreteScheduler", flux.SCHEDULER),

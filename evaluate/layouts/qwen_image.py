@@ -24,7 +24,7 @@ VISION = {
 
 def whole() -> Layout:
     """The pipeline."""
-    parts = {
+    parts: dict[str, tuple[str, Layout]] = {
         "transformer": ("QwenImageTransformer2DModel", {}),
         "vae": ("AutoencoderKLQwenImage", {}),
         "scheduler": ("FlowMatchEulerDiscreteScheduler", SCHEDULER),
