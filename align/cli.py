@@ -20,6 +20,14 @@ Sets = Annotated[
     Optional[list[str]],
     typer.Option("--set", metavar="KEY=VALUE", help="One value laid over all else, e.g. student.learning_rate=1e-4."),
 ]
+Gradients = Annotated[
+    Optional[list[str]],
+    typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated."),
+]
+Counted = Annotated[
+    Optional[Path],
+    typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
+]
 Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest whole state of the run folder.")]
 
@@ -162,12 +170,6 @@ def presets() -> None:
     runs.list_presets()
 
 
-Counted = Annotated[
-    Optional[Path],
-    typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
-]
-
-
 @app.command()
 def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
@@ -177,10 +179,7 @@ def bench(
         int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are shown.")
     ] = 1,
     roles: Annotated[Optional[list[str]], typer.Option("--roles", help="full or lora alone.")] = None,
-    gradients: Annotated[
-        Optional[list[str]],
-        typer.Option("--gradient", help="exact, exact_sequential or detached alone; may be repeated."),
-    ] = None,
+    gradients: Gradients = None,
     random_weights: Annotated[
         bool,
         typer.Option(
