@@ -299,6 +299,24 @@ def compare(
 
 
 @app.command()
+def rank(
+    runs: Annotated[list[Path], typer.Argument(metavar="A B...", help="Runs of one suite, records files or folders.")],
+    output: Annotated[
+        Optional[Path], typer.Option("--output", metavar="FILE", help="Write it too: .csv, or .json with all of it.")
+    ] = None,
+) -> None:
+    """Rank models by every metric: places that cannot be told apart, strengths, and how far metrics agree."""
+    from evaluate.results import rank as ranking
+    from evaluate.results.records import Records
+
+    records = [Records.load(path) for path in runs]
+    found = ranking.rank(records)
+    ranking.show(records, found)
+    if output:
+        ranking.write(output, records, found)
+
+
+@app.command()
 def baseline(
     records: RecordsPath,
     accept: Annotated[

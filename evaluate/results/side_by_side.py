@@ -35,13 +35,8 @@ class SharedMetric(NamedTuple):
 
 def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
     """Every metric that all runs have. Raises UserError where two runs cannot be compared, or have one name."""
+    check_comparable(runs)
     models = [run.meta["model"] for run in runs]
-    if len(set(models)) < len(models):
-        raise UserError(f"two runs are both called {next(m for m in models if models.count(m) > 1)}; leave one out")
-    for i, run in enumerate(runs):
-        for other in runs[:i]:
-            if reason := mismatch(other, run):
-                raise UserError(f"{other.meta['model']} and {run.meta['model']}: {reason}, so they cannot be compared")
     means = {run.meta["model"]: {row.metric: row for row in summarise(run)} for run in runs}
     shared = [metric for metric in means[models[0]] if all(metric in rows for rows in means.values())]
     wins = {
@@ -60,6 +55,17 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
                 if won := wins.get((metric, over, model)):
                     figures.append(SharedMetric(metric, over, model, won.win_rate, math.nan, won.win_low, won.win_high))
     return figures
+
+
+def check_comparable(runs: Sequence[Records]) -> None:
+    """Raise UserError where two runs cannot be compared, or have one name."""
+    models = [run.meta["model"] for run in runs]
+    if len(set(models)) < len(models):
+        raise UserError(f"two runs are both called {next(m for m in models if models.count(m) > 1)}; leave one out")
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if reason := mismatch(other, run):
+                raise UserError(f"{other.meta['model']} and {run.meta['model']}: {reason}, so they cannot be compared")
 
 
 def _text(figure: SharedMetric) -> str:

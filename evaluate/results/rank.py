@@ -1,0 +1,229 @@
+"""Which of several models are ahead, metric by metric, which cannot be told apart, and which metrics agree.
+
+Paired differences of all pairs on the prompts that all models have, with Holm's correction over a metric's pairs, give
+every model the places it can have. Strengths are those of Bradley and Terry (1952) from prompts won.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from evaluate.results.csv_io import write_csv
+from evaluate.results.records import Records
+from evaluate.results.side_by_side import check_comparable
+from evaluate.results.stats import bootstrap_means, holm, shrink
+from prompts.io.errors import UserError
+from prompts.io.files import replace
+
+LEVEL = 0.95
+RESAMPLES = 2000
+#: Steps of the fit of strengths, each of which is no worse than the one before (Hunter 2004).
+FIT = 200
+
+
+class Ranked(NamedTuple):
+    """What a metric says of one model over n prompts that all models have.
+
+    first, last: the places that it can have, all models' at once with a certainty of LEVEL: one more than there are
+    models significantly ahead of it, and one less than there are places not behind. strength: log-odds of winning a
+    prompt against a model of strength 0, the models' mean, with its interval by itself; NaN below two prompts.
+    """
+
+    metric: str
+    model: str
+    n: int
+    mean: float
+    first: int
+    last: int
+    strength: float
+    low: float
+    high: float
+
+
+class Ranking(NamedTuple):
+    """ranked: a metric's models by their mean, metric after metric. agreement: Kendall's tau-b of the order of models
+    between two metrics.
+    """
+
+    ranked: list[Ranked]
+    agreement: dict[tuple[str, str], float]
+
+    def least_agreeing(self) -> tuple[str, float] | None:
+        """The metric whose order is least like the others', and its mean tau; None for fewer than three."""
+        names = list(dict.fromkeys(name for pair in self.agreement for name in pair))
+        if len(names) < 3:
+            return None
+        taus = {name: np.mean([tau for pair, tau in self.agreement.items() if name in pair]) for name in names}
+        name = min(taus, key=lambda each: taus[each])
+        return name, float(taus[name])
+
+
+def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
+    """The ranking by every protocol that all runs have. A prompt's score is the mean over its images; prompts without
+    one in some run are left out. seed: of the resampled prompts.
+
+    Raises UserError where two runs cannot be compared, or have one name.
+    """
+    if len(runs) < 2:
+        raise UserError("one run has nobody to be ranked among; name two or more")
+    check_comparable(runs)
+    models, tables = [run.meta["model"] for run in runs], [run.by_prompt() for run in runs]
+    shared = tables[0].index
+    for table in tables[1:]:
+        shared = shared.intersection(table.index)
+    metrics = [name for name in runs[0].meta["protocols"] if all(name in run.meta["protocols"] for run in runs)]
+    ranked, means = [], {}
+    for metric in metrics:
+        scores = np.stack([table.loc[shared, metric].to_numpy(float) for table in tables], axis=1)
+        scores = scores[np.isfinite(scores).all(axis=1)]
+        rows = rank_scores(metric, models, scores, seed=seed)
+        means[metric] = [next(row.mean for row in rows if row.model == model) for model in models]
+        ranked += rows
+    agreement = {
+        pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(metrics, 2)
+    }
+    return Ranking(ranked, agreement)
+
+
+def rank_scores(metric: str, models: Sequence[str], scores: np.ndarray, *, seed: int = 0) -> list[Ranked]:
+    """Models by their mean score, the highest first. scores: `[N, M]`, one of every model on each of N prompts."""
+    n, m = scores.shape
+    mean = scores.mean(axis=0) if n else np.full(m, math.nan)
+    ahead = significantly_ahead(scores)
+    strength, low, high = strengths(scores, seed=seed)
+    rows = [
+        Ranked(
+            metric,
+            model,
+            n,
+            float(mean[i]),
+            1 + int(ahead[:, i].sum()),
+            m - int(ahead[i].sum()),
+            float(strength[i]),
+            float(low[i]),
+            float(high[i]),
+        )
+        for i, model in enumerate(models)
+    ]
+    return sorted(rows, key=lambda row: (math.isnan(row.mean), -row.mean))
+
+
+def significantly_ahead(scores: np.ndarray) -> np.ndarray:
+    """`[M, M]`: whether the row's model is ahead of the column's, by Student's t of paired differences, two-sided, with
+    Holm's correction over all pairs; one false answer or more has a probability of at most 1 - LEVEL.
+    """
+    n, m = scores.shape
+    ahead = np.zeros((m, m), dtype=bool)
+    if n < 2:
+        return ahead
+    pairs = list(combinations(range(m), 2))
+    differences = np.stack([scores[:, i] - scores[:, j] for i, j in pairs], axis=1)
+    mean, error = differences.mean(axis=0), stats.sem(differences, axis=0)
+    # Models that are equal on every prompt are no different; a difference that never varies is certain.
+    t = np.divide(mean, error, out=np.where(mean == 0, 0.0, np.copysign(np.inf, mean)), where=error > 0)
+    found = holm(2 * stats.t.sf(abs(t), n - 1)) <= 1 - LEVEL
+    for (i, j), is_found, difference in zip(pairs, found, mean, strict=True):
+        if is_found:
+            ahead[(i, j) if difference > 0 else (j, i)] = True
+    return ahead
+
+
+def strengths(scores: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bradley and Terry's log-strengths `[M]`, their mean 0, and the ends of their intervals of LEVEL, which prompts
+    drawn again with replacement give.
+    """
+    n, m = scores.shape
+    if n < 2:
+        return (np.full(m, math.nan),) * 3
+    won = (scores[:, :, None] > scores[:, None, :]) + 0.5 * (scores[:, :, None] == scores[:, None, :])
+    drawn = bootstrap_means(won.reshape(n, m * m), resamples=RESAMPLES, seed=seed).reshape(-1, m, m)
+    tail = shrink((1 - LEVEL) / 2, n)
+    low, high = np.quantile(bradley_terry(drawn * n), [tail, 1 - tail], axis=0)
+    return bradley_terry(won.sum(axis=0)), low, high
+
+
+def bradley_terry(won: np.ndarray) -> np.ndarray:
+    """Log-strengths `[..., M]`, their mean 0, from `won` `[..., M, M]`: prompts on which the row's model was ahead of
+    the column's, ties counted half for each.
+
+    Every pair is given half a prompt more for either side, or whoever wins always would be infinitely strong. The fit
+    is Hunter's (2004) minorisation, whose every step raises the likelihood.
+    """
+    m = won.shape[-1]
+    games = (won + 0.5) * (1 - np.eye(m))
+    played, wins = games + np.swapaxes(games, -1, -2), games.sum(axis=-1)
+    strength = np.ones(won.shape[:-1])
+    for _ in range(FIT):
+        both = strength[..., :, None] + strength[..., None, :]
+        strength = wins / (played / both).sum(axis=-1)
+        strength /= np.exp(np.log(strength).mean(axis=-1, keepdims=True))
+    return np.log(strength)
+
+
+# ---- what people read ------------------------------------------------------------------------------------------------
+
+
+def show(runs: Sequence[Records], ranking: Ranking) -> None:
+    """Print a table of every metric's models, and how far metrics agree."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from evaluate.console import printer
+
+    table = Table(
+        title=escape(f"{runs[0].meta['suite']}: {len(runs)} models"),
+        caption=(
+            f"place: where a model can stand, all at once, {LEVEL:.0%}; strength: log-odds of winning a prompt against"
+            f" the mean model, with its {LEVEL:.0%} interval"
+        ),
+    )
+    for column in ("metric", "place", "model", "prompts", "mean", "strength"):
+        table.add_column(column, justify="left" if column in ("metric", "model") else "right")
+    before = ""
+    for row in ranking.ranked:
+        if before and row.metric != before:
+            table.add_section()
+        table.add_row(
+            escape(row.metric) if row.metric != before else "",
+            str(row.first) if row.first == row.last else f"{row.first} to {row.last}",
+            escape(row.model),
+            f"{row.n:,}",
+            f"{row.mean:.4f}",
+            f"{row.strength:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+        )
+        before = row.metric
+    console = printer()
+    console.print(table)
+    for run in runs:
+        if run.missing:
+            console.print(f"{run.meta['model']} is incomplete: {run.missing}")
+    if least := ranking.least_agreeing():
+        console.print(
+            f"{least[0]} orders the models least as the other metrics do: Kendall's tau {least[1]:+.2f} on average"
+        )
+
+
+def write(path: Path, runs: Sequence[Records], ranking: Ranking) -> None:
+    """Write the ranking as .csv, a line for each metric and model, or with the metrics' agreement as .json."""
+    suite = runs[0].meta["suite"]
+    if path.suffix == ".csv":
+        write_csv([{"suite": suite} | row._asdict() for row in ranking.ranked], path)
+    elif path.suffix == ".json":
+        rows: list[dict[str, Any]] = [
+            {name: None if value != value else value for name, value in row._asdict().items()} for row in ranking.ranked
+        ]
+        agreement = [
+            {"metrics": list(pair), "kendall_tau": None if math.isnan(tau) else tau}
+            for pair, tau in ranking.agreement.items()
+        ]
+        content = {"suite": suite, "level": LEVEL, "rows": rows, "agreement": agreement}
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    else:
+        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv or .json")
