@@ -116,5 +116,6 @@ def _operations() -> Any:
 @cache
 def _levels() -> Tensor:
     """The 256 numbers that a weight of 8 bits can be, of its block's largest."""
-    levels: Tensor = importlib.import_module("bitsandbytes.functional").create_dynamic_map()
+    with torch.device("cpu"):  # whatever networks are being made on, on a tensor without numbers above all
+        levels: Tensor = importlib.import_module("bitsandbytes.functional").create_dynamic_map()
     return levels

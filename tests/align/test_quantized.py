@@ -12,6 +12,7 @@ from torch import nn
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
+from align.networks import quantized
 from align.networks.initial import LORA
 from align.networks.quantized import QuantizedLinear, quantize
 from align.training.loop import train
@@ -79,6 +80,7 @@ def test_a_run_is_near_the_one_on_whole_weights(tmp_path: Path, bits: str, bound
 
 def test_the_estimate_counts_them(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny")
+    quantized._levels.cache_clear()  # which another test may have left
     sizes = []
     for base in (None, "8bit", "4bit"):
         config = make(tiny, method="sim", lora={"rank": 4, "alpha": 4.0, "base": base})
