@@ -6,23 +6,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from align.networks.sharding import like
+from align.networks.sharding import is_sharded, like
 
 
 class EMA:
     """Exponential moving average of a module's trainable parameters. With a decay of 0 it is they, and nothing beside
-    them.
+    them, unless they are sharded.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
         self.decay, self.live = decay, parameters
         self.values = {name: value.detach() for name, value in parameters.items()}
-        if decay:
+        self.beside = decay > 0 or any(map(is_sharded, parameters.values()))
+        if self.beside:
             self.values = {name: value.clone() for name, value in self.values.items()}
 
     def update(self) -> None:
         """One step of `average <- decay * average + (1 - decay) * live`."""
-        if self.decay:
+        if self.beside:
             torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ class EMA:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the module's parameters and their averages."""
-        for name, parameter in self.live.items() if self.decay else ():
+        for name, parameter in self.live.items() if self.beside else ():
             held = parameter.detach().clone()
             parameter.copy_(self.values[name])
             self.values[name].copy_(held)
