@@ -125,7 +125,8 @@ def read_operations(path: Path, preset: str, config: TrainConfig) -> dict[tuple[
         }
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not what 'align bench --count --output' writes; name such a file") from None
-    for name, value in others.items():
+    if others:
+        name, value = next(iter(others.items()))
         raise UserError(f"{path}: counted for {name} {value}, and here it is {wanted[name]}; count it again")
     return operations
 
@@ -307,7 +308,7 @@ def _trainer(
         metrics = Metrics()
         update_critics(run, k, metrics)
         update_student(run, k, metrics)
-        run.process.mean(metrics)
+        run.process.mean(metrics)  # as a run does, to log them
 
     seconds = _seconds(step, config.steps, device)
     return seconds, timing.peak_mib(device), lambda: memory.estimate(config, cuda=False).flops

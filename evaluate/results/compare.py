@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.stats import paired_difference, percent
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, write_as
 
 
 class ComparedMetric(NamedTuple):
@@ -94,33 +94,38 @@ def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> ComparedMetri
 
 
 def summary(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> dict[str, Any]:
-    """What is written as JSON: NaN is null there."""
-    clean = [{name: None if value != value else value for name, value in row._asdict().items()} for row in rows]
+    """What is written as JSON."""
     return {
         "suite": a.meta["suite"],
         "suite_sha256": a.meta["suite_sha256"],
         "a": a.meta["model"],
         "b": b.meta["model"],
         "level": 0.95,
-        "rows": clean,
+        "rows": [without_nan(row._asdict()) for row in rows],
     }
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for JSON, where NaN is null."""
+    return {name: None if value != value else value for name, value in row.items()}
 
 
 def write(path: Path, a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     """Write the comparison as `path`'s ending says: .json or .csv."""
-    if path.suffix == ".json":
-        text = json.dumps(summary(a, b, rows), indent=1, ensure_ascii=False) + "\n"
-        replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-    elif path.suffix == ".csv":
-        write_csv(
-            [
-                {"suite": a.meta["suite"], "model_a": a.meta["model"], "model_b": b.meta["model"]} | row._asdict()
-                for row in rows
-            ],
-            path,
-        )
-    else:
-        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .json or .csv")
+    named = {"suite": a.meta["suite"], "model_a": a.meta["model"], "model_b": b.meta["model"]}
+    write_as(
+        path,
+        {
+            ".json": lambda path: write_json(path, summary(a, b, rows)),
+            ".csv": lambda path: write_csv([named | row._asdict() for row in rows], path),
+        },
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A file of JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:

@@ -4,22 +4,22 @@ Paired differences of all pairs on the prompts that all models have, with Holm's
 every model the places it can have. Strengths are those of Bradley and Terry (1952) from prompts won.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from evaluate.results.compare import without_nan, write_json
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.side_by_side import check_comparable
 from evaluate.results.stats import bootstrap_means, holm, shrink
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import write_as
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -83,7 +83,8 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
         scores = np.stack([table.loc[shared, metric].to_numpy(float) for table in tables], axis=1)
         scores = scores[np.isfinite(scores).all(axis=1)]
         rows = rank_scores(metric, models, scores, seed=seed)
-        means[metric] = [next(row.mean for row in rows if row.model == model) for model in models]
+        mean = {row.model: row.mean for row in rows}
+        means[metric] = [mean[model] for model in models]
         ranked += rows
     agreement = {
         pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(metrics, 2)
@@ -212,18 +213,13 @@ def show(runs: Sequence[Records], ranking: Ranking) -> None:
 def write(path: Path, runs: Sequence[Records], ranking: Ranking) -> None:
     """Write the ranking as .csv, a line for each metric and model, or with the metrics' agreement as .json."""
     suite = runs[0].meta["suite"]
-    if path.suffix == ".csv":
-        write_csv([{"suite": suite} | row._asdict() for row in ranking.ranked], path)
-    elif path.suffix == ".json":
-        rows: list[dict[str, Any]] = [
-            {name: None if value != value else value for name, value in row._asdict().items()} for row in ranking.ranked
-        ]
-        agreement = [
-            {"metrics": list(pair), "kendall_tau": None if math.isnan(tau) else tau}
-            for pair, tau in ranking.agreement.items()
-        ]
-        content = {"suite": suite, "level": LEVEL, "rows": rows, "agreement": agreement}
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-    else:
-        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv or .json")
+    rows = [row._asdict() for row in ranking.ranked]
+    agreement = [without_nan({"metrics": list(pair), "kendall_tau": tau}) for pair, tau in ranking.agreement.items()]
+    content = {"suite": suite, "level": LEVEL, "rows": [without_nan(row) for row in rows], "agreement": agreement}
+    write_as(
+        path,
+        {
+            ".csv": lambda path: write_csv([{"suite": suite} | row for row in rows], path),
+            ".json": lambda path: write_json(path, content),
+        },
+    )

@@ -13,7 +13,7 @@ from evaluate.results.stats import percent
 from evaluate.results.summary import summarise
 from prompts.io import markdown
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, write_as
 
 
 class SharedMetric(NamedTuple):
@@ -113,12 +113,15 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
 
 def write(path: Path, runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
     """Write the figures as .csv, a line each, or the table as .md."""
-    if path.suffix == ".csv":
-        write_csv([{"suite": runs[0].meta["suite"]} | figure._asdict() for figure in figures], path)
-    elif path.suffix == ".md":
+    suite = {"suite": runs[0].meta["suite"]}
+
+    def write_table(path: Path) -> None:
         head, rows = lines(figures)
         named = [[markdown.plain(row[0]), *row[1:]] for row in rows]
         text = "\n".join(markdown.table([markdown.plain(name) for name in head], named, numbers=True)) + "\n"
         replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-    else:
-        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv or .md")
+
+    write_as(
+        path,
+        {".csv": lambda path: write_csv([suite | figure._asdict() for figure in figures], path), ".md": write_table},
+    )

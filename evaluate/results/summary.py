@@ -8,7 +8,7 @@ from evaluate.results.compare import groups_of
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.stats import clustered_mean
-from prompts.io.errors import UserError
+from prompts.io.files import write_as
 
 
 class SummarisedMetric(NamedTuple):
@@ -81,6 +81,5 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
 
 def write(path: Path, records: Records, rows: list[SummarisedMetric]) -> None:
     """Write the rows as .csv."""
-    if path.suffix != ".csv":
-        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in .csv")
-    write_csv([{"suite": records.meta["suite"], "model": records.meta["model"]} | row._asdict() for row in rows], path)
+    named = {"suite": records.meta["suite"], "model": records.meta["model"]}
+    write_as(path, {".csv": lambda path: write_csv([named | row._asdict() for row in rows], path)})

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prompts.io.errors import UserError
@@ -25,6 +25,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another place"
         ) from None
+
+
+def write_as(path: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write `--output` as its ending says: `writers` has what fills a file of each. Raises UserError for another."""
+    if path.suffix not in writers:
+        known = " or ".join(writers)
+        raise UserError(f"--output {path}: unknown ending {path.suffix!r}; name a file that ends in {known}")
+    writers[path.suffix](path)
 
 
 def flush(path: Path) -> None:
