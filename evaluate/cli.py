@@ -51,7 +51,12 @@ ImagesFolder = Annotated[
     ),
 ]
 PerPrompt = Annotated[
-    int, typer.Option("--per-prompt", min=1, help="Images per prompt, from seeds that follow --seed.")
+    Optional[int],
+    typer.Option(
+        "--per-prompt",
+        min=1,
+        help="Images per prompt, from seeds that follow --seed; by default as many as the suite's.",
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option("--batch", min=1, help="Images drawn at once; part of what makes an image, to its last bits.")
@@ -90,7 +95,7 @@ def run(
     images: ImagesFolder = None,
     limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    per_prompt: PerPrompt = 1,
+    per_prompt: PerPrompt = None,
     batch: BatchSize = 16,
     dtype: ModelDtype = None,
     device: Device = None,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from evaluate.scorers import Scorer
+from evaluate.scorers import Meta, Scorer
 
 
 def merge_moments(parts: Tensor) -> Tensor:
@@ -43,12 +43,13 @@ class ScorerMetric(Metric):
         self.scorer = scorer
         self.add_state("moments", torch.zeros(3, dtype=torch.float64), dist_reduce_fx=merge_moments)
 
-    def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Add images `[B, 3, H, W]`, or a list of them, and their prompts. A score
-        that is no number is a ValueError.
+    def update(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str], meta: Meta | None = None) -> None:
+        """Add images `[B, 3, H, W]`, or a list of them, their prompts, and what the scorer needs to know of these.
+
+        Of a scorer with several columns it is the first. A score that is no number is a ValueError.
         """
         with torch.no_grad():
-            scores = self.scorer.score(images, prompts).double()
+            scores = self.scorer.score(images, prompts, meta).double()
         if not scores.isfinite().all():
             bad = int(torch.nonzero(~scores.isfinite())[0, 0])
             raise ValueError(

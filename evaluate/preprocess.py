@@ -9,12 +9,25 @@ reaches the image; `evaluate.scorers.path_gap` measures what that makes of a sco
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+#: What a network takes: `[B, ...]`, or one by one where images are of several sizes.
+Prepared = Tensor | Sequence[Any]
+
+
+class Prepare(Protocol):
+    """What a scorer does to images; equal ones do the same, so they have a hash."""
+
+    def __call__(self, images: Tensor | Sequence[Tensor], /) -> Prepared:
+        """Images `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes. Raises ValueError for another type or shape."""
+
+    def __hash__(self) -> int: ...
+
 
 #: Channel statistics of OpenAI's CLIP, which BLIP, LAION's CLIPs and all scorers built on them took over.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -67,6 +80,26 @@ def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor
         resampling_matrix(before, after, name).to(images) for before, after in zip(images.shape[-2:], size, strict=True)
     )
     return (rows @ (images @ columns.T).clamp(0, 1)).clamp(0, 1)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ValueError for what is no batch of images `[B, 3, H, W]`, uint8 in 0..255 or float in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be of shape [B, 3, H, W], got {tuple(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be uint8 in 0..255 or float in [0, 1], got {images.dtype}")
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """Images one by one, each `[3, H, W]` in its own size and type: for networks that see to sizes themselves."""
+
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Raises ValueError for what is no image."""
+        listed = list(images)
+        for image in listed:
+            check_images(image[None])
+        return listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +169,7 @@ class Preprocess:
             raise ValueError("no images to prepare; give at least one")
         if not isinstance(images, Tensor):
             return torch.cat([self(image[None]) for image in images])
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"images must be of shape [B, 3, H, W], got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"images must be uint8 in 0..255 or float in [0, 1], got {images.dtype}")
+        check_images(images)
         batch = images if images.dtype in (torch.uint8, torch.float64) else images.float()
         if self.library == "torch" and batch.dtype == torch.uint8:
             batch = batch.float() / 255

@@ -42,6 +42,7 @@ class Rewards:
             scorer = scorers.load(
                 reward.scorer, device=device, dtype=dtype, weights=reward.weights, random_weights=random_weights
             )
+            scorer.check_meta(None)
             if not scorer.differentiable:
                 raise UserError(
                     f"rewards: {reward.scorer!r} passes no gradient to images, so nothing can be trained on it; choose"

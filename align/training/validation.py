@@ -23,7 +23,10 @@ LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
 
 def load_scorers(config: TrainConfig, **options: Any) -> dict[str, scorers.Scorer]:
     """The held-out scorers of a config. options: of `scorers.load`."""
-    return {name: scorers.load(name, **options) for name in config.held_out.scorers}
+    loaded = {name: scorers.load(name, **options) for name in config.held_out.scorers}
+    for scorer in loaded.values():
+        scorer.check_meta(None)
+    return loaded
 
 
 def fixed_batch(

@@ -15,7 +15,6 @@ from evaluate import distribution
 from evaluate.report.page_image import PageImage
 from evaluate.results import records
 from evaluate.results.records import Records
-from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
 #: Pixels a side that an image in the grid has at most.
@@ -35,8 +34,9 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
     """The runs' data, None of no run, and their images, named MODEL/ROW.
 
     A row is the k-th image of a prompt, in the order of the suite. `scores[model][metric][row]` is null where there is
-    none, and `state[model]` has one character per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a
-    thumbnail. Raises UserError for what is no run, for runs of several suites, and for a run without records.
+    none, `reasons[model]` by row what scorers say of an image beside its scores, and `state[model]` has one character
+    per row: `-` not asked for, `0` no image, `1` a small one, `2` one with a thumbnail. Raises UserError for what is no
+    run, for runs of several suites, and for a run without records.
     """
     if not paths:
         return None, []
@@ -78,6 +78,7 @@ def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage
         ],
         "state": states,
         "errors": errors,
+        "reasons": [_reasons(frame.reindex(whole.index)) for frame in frames],
         "sizes": sizes,
     }
     return data, images
@@ -156,7 +157,7 @@ def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
         value, low, high, n, note = (estimate[key] for key in ("value", "low", "high", "n", "note"))
     else:
         scored = run.frame[~run.frame[f"score.{column.name}"].isna()]
-        value, error, n = clustered_mean(scored[f"score.{column.name}"].to_numpy(float), scored["id"].to_numpy())
+        value, error, n = run.mean(column.name)
         half = float(stats.t.ppf(0.975, scored["id"].nunique() - 1)) * error if error == error else math.nan
         low, high, note = value - half, value + half, ""
     return {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "note": note}
@@ -164,6 +165,17 @@ def _figure(run: Records, column: ReportColumn) -> dict[str, Any] | None:
 
 def _scores(run: Records, frame: pd.DataFrame, column: ReportColumn, index: pd.Index) -> list[float | None] | None:
     return list(map(_number, frame[f"score.{column.name}"].reindex(index))) if column in _columns(run) else None
+
+
+def _reasons(frame: pd.DataFrame) -> dict[int, str]:
+    """By row, the reason that each scorer gives for its score, where one does."""
+    reasons: dict[int, list[str]] = {}
+    for column in (column for column in frame if column.startswith("details.")):
+        for row, details in enumerate(frame[column]):
+            reason = json.loads(details).get("reason") if isinstance(details, str) else None
+            if reason:
+                reasons.setdefault(row, []).append(f"{column.removeprefix('details.')}: {reason}")
+    return {row: "; ".join(each) for row, each in reasons.items()}
 
 
 def _number(value: float) -> float | None:

@@ -239,7 +239,7 @@ function distributions({ models, metrics, scores }) {
 
 // ---- images
 
-function images({ models, metrics, scores, ids, copy, prompts, groups, state, errors, sizes }) {
+function images({ models, metrics, scores, ids, copy, prompts, groups, state, errors, reasons, sizes }) {
   const scored = metrics.filter((metric) => !metric.set), places = scored.map((_, j) => decimals(scores.flatMap((model) => [Math.max(...(model[j] ?? []).filter(real).map(Math.abs), 0)])));
   const haystack = prompts.map((prompt, r) => `${prompt}\n${ids[r]}`.toLowerCase());
   const view = { words: "", groups: groups.map(() => ""), failed: false, sort: "suite", metric: scored.length - 1, from: 0, to: Math.min(1, models.length - 1), page: 0 };
@@ -292,13 +292,14 @@ function images({ models, metrics, scores, ids, copy, prompts, groups, state, er
       el("dd", { class: view.sort !== "suite" && j === view.metric ? "chosen" : null }, format(scores[m][j][r], places[j])),
     ] : [])));
   }
+  const reasonOf = (m, r) => (reasons[m][r] === undefined ? null : el("p", { class: "reason" }, text(reasons[m][r])));
   const image = (m, r, attributes) => el("img", { alt: `${prompts[r]}, by ${models[m].label}`, width: sizes[m][0], height: sizes[m][1], decoding: "async", class: sizes[m][0] < 160 ? "pixels" : null, ...attributes });
   function shot(m, r) {
     const kind = state[m][r], error = errors[m][r];
     const seen = kind === "1" || kind === "2"
       ? el("button", { type: "button", class: "shot", "data-row": r, "data-model": m, onclick: () => look(m, r) }, image(m, r, { src: path(m, r, true), loading: "lazy" }))
       : el("div", { class: "gone" }, kind === "-" ? "not in this run" : "no image");
-    return el("figure", {}, seen, el("figcaption", {}, text(models[m].label, { class: "text who" }), error === undefined ? null : el("p", { class: "error" }, text(error)), kind === "-" ? null : scoresOf(m, r)));
+    return el("figure", {}, seen, el("figcaption", {}, text(models[m].label, { class: "text who" }), error === undefined ? null : el("p", { class: "error" }, text(error)), kind === "-" ? null : scoresOf(m, r), reasonOf(m, r)));
   }
   function row(r) {
     const gap = view.sort === "suite" ? null : difference(r);
@@ -317,7 +318,7 @@ function images({ models, metrics, scores, ids, copy, prompts, groups, state, er
     viewer.replaceChildren(
       el("div", { class: "bar" }, el("span", { class: "who" }, text(models[m].label)), models.length > 1 ? [step("← model", "left", -1, 0), step("model →", "right", 1, 0)] : [], step("↑ prompt", "up", 0, -1), step("prompt ↓", "down", 0, 1), el("button", { type: "button", "data-key": "close", onclick: () => viewer.close() }, "Close")),
       "12".includes(state[m][r]) ? el("a", { href: path(m, r, false), target: "_blank", rel: "noreferrer", "aria-label": "The file itself" }, image(m, r, { src: path(m, r, false) })) : el("div", { class: "gone" }, state[m][r] === "-" ? "not in this run" : "no image"),
-      el("div", { class: "prompt", tabindex: 0 }, text(prompts[r])), el("p", { class: "about" }, text(ids[r])), errors[m][r] === undefined ? "" : el("p", { class: "error" }, text(errors[m][r])), scoresOf(m, r));
+      el("div", { class: "prompt", tabindex: 0 }, text(prompts[r])), el("p", { class: "about" }, text(ids[r])), errors[m][r] === undefined ? "" : el("p", { class: "error" }, text(errors[m][r])), scoresOf(m, r), reasonOf(m, r) ?? "");
     if (!viewer.open) viewer.showModal();
     [...viewer.querySelectorAll("button")].find((each) => each.dataset.key === (held ?? "close"))?.focus();
   }

@@ -36,6 +36,9 @@ class ComparedMetric(NamedTuple):
     win_high: float
 
 
+WINS = ("win_rate", "win_low", "win_high")
+
+
 def mismatch(a: Records, b: Records) -> str | None:
     """Why scores of `a` and `b` cannot be compared, in words; None where they can."""
     for field in ("suite", "suite_sha256"):
@@ -45,6 +48,8 @@ def mismatch(a: Records, b: Records) -> str | None:
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             return f"{name} was computed with weights {ours[name]} in one and {theirs[name]} in the other"
+        if a.meta.get("macro", {}).get(name) != b.meta.get("macro", {}).get(name):
+            return f"{name} is averaged over images in one and over groups of prompts in the other"
     if not ours.keys() & theirs.keys():
         return f"no protocol is in both ({', '.join(ours) or 'none'}; {', '.join(theirs) or 'none'})"
     return None
@@ -66,7 +71,12 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMe
     for metric in (name for name in a.meta["protocols"] if name in b.meta["protocols"]):
         x, y = (side.loc[shared, metric].to_numpy(float) for side in (left, right))
         finite = np.isfinite(x) & np.isfinite(y)
-        rows.append(_row(metric, "", x[finite], y[finite]))
+        whole = _row(metric, "", x[finite], y[finite])
+        if metric in b.meta.get("macro", {}):
+            values = (b.values(metric, side.loc[shared[finite], metric]) for side in (left, right))
+            # The share of wins stays that of prompts.
+            whole = _row(metric, "", *values)._replace(**{name: getattr(whole, name) for name in WINS})
+        rows.append(whole)
         for label in sorted(set(groups.values())):
             chosen = finite & (labels == label)
             rows.append(_row(metric, label, x[chosen], y[chosen]))

@@ -154,8 +154,8 @@ def check(
     before, after = baseline.by_prompt(), current.by_prompt()
     if (n := len(before)) < 2:
         raise UserError(f"{n} prompt is too few for the gate; run more of the suite")
-    differences = after.to_numpy()[:, [after.columns.get_loc(name) for name in metrics]] - before[metrics].to_numpy()
-    means = before[metrics].to_numpy().mean(0)
+    old, new = (np.stack([baseline.values(name, side[name]) for name in metrics], 1) for side in (before, after))
+    differences, means = new - old, old.mean(0)
     limits = np.array([margin_of.get(name, min_effect * abs(mean)) for name, mean in zip(metrics, means, strict=True)])
     # Enough that the smallest p-value there can be is far below what Holm asks of the first metric.
     resamples = max(RESAMPLES, math.ceil(100 * len(metrics) / alpha))

@@ -10,7 +10,6 @@ from filelock import FileLock
 from evaluate import environment
 from evaluate.results.csv_io import read_csv, write_csv
 from evaluate.results.records import Records
-from evaluate.results.stats import clustered_mean
 from prompts.io.errors import UserError
 
 #: What every row has; the figures follow, four columns per metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`),
@@ -45,7 +44,7 @@ def row(records: Records, device: str) -> dict[str, Any]:
         "command": meta["command"],
     }
     for protocol, weights in meta["protocols"].items():
-        mean, error, n = clustered_mean(frame[f"score.{protocol}"].to_numpy(), frame["id"].to_numpy())
+        mean, error, n = records.mean(protocol)
         result |= {protocol: mean, f"{protocol} se": error, f"{protocol} n": n, f"{protocol} weights": weights or ""}
     for protocol, estimate in meta["distribution"].items():
         result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}

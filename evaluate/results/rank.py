@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from evaluate.results.compare import without_nan, write_json
@@ -80,9 +81,9 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
     metrics = [name for name in runs[0].meta["protocols"] if all(name in run.meta["protocols"] for run in runs)]
     ranked, means = [], {}
     for metric in metrics:
-        scores = np.stack([table.loc[shared, metric].to_numpy(float) for table in tables], axis=1)
-        scores = scores[np.isfinite(scores).all(axis=1)]
-        rows = rank_scores(metric, models, scores, seed=seed)
+        scored = pd.concat([table.loc[shared, metric] for table in tables], axis=1).dropna()
+        values = [run.values(metric, scored.iloc[:, i]) for i, run in enumerate(runs)]
+        rows = rank_scores(metric, models, scored.to_numpy(float), values=np.stack(values, axis=1), seed=seed)
         mean = {row.model: row.mean for row in rows}
         means[metric] = [mean[model] for model in models]
         ranked += rows
@@ -92,11 +93,18 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
     return Ranking(ranked, agreement)
 
 
-def rank_scores(metric: str, models: Sequence[str], scores: np.ndarray, *, seed: int = 0) -> list[Ranked]:
-    """Models by their mean score, the highest first. scores: `[N, M]`, one of every model on each of N prompts."""
+def rank_scores(
+    metric: str, models: Sequence[str], scores: np.ndarray, *, values: np.ndarray | None = None, seed: int = 0
+) -> list[Ranked]:
+    """Models by their mean, the highest first.
+
+    scores: `[N, M]`, one of every model on each of N prompts. values: what means are of, where it is not the scores
+    (`Records.values`).
+    """
     n, m = scores.shape
-    mean = scores.mean(axis=0) if n else np.full(m, math.nan)
-    ahead = significantly_ahead(scores)
+    values = scores if values is None else values
+    mean = values.mean(axis=0) if n else np.full(m, math.nan)
+    ahead = significantly_ahead(values)
     strength, low, high = strengths(scores, seed=seed)
     rows = [
         Ranked(

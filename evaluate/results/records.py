@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evaluate.results.stats import Mean, clustered_mean, macro_values
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
 #: Where a file keeps `meta`, as JSON: in the metadata of its schema.
 KEY = b"onestep"
-#: What is read of every file; beside these come `prompt`, `group.NAME` and `score.PROTOCOL`.
+#: What is read of every file; beside these come `prompt`, `group.NAME`, `score.PROTOCOL` and `details.PROTOCOL`.
 COLUMNS = ("id", "seed", "image_sha256", "error")
 FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete")
 
@@ -24,10 +25,11 @@ FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete
 @dataclass(frozen=True, eq=False)
 class Records:
     """frame: one row per image. `id` of its prompt, `prompt`, `group.NAME`, `seed`, `image_sha256`, `error` (None where
-    all went well), and `score.PROTOCOL`, NaN where there is none.
+    all went well), `score.PROTOCOL`, NaN where there is none, and `details.PROTOCOL`, JSON, of scorers that say more.
 
     meta: `suite`, `suite_sha256`, `model`, `n_expected` rows, `protocols` (name -> sha256 of the weights, None where
-    there are none), and whether the run that wrote them was `complete`.
+    there are none), `macro` (of protocols that are a mean of groups' means, name -> the group), and whether the run
+    that wrote them was `complete`.
     """
 
     frame: pd.DataFrame
@@ -103,10 +105,28 @@ class Records:
         scores: np.ndarray = self.frame[f"score.{protocol}"].to_numpy(float)
         return scores
 
+    def mean(self, protocol: str) -> Mean:
+        """What the run's score is under a protocol, with its standard error, clustered by prompt."""
+        scores = self.scores(protocol)
+        if group := self.meta.get("macro", {}).get(protocol):
+            scores = macro_values(scores, self.frame[f"group.{group}"].astype(str).to_numpy())
+        return clustered_mean(scores, self.frame["id"].to_numpy())
+
     def by_prompt(self) -> pd.DataFrame:
         """Mean scores of each prompt over its images that have one: index `id`, sorted; one column per protocol."""
         columns = {f"score.{name}": name for name in self.meta["protocols"]}
         return self.frame.groupby("id", sort=True)[list(columns)].mean().rename(columns=columns)
+
+    def values(self, protocol: str, scores: pd.Series) -> np.ndarray:
+        """What to take means and errors of: scores of prompts (index `id`, as `by_prompt` has them), or, under a
+        protocol that is a mean of groups' means, their `macro_values`.
+        """
+        plain = scores.to_numpy(float)
+        group = self.meta.get("macro", {}).get(protocol)
+        if not group:
+            return plain
+        groups = self.frame.drop_duplicates("id").set_index("id")[f"group.{group}"].astype(str)
+        return macro_values(plain, groups.loc[scores.index].to_numpy())
 
 
 def find(path: Path) -> Path:

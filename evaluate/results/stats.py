@@ -75,6 +75,22 @@ def clustered_mean(scores: np.ndarray, clusters: np.ndarray) -> Mean:
     return Mean(float(mean), math.sqrt(groups / (groups - 1) * float(sums @ sums)) / n, n)
 
 
+def macro_values(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values `[N]` whose mean is the mean of the groups' mean scores, and whose spread is that mean's.
+
+    scores, groups: `[N]`. Each is the macro-average plus N / (G n_g) times the score's deviation from its group's mean,
+    n_g of N scores being of its group and G the number of groups: the average's influence function, so that what holds
+    for a mean (errors, clusters, pairs, resampling) holds for it. Scores that are NaN stay so and count nowhere.
+    """
+    scored = ~np.isnan(scores)
+    _, which = np.unique(groups[scored], return_inverse=True)
+    counts = np.bincount(which)
+    means = np.bincount(which, weights=scores[scored]) / counts
+    values = np.full(len(scores), math.nan)
+    values[scored] = means.mean() + (scores[scored] - means[which]) * (len(which) / len(counts) / counts)[which]
+    return values
+
+
 def bootstrap_means(rows: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """Means `[resamples, K]` of `rows` `[N, K]` drawn again with replacement.
 

@@ -35,7 +35,7 @@ def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetr
     rows = []
     for metric in records.meta["protocols"]:
         scores, ids = frame[f"score.{metric}"].to_numpy(), frame["id"].to_numpy()
-        mean, error, n = clustered_mean(scores, ids)
+        mean, error, n = records.mean(metric)
         rows.append(SummarisedMetric(metric, "", n, mean, error))
         for label in sorted(set(groups.values())):
             chosen = (labels == label).to_numpy()

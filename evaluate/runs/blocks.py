@@ -31,8 +31,13 @@ class Block:
 
     @cached_property
     def key(self) -> str:
-        """What its images and scores are kept under: a hash of the rows' ids, texts and seeds."""
-        text = json.dumps([(row.prompt.id, row.prompt.text, row.seed) for row in self.rows])
+        """What its images and scores are kept under: a hash of the rows: ids, texts, seeds and meta."""
+        text = json.dumps(
+            [
+                (row.prompt.id, row.prompt.text, row.seed, *([row.prompt.meta] if row.prompt.meta else []))
+                for row in self.rows
+            ]
+        )
         return f"{self.index:05d}-{text_sha256(text)[:10]}"
 
 

@@ -76,7 +76,7 @@ def run(
         console.print(f"{folder}: {left}; the last one writes the row")
         return None
     estimates = measure_blocks(metrics, [(block.block, block.images) for block in finished], store, show=show)
-    records = _records(settings, made_by, finished, {s.protocol: s.weights_sha256 for s in loaded}, estimates)
+    records = _records(settings, made_by, finished, loaded, estimates)
     path = folder / f"records-{settings.suite.name}-{text_sha256(settings.command)[:8]}.parquet"
     records.save(path)
     leaderboard.upsert(settings.output / f"{settings.suite.name}.csv", leaderboard.row(records, settings.device))
@@ -121,6 +121,8 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
         for name in names[distribution]
     ]
     loaded = [load(name, device="cpu", weights=settings.weights.get(name)) for name in names[scorers]]
+    for scorer in loaded:
+        scorer.check_meta([prompt.meta for prompt in settings.suite.prompts])
     size = None if settings.images else pipelines.size(settings.model)
     if size:
         _check_size(settings, size, [*loaded, *metrics])
@@ -167,10 +169,10 @@ def _records(
     settings: Settings,
     made_by: dict[str, Any],
     finished: Sequence[FinishedBlock],
-    protocols: dict[str, str | None],
+    loaded: Sequence[Scorer],
     estimates: dict[str, Any],
 ) -> Records:
-    frame = pd.DataFrame([row for block in finished for row in _rows(block)])
+    frame = pd.DataFrame([row for block in finished for row in _rows(block, loaded)])
     whole = not frame.filter(like="score.").isna().to_numpy().any() and not frame["error"].notna().any()
     return Records(
         frame,
@@ -180,7 +182,8 @@ def _records(
             "model": settings.model,
             "made_by": made_by,
             "n_expected": len(frame),
-            "protocols": protocols,
+            "protocols": {column: scorer.weights_sha256 for scorer in loaded for column in scorer.columns},
+            "macro": {column: group for scorer in loaded for column, group in scorer.macro.items()},
             "complete": whole,
             "distribution": estimates,
             "command": settings.command,
@@ -188,16 +191,20 @@ def _records(
     )
 
 
-def _rows(finished: FinishedBlock) -> list[dict[str, Any]]:
+def _rows(finished: FinishedBlock, loaded: Sequence[Scorer]) -> list[dict[str, Any]]:
     """A block's rows, as records hold them."""
     rows = []
     for i, (row_of_suite, image) in enumerate(zip(finished.block.rows, finished.images, strict=True)):
-        scores = {protocol: each[i] for protocol, each in finished.scores.items()}
+        scores = {scorer.protocol: finished.scores[scorer.protocol][i] for scorer in loaded}
         errors = [image.error, *(f"{name}: {score['error']}" for name, score in scores.items() if score["error"])]
         row: dict[str, Any] = {"id": row_of_suite.prompt.id, "prompt": row_of_suite.prompt.text}
         row |= {f"group.{name}": value for name, value in row_of_suite.prompt.group.items()}
         row |= {"seed": row_of_suite.seed, "image_sha256": image.sha256, "batch": image.batch}
         row["error"] = "; ".join(filter(None, errors)) or None
-        row |= {f"score.{name}": np.nan if score["score"] is None else score["score"] for name, score in scores.items()}
+        for scorer in loaded:
+            said = scores[scorer.protocol]
+            row |= {f"score.{column}": said["scores"].get(column, np.nan) for column in scorer.columns}
+            if said["details"] is not None:
+                row[f"details.{scorer.protocol}"] = json.dumps(said["details"])
         rows.append(row)
     return rows

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evaluate.console import ProgressLog, console
 from evaluate.distribution import DistributionMetric, Estimate
-from evaluate.preprocess import Preprocess
+from evaluate.preprocess import Prepare, Prepared
 from evaluate.runs.blocks import Block
 from evaluate.runs.prefetch import prefetch
 from evaluate.runs.retry import RetryInHalves
@@ -21,6 +21,7 @@ from evaluate.runs.settings import Settings
 from evaluate.runs.store import Store, StoredImage, write_json
 from evaluate.scorers import Images, Scorer, prepare_all
 from prompts.io.errors import UserError
+from prompts.suites import Prompt
 
 
 class Scores:
@@ -30,10 +31,13 @@ class Scores:
         self.folder = folder
 
     def read(self, block: Block, images: Sequence[StoredImage]) -> list[dict[str, Any]] | None:
-        """Per row `{"image_sha256", "score", "error"}`, or None where there are none for these images."""
+        """Per row `{"image_sha256", "scores", "details", "error"}`, or None where there are none for these images.
+
+        scores: by column, empty where the image has none.
+        """
         try:
             rows: list[dict[str, Any]] = json.loads((self.folder / f"{block.key}.json").read_text(encoding="utf-8"))
-            fits = [row["image_sha256"] for row in rows] == [image.sha256 for image in images]
+            fits = [(row["image_sha256"], "scores" in row) for row in rows] == [(i.sha256, True) for i in images]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return rows if fits else None
@@ -73,17 +77,31 @@ def score_blocks(
             progress.advance(len(block.rows))
 
 
+class ImagePrompt(NamedTuple):
+    """An image `[3, H, W]` and the prompt that it was drawn for."""
+
+    image: Tensor
+    prompt: Prompt
+
+
+class RowScores(NamedTuple):
+    """A scorer's scores of one image by column, and what else it says of it."""
+
+    scores: dict[str, float]
+    details: Mapping[str, Any] | None
+
+
 @dataclass(frozen=True)
 class LoadedBlock:
     """A block's images, ready to be scored.
 
     rows: per row what is known of its image, and why one that was drawn is unavailable. available: the others, uint8
-    `[3, H, W]`, with their prompts. prepared: what each `Preprocess` made of them; empty where one failed.
+    `[3, H, W]`, with their prompts. prepared: what each `prepare` made of them; empty where one failed.
     """
 
     rows: Sequence[tuple[StoredImage, str | None]]
-    available: Sequence[tuple[Tensor, str]]
-    prepared: Mapping[Preprocess, Tensor]
+    available: Sequence[ImagePrompt]
+    prepared: Mapping[Prepare, Prepared]
 
     @classmethod
     def of(
@@ -95,7 +113,7 @@ class LoadedBlock:
         for row, image in zip(block.rows, images, strict=True):
             pixels, error = None if image.file is None else store.open(block, image), image.error
             if pixels is not None:
-                available.append((torch.from_numpy(pixels).permute(2, 0, 1).to(device), row.prompt.text))
+                available.append(ImagePrompt(torch.from_numpy(pixels).permute(2, 0, 1).to(device), row.prompt))
             elif image.file is not None:
                 error = f"{store.path(block, image)}: not the image that was drawn; delete it and run again"
             rows.append((image, error))
@@ -106,8 +124,8 @@ class LoadedBlock:
         return cls(rows, available, prepared)
 
 
-def _batch(pairs: Sequence[tuple[Tensor, str]]) -> Images:
-    images = [image for image, _ in pairs]
+def _batch(pairs: Sequence[ImagePrompt]) -> Images:
+    images = [pair.image for pair in pairs]
     return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
@@ -116,7 +134,7 @@ class BlockScorer:
 
     def __init__(self, *, say: Callable[[str], Any]):
         self.say = say
-        self.alone: dict[str, RetryInHalves[tuple[Tensor, str], float]] = {}
+        self.alone: dict[str, RetryInHalves[ImagePrompt, RowScores]] = {}
 
     def __call__(self, content: LoadedBlock, which: Sequence[Scorer]) -> dict[str, list[dict[str, Any]]]:
         """Rows by protocol. An image that is unavailable has no score; a scorer that fails leaves its error."""
@@ -130,14 +148,11 @@ class BlockScorer:
             rows.append({"image_sha256": image.sha256, **row})
         return rows
 
-    def _score(self, scorer: Scorer, content: LoadedBlock) -> Sequence[tuple[float | None, str | None]]:
+    def _score(self, scorer: Scorer, content: LoadedBlock) -> Sequence[tuple[RowScores | None, str | None]]:
         in_halves = self.alone.get(scorer.protocol)
         if scorer.prepare in content.prepared and (in_halves is None or in_halves.largest == math.inf):
-            prepared, texts = content.prepared[scorer.prepare], [text for _, text in content.available]
             try:
-                with torch.inference_mode():
-                    scores = scorer.score_prepared(prepared, texts)
-                return [(value, None) for value in scores.double().tolist()]
+                return [(row, None) for row in _assess(scorer, content.prepared[scorer.prepare], content.available)]
             except UserError:
                 raise
             except Exception:  # which image's it is, or whether memory is short, comes out below
@@ -148,17 +163,25 @@ class BlockScorer:
         return [(value, error) for value, error, _ in in_halves(content.available)]
 
 
-def _score_together(scorer: Scorer, pairs: Sequence[tuple[Tensor, str]]) -> list[float]:
+def _score_together(scorer: Scorer, pairs: Sequence[ImagePrompt]) -> list[RowScores]:
+    return _assess(scorer, scorer.prepare(_batch(pairs)), pairs)
+
+
+def _assess(scorer: Scorer, prepared: Prepared, pairs: Sequence[ImagePrompt]) -> list[RowScores]:
+    texts, meta = [pair.prompt.text for pair in pairs], [pair.prompt.meta for pair in pairs]
     with torch.inference_mode():
-        scores: list[float] = scorer.score(_batch(pairs), [text for _, text in pairs]).double().tolist()
-    return scores
+        said = scorer.assess(prepared, texts, meta)
+    columns = {name: said.columns[name].double().tolist() for name in scorer.columns}
+    details = said.details or [None] * len(pairs)
+    return [RowScores({name: values[i] for name, values in columns.items()}, each) for i, each in enumerate(details)]
 
 
-def _row(value: float | None, error: str | None) -> dict[str, Any]:
-    """A score as it is kept: JSON knows no NaN, and a score that is none is an error."""
-    if value is not None and not math.isfinite(value):
-        return {"score": None, "error": f"the score is {value}"}
-    return {"score": value, "error": error}
+def _row(said: RowScores | None, error: str | None) -> dict[str, Any]:
+    """Scores as they are kept: JSON knows no NaN, and a score that is none is an error."""
+    scores, details = (said.scores, said.details) if said else ({}, None)
+    if bad := next((value for value in scores.values() if not math.isfinite(value)), None):
+        return {"scores": {}, "details": details, "error": f"the score is {bad}"}
+    return {"scores": scores, "details": details, "error": error}
 
 
 def measure_blocks(
@@ -175,7 +198,9 @@ def measure_blocks(
     with ProgressLog(f"measuring {names}", total, unit="image", show=show) as progress:
         for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
             for metric in metrics if content.available else ():
-                metric.update([image for image, _ in content.available], [text for _, text in content.available])
+                metric.update(
+                    [pair.image for pair in content.available], [pair.prompt.text for pair in content.available]
+                )
             progress.advance(len(content.rows))
     return {metric.protocol: _estimate(metric) for metric in metrics}
 

@@ -17,12 +17,8 @@ from prompts.io import hub
 from prompts.io.errors import UserError
 from prompts.suites import Suite
 
-#: What is measured where nothing is named.
+#: What is measured where neither the command nor the suite names anything.
 METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic/v2", "pickscore", "clipscore/vit-g-14-dmd2")
-SUITE_METRICS = {
-    "shapes": ("shapes/oracle", "shapes/rule", "shapes/clip", "shapes/preference", "fd-shapes"),
-    "coco2014-30k": ("fid/coco2014-30k", "clipscore/vit-g-14-dmd2"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def from_options(
     images: Path | None,
     limit: int | None,
     seed: int,
-    per_prompt: int,
+    per_prompt: int | None,
     batch: int,
     dtype: str | None,
     device: str | None,
@@ -95,7 +91,7 @@ def from_options(
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: no GPU there; choose cpu")
-    metrics = tuple(dict.fromkeys(map(_metric, metrics or SUITE_METRICS.get(whole.name, METRICS))))
+    metrics = tuple(dict.fromkeys(map(_metric, metrics or whole.metrics or METRICS)))
     paths = dict(_weights(text, metrics) for text in weights)
     return [
         Settings(
@@ -103,7 +99,7 @@ def from_options(
             model=model,
             metrics=metrics,
             images=images,
-            seeds=tuple(range(seed, seed + per_prompt)),
+            seeds=tuple(range(seed, seed + (per_prompt or whole.per_prompt))),
             batch=batch,
             dtype=dtype or _dtype(model, device, images),
             device=device,

@@ -33,6 +33,7 @@ class BestOf:
     def __init__(self, options: BestOfOptions):
         self.options, self.stock = options, stock.Stock(stock.StockOptions())
         self.scorer = scorers.load(options.scorer)
+        self.scorer.check_meta(None)
         self.weights_sha256 = self.scorer.weights_sha256
 
     @torch.no_grad()

@@ -8,18 +8,20 @@ variant against (`hpsv2 1.2.0`, `formula`), leaves out those that are not verifi
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from evaluate.preprocess import Preprocess
+from evaluate.preprocess import Prepare, Prepared
 from evaluate.weights import Files, RandomWeights
 from prompts.extensions import Variants, extended
+from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "scorers")
 
 Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or images [3, H, W] of any sizes
+Meta = Sequence[Mapping[str, Any]]  # `Prompt.meta` of each image's prompt
 
 #: Prompts a text tower encodes at once. A block is always filled up to it: how arithmetic rounds depends on a batch's
 #: size, and a prompt's features must not depend on which others happened to come with it.
@@ -31,22 +33,41 @@ CPU_LARGE, CPU_BATCH = 3 * 224 * 224, 4
 TEXT_MEMORY = 65_536
 
 
-class Scorer(nn.Module):
-    """An image and a prompt in, a number out; higher is better.
+class Assessment(NamedTuple):
+    """What a scorer says of B images.
 
-    A family implements `encode`, what depends on the prompt alone, and `forward`, the rest.
+    columns: scores `[B]` by column. details: what else there is to say of each image, as JSON, or None; of it, the text
+    under `reason` is what reports show beside the image.
+    """
+
+    columns: Mapping[str, Tensor]
+    details: Sequence[Mapping[str, Any] | None] | None = None
+
+
+class Scorer(nn.Module):
+    """An image and a prompt in, a number out, or several; higher is better.
+
+    A family implements `encode`, what depends on the prompt alone, and `forward`, the rest; or, where its networks do
+    not fall into these two (detectors, judges), `assess` itself.
 
     protocol: name and version of what is computed. Numbers of different protocols are never compared.
     prepare: what is done to an image before the network; scorers with an equal one share its output.
     differentiable: whether float images receive a gradient, so that the scorer can be a reward.
+    needs: keys of `Prompt.meta` without which a prompt's images cannot be scored.
+    columns: names of its scores, each a protocol of its own in records; the first is the headline, which `score` gives.
+    macro: column -> group of prompts, where the score of a run is the mean of the groups' means, not of all images.
     weights_sha256: of the weights that were loaded; None where there are none.
     """
 
     differentiable: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    columns: tuple[str, ...]
+    macro: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, protocol: str, prepare: Preprocess, *, weights_sha256: str | None = None) -> None:
+    def __init__(self, protocol: str, prepare: Prepare, *, weights_sha256: str | None = None) -> None:
         super().__init__()
         self.protocol, self.prepare, self.weights_sha256 = protocol, prepare, weights_sha256
+        self.columns = (protocol,)
         self._memory: dict[str, dict[str, Tensor]] = {}
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -83,19 +104,41 @@ class Scorer(nn.Module):
         for group in groups.values():
             yield from (group[first : first + TEXT_BATCH] for first in range(0, len(group), TEXT_BATCH))
 
-    def score(self, images: Images, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Images, prompts: Sequence[str], meta: Meta | None = None) -> Tensor:
         """Scores `[B]`, float32, of images `[B, 3, H, W]`; images of mixed sizes come as a list.
 
-        uint8 is the protocol's path; float in [0, 1] is the differentiable one.
+        uint8 is the protocol's path; float in [0, 1] is the differentiable one. meta: as `needs` asks.
         """
         if len(images) != len(prompts):
             raise ValueError(
                 f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
             )
-        return self.score_prepared(self.prepare(images), prompts)
+        return self.score_prepared(self.prepare(images), prompts, meta)
 
-    def score_prepared(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores `[B]`, float32, of what `prepare` made of the images."""
+    def score_prepared(self, prepared: Prepared, prompts: Sequence[str], meta: Meta | None = None) -> Tensor:
+        """Scores `[B]`, float32, of what `prepare` made of the images: the first column."""
+        self.check_meta(meta)
+        return self.assess(prepared, prompts, meta or ()).columns[self.columns[0]]
+
+    def check_meta(self, meta: Meta | None) -> None:
+        """Raise UserError for a prompt that lacks something of what the scorer needs to know of it."""
+        for i, each in enumerate([{}] if meta is None else meta, 1):
+            if lacking := [key for key in self.needs if key not in each]:
+                whose = "texts alone do" if meta is None else f"prompt {i} does"
+                raise UserError(
+                    f"{self.protocol} needs to know {lacking[0]!r} of every prompt, which {whose} not say; use it with"
+                    " 'evaluate run' on a suite whose prompts say it"
+                )
+
+    def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
+        """All that the scorer says of what `prepare` made of the images.
+
+        meta: of each prompt, checked; empty where nothing is known. Here `encode` and `forward` say it.
+        """
+        assert isinstance(prepared, Tensor), "images of several sizes need an `assess` of their own"
+        return Assessment({self.protocol: self._scores(prepared, prompts)})
+
+    def _scores(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         pixels, text = pixels.to(next(self.parameters(), pixels)), self.text(prompts)
         few = pixels.device.type == "cpu" and pixels[:1].numel() >= CPU_LARGE
         size = CPU_BATCH if few else max(len(pixels), 1)
@@ -111,8 +154,8 @@ class Scorer(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def prepare_all(scorers: Iterable[Scorer], images: Images) -> dict[Preprocess, Tensor]:
-    """What each distinct `Preprocess` of the scorers makes of the images, carried out once."""
+def prepare_all(scorers: Iterable[Scorer], images: Images) -> dict[Prepare, Prepared]:
+    """What each distinct `prepare` of the scorers makes of the images, carried out once."""
     return {prepare: prepare(images) for prepare in dict.fromkeys(scorer.prepare for scorer in scorers)}
 
 

@@ -64,6 +64,8 @@ class Reading(Scorer):
 class DualEncoder(TransformersClip):
     """100 x cosine of a transformers CLIP's image and text embeddings, in [-100, 100]."""
 
+    prepare: Preprocess
+
     def __init__(self, protocol: str, clip: Any, tokenizer: Any, *, weights_sha256: str) -> None:
         size, half = clip.config.vision_config.image_size, (0.5, 0.5, 0.5)
         prepare = Preprocess(size=size, mean=half, std=half)

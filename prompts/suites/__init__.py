@@ -1,7 +1,8 @@
 """Prompt suites: what models are asked to draw, by name or from any file of prompts. One file here is one suite.
 
 A suite is a YAML file (`_recipe.Recipe` has its fields) or a Python file that declares `N`, `SOURCE`, `LICENCE` and
-`prompts()`, which gives (text, groups) pairs. The file's stem is the suite's name. Nothing else has to be registered.
+`prompts()`, which gives (text, groups) or (text, groups, meta), and if it likes `PER_PROMPT` and `METRICS`. The file's
+stem is the suite's name. Nothing else has to be registered.
 
 >>> from prompts import suites
 >>> suites.load("shapes").prompts[0].id
@@ -12,7 +13,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prompts import extensions
 from prompts.io.errors import UserError
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
-from prompts.suites._read import SUFFIXES, Rows, coco_rows, table_rows
+from prompts.suites._read import SUFFIXES, Row, coco_rows, table_rows
 
 __all__ = ["Card", "Match", "Prompt", "Suite", "card", "load", "names", "overlap"]
 
@@ -35,31 +36,45 @@ class Prompt:
     id: `suite/number`, the number being the row's, from 1; equal texts are told apart by it.
     text: as the file has it, quotes and edge blanks included.
     group: what a result can be broken down by, for example {"category": "Arts", "challenge": "Basic"}.
+    meta: what scorers are told beside the text, for example {"include": [{"class": "bench", "count": 2}]}; JSON.
     """
 
     id: str
     text: str
     group: Mapping[str, str]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content(self) -> list[Any]:
+        """All of it, to be hashed; as before there was meta where there is none."""
+        return [self.id, self.text, self.group, *([self.meta] if self.meta else [])]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Prompts in their order. sha256: of ids, texts and groups together, so that equal hashes mean equal questions."""
+    """Prompts in their order. sha256: of all that is known of them, so that equal hashes mean equal questions.
+
+    per_prompt, metrics: images of a prompt and what is measured, unless asked for otherwise.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
     sha256: str
     source: str
     licence: str
+    per_prompt: int = 1
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a suite before its file is there. n: how many prompts it has."""
+    """What is known of a suite before its file is there. n: how many prompts it has; the rest is as `Suite` has it."""
 
     n: int
     source: str
     licence: str
+    per_prompt: int = 1
+    metrics: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -72,9 +87,9 @@ def card(name: str) -> Card:
     file = HERE / f"{name}.yaml"
     if file.is_file():
         recipe = _recipe.read(file)
-        return Card(recipe.n, recipe.source, recipe.licence)
+        return Card(recipe.n, recipe.source, recipe.licence, recipe.per_prompt, recipe.metrics)
     module = _module(name)
-    return Card(module.N, module.SOURCE, module.LICENCE)
+    return Card(module.N, module.SOURCE, module.LICENCE, *_usual(module))
 
 
 def load(name_or_path: str, *, path: Path | None = None) -> Suite:
@@ -90,19 +105,22 @@ def load(name_or_path: str, *, path: Path | None = None) -> Suite:
         module = _module(name_or_path)
         if path is not None:
             raise UserError(f"suite {name_or_path!r} has no file; leave out {path}")
-        return _suite(name_or_path, module.prompts(), module.SOURCE, module.LICENCE)
+        made = (Row(*row) for row in module.prompts())
+        return _suite(name_or_path, made, module.SOURCE, module.LICENCE, *_usual(module))
     recipe = _recipe.read(file)
-    rows: Rows = []
+    rows: list[Row] = []
     for part in recipe.files:
         local = _recipe.obtain(recipe, part, name_or_path, path)
         read = (
-            coco_rows(local) if recipe.format == "coco" else table_rows(local, text=recipe.text, groups=recipe.groups)
+            coco_rows(local)
+            if recipe.format == "coco"
+            else table_rows(local, text=recipe.text, groups=recipe.groups, meta=recipe.meta)
         )
-        rows += [(text, part.group | group) for text, group in read]
+        rows += [row._replace(group={**part.group, **row.group}) for row in read]
     rows = rows[:: recipe.every]
     if len(rows) != recipe.n:
         raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; fix it")
-    return _suite(name_or_path, rows, recipe.source, recipe.licence)
+    return _suite(name_or_path, rows, recipe.source, recipe.licence, recipe.per_prompt, recipe.metrics)
 
 
 def overlap(prompts: Iterable[str], suite: Suite, *, near: float = 0.8) -> list[Match]:
@@ -125,14 +143,21 @@ def _load_file(name: str, path: Path | None) -> Suite:
     return _suite(file.stem, table_rows(file), str(file), "not stated")
 
 
-def _suite(name: str, rows: Iterable[tuple[str, Mapping[str, str]]], source: str, licence: str) -> Suite:
+def _suite(
+    name: str, rows: Iterable[Row], source: str, licence: str, per_prompt: int = 1, metrics: Iterable[str] = ()
+) -> Suite:
     listed = list(rows)
     width = max(4, len(str(len(listed))))
-    prompts = tuple(Prompt(f"{name}/{i:0{width}d}", text, dict(group)) for i, (text, group) in enumerate(listed, 1))
-    content = json.dumps(
-        [[p.id, p.text, p.group] for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True
+    prompts = tuple(
+        Prompt(f"{name}/{i:0{width}d}", row.text, dict(row.group), dict(row.meta)) for i, row in enumerate(listed, 1)
     )
-    return Suite(name, prompts, hashlib.sha256(content.encode()).hexdigest(), source, licence)
+    content = json.dumps([p.content for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return Suite(name, prompts, digest, source, licence, per_prompt, tuple(metrics))
+
+
+def _usual(module: Any) -> tuple[int, tuple[str, ...]]:
+    return getattr(module, "PER_PROMPT", 1), getattr(module, "METRICS", ())
 
 
 def _module(name: str) -> Any:

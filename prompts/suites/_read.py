@@ -7,7 +7,7 @@
 .txt    one prompt per line; blank lines are none
 
 Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever
-its case, or the only one; the others, where they are texts or numbers, become groups.
+its case, or the only one; of the others, texts and numbers become groups, and lists and objects become meta.
 """
 
 import csv
@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prompts.io.errors import UserError
 
@@ -23,17 +23,28 @@ SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".txt")
 TEXT_COLUMNS = ("prompt", "text", "caption")
 SCALAR = str | int | float
 
-#: Prompts in order, each with its groups.
-Rows = list[tuple[str, dict[str, str]]]
+
+class Row(NamedTuple):
+    """A prompt's text, its groups, and what scorers are told of it."""
+
+    text: str
+    group: Mapping[str, str]
+    meta: Mapping[str, Any] = {}
 
 
-def table_rows(path: Path, *, text: str | None = None, groups: Mapping[str, str] | None = None) -> Rows:
+def table_rows(
+    path: Path,
+    *,
+    text: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    meta: Mapping[str, str] | None = None,
+) -> list[Row]:
     """The prompts of a file.
 
-    text: the prompt's column, found by the rule above where it is None. groups: group name -> column; by default every
-    other column is a group, under its own name in lower case.
+    text: the prompt's column, found by the rule above where it is None. groups, meta: name -> column; by default every
+    other column is one or the other, a group under its own name in lower case.
     """
-    rows: Rows = []
+    rows: list[Row] = []
     for place, fields in _records(path):
         column = text or _text_column(path, place, fields)
         if groups is None:
@@ -43,13 +54,17 @@ def table_rows(path: Path, *, text: str | None = None, groups: Mapping[str, str]
         prompt = _field(path, place, fields, column)
         if not prompt.strip():
             raise UserError(f"{path}, {place}: an empty prompt; write one or remove the line")
-        rows.append((prompt, group))
+        if meta is None:
+            told = {k: v for k, v in fields.items() if k != column and isinstance(v, list | dict)}
+        else:
+            told = {name: fields[source] for name, source in meta.items() if source in fields}
+        rows.append(Row(prompt, group, told))
     if not rows:
         raise UserError(f"{path}: holds no prompt; write at least one")
     return rows
 
 
-def coco_rows(path: Path) -> Rows:
+def coco_rows(path: Path) -> list[Row]:
     """One caption an image of COCO Captions' annotations: the one of lowest id, images in the order of their ids."""
     content = _json(path, _decode(path), "the file")
     try:
@@ -61,7 +76,7 @@ def coco_rows(path: Path) -> Rows:
         raise UserError(
             f"{path}: no COCO captions ({type(error).__name__}: {error}); give annotations with image_id, id, caption"
         ) from None
-    return [(first[image][1], {}) for image in sorted(first)]
+    return [Row(first[image][1], {}) for image in sorted(first)]
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

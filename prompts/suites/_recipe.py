@@ -38,8 +38,9 @@ class Recipe(_Strict):
     """A suite that is read from files.
 
     n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`) or `coco`,
-    the annotations of COCO Captions. text: a table's column of prompts; groups: group name -> column.
-    every: keeps rows 1, 1 + every, ...
+    the annotations of COCO Captions. text: a table's column of prompts; groups, meta: name -> column.
+    every: keeps rows 1, 1 + every, ... per_prompt, metrics: images of a prompt and what is measured, unless asked
+    for otherwise.
     """
 
     n: int
@@ -51,7 +52,10 @@ class Recipe(_Strict):
     format: Literal["table", "coco"] = "table"
     text: str | None = None
     groups: dict[str, str] = {}
+    meta: dict[str, str] = {}
     every: int = 1
+    per_prompt: int = 1
+    metrics: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Recipe:

@@ -10,6 +10,7 @@ from prompts.shapes.grammar import FAMILIES
 N = 1024
 SOURCE = "prompts/shapes"
 LICENCE = "Apache-2.0"
+METRICS = ("shapes/oracle", "shapes/rule", "shapes/clip", "shapes/preference", "fd-shapes")
 
 
 def prompts() -> Iterator[tuple[str, dict[str, str]]]:

@@ -23,7 +23,8 @@ from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
 from evaluate.runs import run, store
 from evaluate.runs.settings import METRICS as USUAL
-from evaluate.runs.settings import SUITE_METRICS, Settings, from_options
+from evaluate.runs.settings import Settings, from_options
+from prompts import suites
 from prompts.io.errors import UserError
 from prompts.suites import Prompt, Suite
 
@@ -419,8 +420,10 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
             from_options("shapes", ["shapes/base"], metrics, weights=weights, **given)
     for name in USUAL:
         assert name in scorers.variants()
-    for names in SUITE_METRICS.values():
-        assert set(names) <= {*scorers.variants(), *distribution.variants()}
+    (usual,) = from_options("shapes", ["shapes/base"], [], weights=(), **given)
+    assert usual.metrics == suites.load("shapes").metrics
+    for name in suites.names():
+        assert set(suites.card(name).metrics) <= {*scorers.variants(), *distribution.variants()}
 
 
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
