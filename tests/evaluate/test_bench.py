@@ -90,8 +90,8 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
 
 def test_overhead_is_what_is_outside_the_forwards(hours: Hours, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each of the three blocks takes a second to be read: by five scorers, once each.
-    read = Scorer.score_prepared
-    monkeypatch.setattr(Scorer, "score_prepared", lambda *rest: (hours.sleep(1), read(*rest))[1])
+    read = Scorer._scores
+    monkeypatch.setattr(Scorer, "_scores", lambda *rest: (hours.sleep(1), read(*rest))[1])
     result = bench_harness(40, edge=64, drawing=0.01, scoring=0.001)
     assert result["scorers"] == 5
     assert result["forward_s"] == pytest.approx(40 * 0.015)

@@ -111,7 +111,7 @@ def test_nothing_is_drawn_or_scored_twice(
 ) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)
-    monkeypatch.setattr(scorers.Scorer, "score_prepared", lambda *a, **k: pytest.fail("scored again"))
+    monkeypatch.setattr(scorers.Scorer, "_scores", lambda *a, **k: pytest.fail("scored again"))
     run.run(settings(tiny, tmp_path), show=False, make=lambda *a, **k: pytest.fail("drawn again"))
     assert row(tmp_path) == before
     with pytest.raises(pytest.fail.Exception, match="drawn again"):
@@ -283,7 +283,7 @@ def test_nan_images_and_scores_are_errors_not_numbers(
         bad = suite().prompts[2].text
         return torch.tensor([float("nan") if text == bad else 1.0 for text in texts])
 
-    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
+    monkeypatch.setattr(scorers.Scorer, "_scores", scored)
     path = run.run(settings(tiny, tmp_path), show=False, make=stub(draw))
     assert path
     frame = Records.load(path).frame
@@ -297,14 +297,14 @@ def test_nan_images_and_scores_are_errors_not_numbers(
 def test_a_scorer_that_raises_spoils_its_own_column_only(
     tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = scorers.Scorer.score_prepared
+    original = scorers.Scorer._scores
 
     def scored(self: Any, pixels: Any, texts: Sequence[str]) -> Tensor:
         if self.protocol == "shapes/oracle":
             raise RuntimeError("no oracle today")
         return original(self, pixels, texts)
 
-    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
+    monkeypatch.setattr(scorers.Scorer, "_scores", scored)
     path = run.run(settings(tiny, tmp_path, metrics=("shapes/clip", "shapes/oracle")), show=False)
     assert path
     frame = Records.load(path).frame
@@ -388,14 +388,14 @@ def test_a_scorer_short_of_memory_goes_on_with_halves(
     tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run.run(settings(tiny, tmp_path / "whole"), show=False)
-    original = scorers.Scorer.score_prepared
+    original = scorers.Scorer._scores
 
     def scored(self: Any, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         if len(texts) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return original(self, pixels, texts)
 
-    monkeypatch.setattr(scorers.Scorer, "score_prepared", scored)
+    monkeypatch.setattr(scorers.Scorer, "_scores", scored)
     path = run.run(settings(tiny, tmp_path / "short"), show=False)
     assert whole
     assert path
