@@ -306,8 +306,7 @@ def _trainer(
 
     def step(k: int) -> None:
         metrics = Metrics()
-        update_critics(run, k, metrics)
-        update_student(run, k, metrics)
+        update_student(run, k, metrics, update_critics(run, k, metrics))
         run.process.mean(metrics)  # as a run does, to log them
 
     seconds = _seconds(step, config.steps, device)

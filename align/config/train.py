@@ -118,6 +118,11 @@ class TrainConfig(Config):
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}; change one of them"
             )
+        if self.assistant.shares_images and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"assistant.shares_images keeps one batch's activations, and gradient_accumulation_steps is"
+                f" {self.gradient_accumulation_steps}; set that to 1, or leave shares_images out"
+            )
         if self.text_encoding == "live" and self.text_cache:
             raise ValueError(
                 f"text_cache {self.text_cache} does nothing with text_encoding live; leave it out, or set ahead"

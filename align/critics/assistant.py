@@ -21,6 +21,10 @@ class AssistantConfig(Optimizer):
     updates: PositiveInt = Field(1, description="per generator update; k_ta of DI* Algorithm 1")
     warmup: int = Field(0, ge=0, description="updates on the student's samples before the student's first")
     weight: Literal["constant", "edm"] = "edm"
+    shares_images: bool = Field(
+        False,
+        description="the student takes the images of the assistant's last update: one forward of it less",
+    )
 
 
 class Assistant:

@@ -51,8 +51,7 @@ class Role(NamedTuple):
 
 
 def _train(run: setup.Run) -> None:
-    update_critics(run, 0, Metrics())
-    update_student(run, 0, Metrics())
+    update_student(run, 0, Metrics(), update_critics(run, 0, Metrics()))
 
 
 @dataclass(frozen=True, kw_only=True)

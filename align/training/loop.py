@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
 from align.config.train import TrainConfig
+from align.data.batches import Batch
 from align.objectives.metrics import Metrics
 from align.training import setup
 from align.training.health import Guarded
@@ -32,10 +34,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
             with observer.timed():
                 # Critics follow the student: the assistant learns to denoise what it makes
                 # now (Algorithm 1, upper half).
-                update_critics(run, step, metrics)
+                drawn = update_critics(run, step, metrics)
                 # The student descends the sum of its terms: divergence, guidance, minus reward (lower half; eq. 3.3).
                 if step >= config.assistant.warmup:
-                    update_student(run, step, metrics)
+                    update_student(run, step, metrics, drawn)
             step += 1
             observer.observe(step, metrics, signal)
     finish(run, step)
@@ -50,40 +52,47 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
     return step == run.steps
 
 
-def update_critics(run: Run, step: int, metrics: Metrics) -> None:
+#: A batch and what the student made of it, `[B, ...]` with its graph.
+Drawn = tuple[Batch, Tensor]
+
+
+def update_critics(run: Run, step: int, metrics: Metrics) -> Drawn | None:
     """Each critic descends its loss on new images of the student, `assistant.updates` times;
-    once a step while it warms up.
+    once a step while it warms up. Returns the last ones where the student is to share them.
     """
-    options = run.config.assistant
+    options, drawn = run.config.assistant, None
     updates = options.updates if step >= options.warmup else 1
     for update in range(updates):
+        shared = options.shares_images and step >= options.warmup and update + 1 == updates
         metrics.share = 1 / (updates * run.config.gradient_accumulation_steps)
         batches = run.batches(step * (options.updates + 1) + update)
         for m, batch in enumerate(batches):
             with record_function("critics' update"):
-                with torch.no_grad():
-                    x0 = run.generator.sample(run.roles.student, batch)
+                with torch.set_grad_enabled(shared):
+                    x0 = run.generator.sample(run.student.module if shared else run.roles.student, batch)
+                drawn = (batch, x0) if shared else None
                 for critic in run.critics:
                     with run.learners[critic.name].grad_sync(m + 1 == len(batches)):
-                        loss = critic.loss(x0, batch).mean()
+                        loss = critic.loss(x0.detach(), batch).mean()
                         run.process.backward(loss / len(batches))
                     metrics.add(critic.name, loss)
         metrics.prompts = batches[-1].prompts
         for critic in run.critics:
             run.learners[critic.name].step(metrics)
+    return drawn
 
 
-def update_student(run: Run, step: int, metrics: Metrics) -> None:
+def update_student(run: Run, step: int, metrics: Metrics, drawn: Drawn | None = None) -> None:
     """The student descends the sum of its terms. Each term's gradient at x0 is taken by itself, so that of all networks
-    only the student's activations are kept throughout.
+    only the student's activations are kept throughout. drawn: images to take in place of new ones.
     """
     metrics.share = 1 / run.config.gradient_accumulation_steps
     updates = run.config.assistant.updates
-    batches = run.batches(step * (updates + 1) + updates)
+    batches = [drawn[0]] if drawn else run.batches(step * (updates + 1) + updates)
     for m, batch in enumerate(batches):
         with run.student.grad_sync(m + 1 == len(batches)):
             with record_function("student's forward"):
-                x0 = run.generator.sample(run.student.module, batch)
+                x0 = drawn[1] if drawn else run.generator.sample(run.student.module, batch)
             gradient = torch.zeros_like(x0)
             for term in run.terms:
                 with record_function(f"student's {term.name}"), run.roles.constant(run.roles.assistant):

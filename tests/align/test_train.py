@@ -487,3 +487,40 @@ def test_without_an_average_nothing_is_kept_beside_the_student(tiny: Path, tmp_p
     # The average of decay almost nothing is the student too, by another way.
     beside, alone = (run(make(tiny, ema=decay), tmp_path / str(decay)) for decay in (1e-12, 0.0))
     assert largest_difference(beside, alone) < 1e-6
+
+
+def test_the_student_can_share_the_assistants_last_images(tiny: Path, tmp_path: Path) -> None:
+    """The student's gradient is that of the assistant's last batch, and its forward is not repeated."""
+    from align.objectives.metrics import Metrics
+    from align.training import loop, setup
+    from align.training.process import Alone
+
+    weights_after, forwards = [], []
+    for shares in (True, False):
+        config = make(
+            tiny,
+            assistant={"learning_rate": 1e-3, "updates": 2, "warmup": 1, "shares_images": shares},
+            precision="fp64",
+        )
+        built = setup.build(config, tmp_path, Alone(config, "cpu"), show=False)
+        count: list[int] = []
+        built.roles.student.register_forward_hook(lambda *_, count=count: count.append(1))
+        drawn = loop.update_critics(built, 1, Metrics())
+        assert (drawn is not None) == shares
+        if not shares:
+            # The same batch, drawn anew: number 1 * (2 + 1) + 1 is the last one of the assistant's.
+            (batch,) = built.batches(4)
+            drawn = (batch, built.generator.sample(built.student.module, batch))
+        loop.update_student(built, 1, Metrics(), drawn)
+        weights_after.append({k: v.detach().clone() for k, v in built.student.parameters.items()})
+        forwards.append(len(count))
+    shared, anew = weights_after
+    assert max((shared[name] - anew[name]).abs().max().item() for name in shared) < 1e-12
+    assert forwards[0] == forwards[1] - 1
+    # Warming up, there is no student's update to share with.
+    config = make(tiny, assistant={"learning_rate": 1e-3, "warmup": 1, "shares_images": True})
+    assert loop.update_critics(setup.build(config, tmp_path, Alone(config, "cpu"), show=False), 0, Metrics()) is None
+    with pytest.raises(UserError, match=r"shares_images keeps one batch's activations"):
+        make(
+            tiny, batch_size=4, gradient_accumulation_steps=2, assistant={"learning_rate": 1e-3, "shares_images": True}
+        )
