@@ -247,7 +247,7 @@ def _read(
 
 def _prepare(run: setup.Run, tracker: Tracker) -> None:
     """Give optimisers their states, and count what is there from the first step on."""
-    if run.config.ema or run.config.parallel == "fsdp2":  # else it is the student
+    if run.config.ema:  # else it is the student
         tracker.hold("average", run.average.values.values())
     if watched := run.samples.sampler.batch:
         tracker.hold("watched images", [watched.noise("z"), watched.noise("diffusion"), *watched.cond.values()])

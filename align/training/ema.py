@@ -6,24 +6,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from align.networks.sharding import is_sharded, like
+from align.networks.sharding import like
 
 
 class EMA:
     """Exponential moving average of a module's trainable parameters. With a decay of 0 it is they, and nothing beside
-    them, unless they are sharded.
+    them.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
         self.decay, self.live = decay, parameters
         self.values = {name: value.detach() for name, value in parameters.items()}
-        self.beside = decay > 0 or any(map(is_sharded, parameters.values()))
-        if self.beside:
+        if decay:
             self.values = {name: value.clone() for name, value in self.values.items()}
 
     def update(self) -> None:
         """One step of `average <- decay * average + (1 - decay) * live`."""
-        if self.beside:
+        if self.decay:
             torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -47,7 +46,7 @@ class EMA:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the module's parameters and their averages."""
-        for name, parameter in self.live.items() if self.beside else ():
+        for name, parameter in self.live.items() if self.decay else ():
             held = parameter.detach().clone()
             parameter.copy_(self.values[name])
             self.values[name].copy_(held)
