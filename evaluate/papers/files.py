@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluate.papers.figures import TABLES, label
+from evaluate.papers.figures import TABLES
 from evaluate.papers.match import Cell
 from evaluate.papers.render import KEY, Entry, grids
 from evaluate.results.csv_io import write_csv
@@ -58,8 +58,8 @@ def _line(cell: Cell) -> dict[str, object]:
 def _write_markdown(path: Path, name: str, table: Sequence[Cell]) -> None:
     parts, notes = grids(name, table)
     lines = []
-    for title, heads, rows in parts:
-        lines += [f"## {_md(title)}", ""]
+    for title, source, heads, rows in parts:
+        lines += [f"## {_md(title)}", "", _md(source), ""]
         lines += [*markdown.table(_md_cells(heads), [_md_cells(row) for row in rows]), ""]
     lines += [_md(KEY), "", *(f"{number}. {_md(text)}" for number, text in enumerate(notes, 1))]
     _save(path, "\n".join(lines) + "\n")
@@ -112,16 +112,16 @@ PAGE = """<!doctype html>
 
 def _write_html(path: Path, name: str, table: Sequence[Cell]) -> None:
     parts, notes = grids(name, table)
-    title = f"{label(name)}: {TABLES[name]}"
+    title = f"{TABLES[name].label}: {TABLES[name].about}"
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(KEY)}</p>"]
-    for caption, heads, rows in parts:
+    for caption, source, heads, rows in parts:
         head = "".join(_html(entry, 'th scope="col"') for entry in heads)
         lines = ("".join(_html(entry, "td" if i else 'th scope="row"') for i, entry in enumerate(row)) for row in rows)
         body.append(
             f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
             f"<caption>{html.escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>"
             + "".join(f"<tr>{line}</tr>\n" for line in lines)
-            + "</tbody></table></div>"
+            + f"</tbody></table></div><p>{html.escape(source)}</p>"
         )
     items = (f'<li id="note-{number}">{html.escape(text)}</li>' for number, text in enumerate(notes, 1))
     body += ["<ol>", *items, "</ol>"]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate import pipelines
+from evaluate import distribution, pipelines, scorers
 from evaluate.bench import timing
 from evaluate.papers.figures import SECONDS, Column, Figure, read_columns, read_figures
 from evaluate.results import leaderboard
@@ -176,6 +176,30 @@ def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, col
     return tuple(reason for reason, holds in reasons.items() if holds)
 
 
+def metric_of(protocol: str) -> str:
+    """The metric that is run to have the protocol: itself, or the one whose named column it is (`geneval/position`, of
+    `geneval`); empty where there is none.
+    """
+    known = {*scorers.variants(), *distribution.variants()}
+    return next((name for name in (protocol, protocol.rpartition("/")[0]) if name in known), "")
+
+
+def runnable(column: Column) -> str:
+    """The metric to run for the column: of its nearest protocol that is here; empty where none is."""
+    return next(filter(None, map(metric_of, column.ours)), "")
+
+
+def lacking(column: Column) -> str:
+    """Why nothing of ours can stand in the column, whatever is run: its suite or its metrics are not here. Empty where
+    they are, and where it is no score.
+    """
+    if not column.suite or not column.ours:
+        return ""
+    if column.suite not in suites.names():
+        return f"there is no suite {column.suite!r} here"
+    return "" if runnable(column) else f"there is no metric {' or '.join(map(repr, column.ours))} here"
+
+
 @cache
 def suite_size(suite: str) -> int:
     """How many prompts the published suite has."""
@@ -195,7 +219,7 @@ def cells(name: str, folder: Path) -> list[Cell]:
 
 def _cell(figure: Figure, column: Column, results: Leaderboards) -> Cell:
     if not figure.model:
-        return Cell(figure, column, None, "no recipe: the paper does not say which of its models this is")
+        return Cell(figure, column, None, "no recipe here is known to be this model")
     recipe = results.recipe(figure.model)
     if not column.ours:
         return Cell(figure, column, None, column.why)
@@ -207,5 +231,7 @@ def _cell(figure: Figure, column: Column, results: Leaderboards) -> Cell:
         return Cell(figure, column, Ours(float(setting), math.nan, math.nan, math.nan, 0, "recipe", ""), "")
     if recipe.reported_only:
         return Cell(figure, column, None, f"reported only: {recipe.reported_only}")
+    if why := lacking(column):
+        return Cell(figure, column, None, why)
     result = results.seconds(figure.model) if column.ours == (SECONDS,) else results.score(figure.model, column)
     return Cell(figure, column, None, result) if isinstance(result, str) else Cell(figure, column, result, "")

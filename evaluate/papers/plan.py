@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from rich.markup import escape
 
+from evaluate import distribution
 from evaluate.console import console
 from evaluate.papers.figures import SECONDS
-from evaluate.papers.match import Leaderboards, Ours, cells, only_part, suite_size
+from evaluate.papers.match import Leaderboards, Ours, cells, lacking, only_part, runnable, suite_size
 from prompts.io.errors import UserError
 
 TO_BE_TIMED = "they are the hardware's: run 'evaluate time --model NAME' where you want them measured"
@@ -33,21 +34,23 @@ def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
             skipped[why].append(what)
 
     for cell in table:
-        model, suite = cell.figure.model, cell.column.suite
-        if not model or results.recipe(model).reported_only:
+        model, suite, metric = cell.figure.model, cell.column.suite, runnable(cell.column)
+        if why := lacking(cell.column):
+            skip(cell.column.metric, why)
+        elif not model or results.recipe(model).reported_only:
             if not cell.column.is_setting:
                 skip(model or cell.figure.row, cell.missing)
         elif cell.column.ours == (SECONDS,) and cell.ours is None:
             skip(f"seconds of {model}", TO_BE_TIMED)
-        elif suite and cell.column.ours[0].startswith("fid/"):
+        elif suite and metric in distribution.variants():
             if cell.ours is None or cell.ours.apart:
-                skip(f"{cell.column.ours[0]} of {model}", NEEDS_FILES)
+                skip(f"{metric} of {model}", NEEDS_FILES)
         elif suite and not _there(results.score(model, cell.column), suite, limit):
             models, metrics = runs.setdefault(suite, ([], []))
             models += [] if model in models else [model]
             # All metrics of the suite together: what is scored is kept, and a model has one row.
-            wanted = [each.column.ours[0] for each in table if each.column.suite == suite]
-            metrics[:] = [metric for metric in dict.fromkeys(wanted) if not metric.startswith("fid/")]
+            wanted = filter(None, (runnable(each.column) for each in table if each.column.suite == suite))
+            metrics[:] = [each for each in dict.fromkeys(wanted) if each not in distribution.variants()]
     return Work(runs, skipped)
 
 

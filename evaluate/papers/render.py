@@ -11,8 +11,8 @@ from rich.table import Table
 
 from evaluate import pipelines
 from evaluate.console import printer
-from evaluate.papers.figures import TABLES, Column, label, read_figures
-from evaluate.papers.match import Cell, Ours
+from evaluate.papers.figures import TABLES, Column, read_figures, read_sources
+from evaluate.papers.match import Cell, Ours, lacking
 
 
 class Entry(NamedTuple):
@@ -23,9 +23,12 @@ class Entry(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A part of a table as it is shown: heads and rows of entries, the first of each the row's name."""
+    """A part of a table as it is shown: heads and rows of entries, the first of each the row's name. source: where it
+    is from, and what is known of how it was measured.
+    """
 
     title: str
+    source: str
     heads: list[Entry]
     rows: list[list[Entry]]
 
@@ -51,12 +54,12 @@ KEY = (
 
 def grids(name: str, table: Sequence[Cell]) -> tuple[list[Grid], list[str]]:
     """The table's parts, and the notes under them."""
-    notes, result = Notes(), []
+    notes, result, sources = Notes(), [], read_sources(name)
     for part in dict.fromkeys(cell.figure.part for cell in table):
         here = [cell for cell in table if cell.figure.part == part]
         heads = list({cell.column.metric: cell.column for cell in here}.values())
         settings, measured = ([column for column in heads if column.is_setting is kind] for kind in (True, False))
-        suite = next(column.suite for column in measured if column.suite)
+        suite = ", ".join(dict.fromkeys(column.suite for column in measured if column.suite))
         lines: dict[int, list[Cell]] = {}
         for cell in here:
             lines.setdefault(cell.figure.line, []).append(cell)
@@ -64,9 +67,13 @@ def grids(name: str, table: Sequence[Cell]) -> tuple[list[Grid], list[str]]:
             Entry((name,), ())
             for name in ("row, our model", *([", ".join(each.metric for each in settings)] if settings else []))
         ]
-        shown = [Entry((each.metric, *_protocols(here, each)), notes(*each.why.split("; "))) for each in measured]
+        shown = [
+            Entry((each.metric, *_protocols(here, each)), notes(lacking(each), *each.why.split("; ")))
+            for each in measured
+        ]
         rows = [_row(row, settings, measured, notes) for row in lines.values()]
-        result.append(Grid(f"{label(name)}, {suite}", first + shown, rows))
+        source = f"Source: {sources[part].source}. Protocol, as far as known: {sources[part].protocol}."
+        result.append(Grid(f"{TABLES[name].label}, {part}; ours on {suite}", source, first + shown, rows))
     return result, notes.texts
 
 
@@ -81,8 +88,9 @@ def _row(row: Sequence[Cell], settings: Sequence[Column], measured: Sequence[Col
         {column: [cell for cell in row if cell.column == column] for column in (*settings, *measured)},
     )
     scores = [cell for column in measured for cell in by_column[column]]
-    # Where a row has nothing of ours, the reasons stand by its name.
-    common = [] if any(cell.ours for cell in scores) else [cell.missing for cell in scores]
+    # Where a row has nothing of ours, the reasons stand by its name; what a column lacks stands in its head.
+    missing = [cell.missing for cell in scores if cell.missing != lacking(cell.column)]
+    common = [] if any(cell.ours for cell in scores) else missing
     about = pipelines.read_recipe(figure.model).about if figure.model else None
     remarks = [about.note or ""] if about and not common else []
     entries = [Entry((figure.row, figure.model), notes(*common, *remarks))]
@@ -103,7 +111,7 @@ def _entry(cell: Cell, common: Sequence[str], notes: Notes) -> Entry:
         remarks += [*ours.apart, ours.remark]
         if cell.difference is not None:
             lines.append(f"{cell.difference:+.{len(cell.figure.value.partition('.')[2])}f}")
-    elif cell.missing not in common:
+    elif cell.missing not in (*common, lacking(cell.column)):
         remarks.append(cell.missing)
     return Entry(tuple(lines), notes(*remarks))
 
@@ -127,15 +135,18 @@ def show(name: str, table: Sequence[Cell]) -> None:
     """Print the table and its notes."""
     parts, notes = grids(name, table)
     out = printer()
-    for title, heads, rows in parts:
-        # Seven columns in 120, with names whole: what is measured is 13 wide, `0.925 ± 0.021`.
+    for title, source, heads, rows in parts:
+        # Seven columns in 120, with names whole: what is measured is 13 wide, `0.925 ± 0.021`. Of more, it breaks.
+        widest = 13 if len(heads) < 8 else 11
         shown = Table(title=escape(title), box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
         for i, head in enumerate(heads):
-            width = 13 if i > 1 else None
+            width = widest if i > 1 else None
             shown.add_column(escape(_text(head)), overflow="fold", justify="right" if i else "left", max_width=width)
         for row in rows:
             shown.add_row(*(escape(_text(entry)) for entry in row))
         out.print(shown)
+        out.print(escape(source), highlight=False)
+        out.print()
     out.print(escape(KEY))
     for number, text in enumerate(notes, 1):
         out.print(escape(f"({number}) {text}"), highlight=False)
@@ -150,8 +161,8 @@ def _text(entry: Entry) -> str:
 def listing() -> None:
     """Print which tables there are."""
     shown = Table("table", "of", "what it is", "rows", "figures")
-    for name, what in TABLES.items():
+    for name, (label, about) in TABLES.items():
         cells = read_figures(name)
         rows = {(figure.part, figure.line) for figure in cells}
-        shown.add_row(name, label(name), what, str(len(rows)), str(sum(bool(figure.value) for figure in cells)))
+        shown.add_row(name, label, about, str(len(rows)), str(sum(bool(figure.value) for figure in cells)))
     printer().print(shown)

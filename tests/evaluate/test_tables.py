@@ -18,8 +18,8 @@ from recording import make
 
 from evaluate import cli, distribution, pipelines, scorers
 from evaluate.papers import files, match, plan, render
-from evaluate.papers.figures import TABLES, Column, label, read_columns, read_figures
-from evaluate.papers.match import Cell, cells
+from evaluate.papers.figures import TABLES, Column, read_columns, read_figures, read_sources
+from evaluate.papers.match import Cell, cells, lacking
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts import suites
@@ -33,34 +33,56 @@ HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
 # ---- the papers' side ------------------------------------------------------------------------------------------------
 
 
-#: Rows by part and figures a row, counted in the papers; of DI++ Table 1 the text keeps 5 figures.
-SHAPES = {
-    "di-star/1": ({"parti": 11, "coco": 11}, 8),
-    "di-star/2": ({"parti": 12}, 7),
-    "di-star/3": ({"hpsv2": 11}, 5),
-    "di-plus-plus/1": ({"hpsv2": 48}, None),
-    "di-plus-plus/2": ({"coco": 29}, 7),
+#: Rows and figures a row by part, counted in the sources; of DI++ Table 1 the text keeps 5 figures.
+SHAPES: dict[str, dict[str, tuple[int, int | None]]] = {
+    "di-star/1": {"parti": (11, 8), "coco": (11, 8)},
+    "di-star/2": {"parti": (12, 7)},
+    "di-star/3": {"hpsv2": (11, 5)},
+    "di-plus-plus/1": {"hpsv2": (48, None)},
+    "di-plus-plus/2": {"coco": (29, 7)},
+    "didr/1": {"preference": (16, 7)},
+    "rtdmd/1": {"drawbench": (4, 6)},
+    "rtdmd/2": {"drawbench": (8, 6), "others": (8, 5)},
+    "tdm-r1/1": {"geneval": (5, 2)},
+    "tdm-r1/2": {"rewards": (3, 3)},
+    "dmd2/1": {"coco": (10, 4)},
+    "sana-sprint/2": {"few-step": (31, 4)},
+    "known/geneval": {"authors": (6, 7), "sana": (14, 7), "few-step": (10, 8)},
+    "known/hpsv2": {"v2.0": (22, 5), "v2.1": (22, 5)},
+    "known/hpsv3": {"hpdv3": (11, 1)},
+    "known/dpg": {"sana": (15, 1)},
+    "known/vqascore": {"genai-bench": (6, 3)},
+    "known/mjhq": {"playground": (3, 1), "sana": (14, 1)},
+    "known/cmmd": {"coco": (6, 2)},
+}
+#: Those of DI* and DI++, whose rows the recipes name too.
+OWN = [name for name in TABLES if name.startswith("di-")]
+#: What columns name that is being built or is not planned, so that a slip in a name is noticed.
+TO_COME = {
+    *("dpg", "drawbench", "genai-bench", "geneval", "geneval2", "geneval2/gm", "hpsv3", "mjhq-30k", "ocr"),
+    *(f"geneval/{task}" for task in ("single_object", "two_object", "counting", "colors", "position", "color_attr")),
+    *("cmmd", "fid/mjhq-30k", "patch-fid/dmd2", "vqascore/clip-flant5-xxl"),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_and_figures_are_counted(name: str) -> None:
-    parts, wide = SHAPES[name]
+    parts = SHAPES[name]
     table = read_figures(name)
     rows = Counter((figure.part, figure.line) for figure in table)
-    assert set(rows) == {(part, line) for part, n in parts.items() for line in range(1, n + 1)}
+    assert set(rows) == {(part, line) for part, (n, _) in parts.items() for line in range(1, n + 1)}
     assert all(figure.table == name for figure in table)
     for part, line in rows:
         assert len({(f.row, f.model) for f in table if (f.part, f.line) == (part, line)}) == 1
-    if wide:
-        assert set(rows.values()) == {wide}
+    if name != "di-plus-plus/1":
+        assert all(n == parts[part][1] for (part, _), n in rows.items())
         assert all(figure.value for figure in table)
     else:
         assert [figure.value for figure in table if figure.value] == ["28.97", "28.25", "28.28", "28.50", "28.48"]
         assert {figure.metric for figure in table} == {"Average", "column unknown"}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", OWN)
 def test_figures_are_numbers_in_the_range_of_their_metric(name: str) -> None:
     ranges = {
         "Image Reward": (-2, 2, 3), "Aes Score": (4.5, 6.5, 2), "Pick Score": (0.19, 0.24, 4),
@@ -85,8 +107,89 @@ def test_averages_are_the_means_of_their_styles() -> None:
         assert abs(np.mean(list(row.values())) - average) <= 0.005 + 1e-9
 
 
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in OWN])
+def test_figures_of_a_column_have_as_many_digits(name: str) -> None:
+    settings = {(column.part, column.metric) for column in read_columns(name) if column.is_setting}
+    digits: dict[tuple[str, str], set[int]] = {}
+    for figure in read_figures(name):
+        if (figure.part, figure.metric) not in settings:
+            float(figure.value)
+            digits.setdefault((figure.part, figure.metric), set()).add(len(figure.value.partition(".")[2]))
+    assert all(len(each) == 1 for each in digits.values()), digits
+
+
+#: Figures looked up in the sources by hand, one or more of each table.
+LOOKED_UP = [
+    ("didr/1", "SDXL DIDR-longer (Ours)", "HPSv2.1", "33.89"),
+    ("didr/1", "SDXL DMD2", "ImageReward", "0.83"),
+    ("rtdmd/1", "RTDMD (Ours)", "PickScore", "22.8593"),
+    ("rtdmd/2", "FLUX.2 4B w/ RTDMD (Ours)", "HPSv2", "0.3516"),
+    ("rtdmd/2", "FLUX.2 4B w/ RTDMD (Ours)", "GenEval", "0.9046"),
+    ("tdm-r1/1", "TDM-R1 (Ours)", "GenEval", "0.92"),
+    ("tdm-r1/2", "TDM-R1-Zimage (Ours)", "HPSv3", "9.90"),
+    ("dmd2/1", "SDXL Teacher, cfg=6", "Patch FID", "21.38"),
+    ("sana-sprint/2", "PixArt-DMD", "FID", "9.59"),
+    ("known/geneval", "IF-XL", "Overall", "0.61"),
+    ("known/geneval", "Hyper-SDXL", "Counting", "0.48"),
+    ("known/geneval", "DALLE3", "Color attribution", "0.45"),
+    ("known/hpsv3", "Kolors", "Overall", "10.55"),
+    ("known/dpg", "LUMINA-Next", "Overall", "74.6"),
+    ("known/vqascore", "SD-XL", "overall", "0.72"),
+    ("known/mjhq", "playground-v2.5-1024px-aesthetic", "Overall FID", "4.48"),
+    ("known/cmmd", "stable-diffusion-xl-base-1.0", "CMMD", "0.696"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "metric", "value"), LOOKED_UP)
+def test_figures_are_the_sources(name: str, row: str, metric: str, value: str) -> None:
+    assert [f.value for f in read_figures(name) if (f.row, f.metric) == (row, metric)] == [value]
+
+
+def test_hpsv2_of_both_versions() -> None:
+    found = {
+        (figure.part, figure.metric): figure.value for figure in read_figures("known/hpsv2") if figure.row == "GLIDE"
+    }
+    assert found["v2.0", "Averaged"] == "23.55"
+    assert found["v2.1", "Photo"] == "16.72"
+
+
+@pytest.mark.parametrize(("name", "total", "parts"), [("known/geneval", "Overall", 6), ("known/hpsv2", "Averaged", 4)])
+def test_totals_are_the_means_of_their_parts(name: str, total: str, parts: int) -> None:
+    rows: dict[tuple[str, int], dict[str, float]] = {}
+    for figure in read_figures(name):
+        if figure.metric != "Steps":
+            rows.setdefault((figure.part, figure.line), {})[figure.metric] = float(figure.value)
+    for row in rows.values():
+        whole = row.pop(total)
+        assert len(row) == parts
+        assert abs(np.mean(list(row.values())) - whole) <= 0.01 + 1e-9
+
+
+def test_one_figure_in_two_sources_is_one() -> None:
+    def of(name: str, metric: str, row: str, part: str = "") -> str:
+        (value,) = {f.value for f in read_figures(name) if (f.row, f.metric) == (row, metric) and part in ("", f.part)}
+        return value
+
+    for row in ("SDXL", "SD3-medium", "FLUX-dev", "PixArt-Σ"):
+        assert of("sana-sprint/2", "FID", row) == of("known/mjhq", "FID", row)
+        if row != "PixArt-Σ":  # of 512 px in the one, of 1024 in the other
+            assert of("sana-sprint/2", "GenEval", row) == of("known/geneval", "Overall", row)
+    authors, sana = (of("known/geneval", "Overall", row) for row in ("Stable Diffusion XL", "SDXL"))
+    assert authors == sana
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_part_has_a_source(name: str) -> None:
+    sources = read_sources(name)
+    assert sources.keys() == SHAPES[name].keys()
+    for source in sources.values():
+        assert re.search(r"arXiv \d{4}\.\d{5}|huggingface\.co/", source.source)
+        assert source.protocol
+        assert not source.source.endswith(".")
+
+
 def test_models_are_recipes_and_their_rows_are_these() -> None:
-    found = {(figure.model, label(name)) for name in TABLES for figure in read_figures(name) if figure.model}
+    found = {(figure.model, TABLES[name].label) for name in OWN for figure in read_figures(name) if figure.model}
     told = {
         (model, row)
         for model in pipelines.names()
@@ -95,8 +198,10 @@ def test_models_are_recipes_and_their_rows_are_these() -> None:
         for row in about.rows
     }
     assert found == told
-    lost = {figure.row for name in TABLES for figure in read_figures(name) if not figure.model}
+    lost = {figure.row for name in OWN for figure in read_figures(name) if not figure.model}
     assert lost == {"SD15-DI++-1Step", "DiT-DI++-1Step"}
+    others = {figure.model for name in TABLES for figure in read_figures(name) if figure.model}
+    assert others <= set(pipelines.names())
 
 
 def test_the_papers_settings_are_the_recipes_or_a_note_says_so(tmp_path: Path) -> None:
@@ -130,9 +235,10 @@ def test_what_is_known_of_columns(name: str) -> None:
     metrics = {*scorers.variants(), *distribution.variants()}
     for column in known.values():
         if column.suite:
-            assert column.suite in suites.names()
-            assert set(column.ours) <= metrics
+            assert column.suite in {*suites.names(), *TO_COME}
+            assert set(column.ours) <= metrics | TO_COME
             assert column.ours
+            assert bool(lacking(column)) == (column.suite not in suites.names() or not metrics & set(column.ours))
         if not column.why:  # nothing stands against a difference, so all of this must be known
             assert len(column.suite_sha256) == 64
     for figure in table:
@@ -188,7 +294,9 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
     for name in TABLES:
         for column in read_columns(name):
             for model in (
-                {f.model for f in read_figures(name) if f.part == column.part and f.model} if column.suite else ()
+                {f.model for f in read_figures(name) if f.part == column.part and f.model}
+                if column.suite and not lacking(column)
+                else ()
             ):
                 if not pipelines.read_recipe(model).reported_only:
                     rows.setdefault(column.suite, []).append(row_of(model, column))
@@ -210,7 +318,7 @@ def test_differences_are_only_where_everything_is_known_to_agree(tmp_path: Path)
                 or cell.column.is_setting
             )
             if cell.column.suite and cell.figure.model and not pipelines.read_recipe(cell.figure.model).reported_only:
-                assert cell.column.group or cell.ours
+                assert cell.column.group or cell.ours or lacking(cell.column)
 
 
 @pytest.mark.parametrize(
@@ -555,3 +663,72 @@ def test_what_cannot_be_run_is_skipped_with_the_reason(tmp_path: Path) -> None:
     lost = plan.missing("di-plus-plus/1", tmp_path)
     assert "hpsv2-glide" in lost.skipped["reported only: known from the HPSv2 paper alone"]
     assert lost.runs["hpsv2"][1] == ["hpsv2.0/aa"]
+
+
+# ---- what is not here yet --------------------------------------------------------------------------------------------
+
+
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of GenEval is here, whatever has been built since."""
+    known = [name for name in suites.names() if name != "geneval"]
+    metrics = {name: what for name, what in scorers.variants().items() if not name.startswith("geneval")}
+    monkeypatch.setattr(suites, "names", lambda: known)
+    monkeypatch.setattr(scorers, "variants", lambda: metrics)
+
+
+def test_a_suite_or_metric_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent(monkeypatch)
+    cell = cell_of("sana-sprint/2", "GenEval", "sdxl-50step", tmp_path, "few-step")
+    assert cell.ours is None
+    assert cell.why == "there is no suite 'geneval' here"
+    work = plan.missing("sana-sprint/2", tmp_path)
+    assert "geneval" not in work.runs
+    assert "GenEval" in work.skipped["there is no suite 'geneval' here"]
+    grids, notes = render.grids("sana-sprint/2", cells("sana-sprint/2", tmp_path))
+    assert notes.count("there is no suite 'geneval' here") == 1
+    head = next(head for head in grids[0].heads if head.lines[0] == "GenEval")
+    assert "there is no suite 'geneval' here" in [notes[number - 1] for number in head.notes]
+    monkeypatch.setattr(suites, "names", lambda: ["geneval", "parti"])
+    assert cell_of("sana-sprint/2", "GenEval", "sdxl-50step", tmp_path, "few-step").why.endswith(
+        "metric 'geneval' here"
+    )
+
+
+def test_it_is_run_and_shown_once_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "names", lambda: ["geneval"])
+    monkeypatch.setattr(suites, "card", lambda name: suites.Card(553, "", ""))
+    monkeypatch.setattr(scorers, "variants", lambda: {"geneval": "six tasks"})
+    match.suite_size.cache_clear()
+    try:
+        work = plan.missing("known/geneval", tmp_path)
+        assert work.runs["geneval"][1] == ["geneval"]  # its tasks are its columns, not metrics to run
+        assert "sdxl-50step" in work.runs["geneval"][0]
+        row = row_of("sdxl-50step", column_of("known/geneval", "Position", "sana"), 0.16)
+        leaderboard.upsert(tmp_path / "geneval.csv", row | {"geneval": "0.55", "geneval n": "553"})
+        cell = cell_of("known/geneval", "Position", "sdxl-50step", tmp_path, "sana")
+        assert cell.ours
+        assert (cell.ours.value, cell.ours.protocol) == (0.16, "geneval/position")
+        assert cell.difference is None
+        assert "by which code" in cell.why
+    finally:
+        match.suite_size.cache_clear()
+
+
+def test_a_distribution_metric_is_never_run_by_itself(tmp_path: Path) -> None:
+    work = plan.missing("dmd2/1", tmp_path)
+    assert not {*work.runs["coco2014-30k"][1]} & {*distribution.variants()}
+    assert "fid/coco-sdxl-10k of sdxl-dmd2-1step-1024" in work.skipped[plan.NEEDS_FILES]
+
+
+def test_the_source_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    table = cells("didr/1", tmp_path)
+    render.show("didr/1", table)
+    for suffix in (".md", ".html"):
+        files.write(tmp_path / f"t{suffix}", "didr/1", table)
+    said = [capsys.readouterr().out, *((tmp_path / f"t{suffix}").read_text("utf-8") for suffix in (".md", ".html"))]
+    for text in said:
+        assert "github.com/Junyi-W/DIDR" in text.replace("\\", "")
+        assert "neither the prompts nor how many are named" in " ".join(text.split())
