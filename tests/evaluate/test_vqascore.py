@@ -63,11 +63,14 @@ def test_both_sides_saw_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", COMPARES)
 def test_scores_are_the_originals(name: str, real_scorers: Hub) -> None:
     """Within 1e-5 of the range of its scores; prompts of all lengths together."""
-    scorer, theirs = scorers.load(name), torch.tensor(list(of(name, "scores").values()))
+    scorer: Any = scorers.load(name)
+    theirs = torch.tensor(list(of(name, "scores").values()))
     ours = torch.stack([scorer.score([IMAGES[image]] * len(PROMPTS), PROMPTS) for image in of(name, "scores")])
     spread = (theirs.max() - theirs.min()).item()
-    assert spread > 0.01 and theirs.std(0).min() > 1e-4 and theirs.std(1).min() > 1e-4
+    assert min(theirs.std(0).min(), theirs.std(1).min()) > 0.02 * spread, "both image and prompt matter"
     torch.testing.assert_close(ours, theirs, atol=1e-5 * spread, rtol=0)
+    # Over 2,191 keys torch's fused attention rounds by up to 6e-5 of a score; the original's kind does as it does.
+    scorer.language.set_attn_implementation("eager")
     cut = scorer.score([IMAGES["wide"]], [vqascore_parts.TOO_LONG])
     torch.testing.assert_close(cut, torch.tensor(of(name, "too_long")), atol=1e-5 * spread, rtol=0)
 
@@ -110,8 +113,8 @@ def test_the_frame_is_pillows_on_bytes_and_floats(size: tuple[int, int]) -> None
     edge = max(size)
     expected = Image.new("RGB", (edge, edge), tuple(int(255 * each) for each in CLIP_MEAN))
     expected.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), ((edge - size[1]) // 2, (edge - size[0]) // 2))
-    assert torch.equal(step.frame(image[None])[0], chw(np.asarray(expected)))
-    torch.testing.assert_close(step.frame(image[None] / 255)[0], chw(np.asarray(expected)) / 255)
+    assert torch.equal(step.frame(image[None])[0], chw(np.array(expected)))
+    torch.testing.assert_close(step.frame(image[None] / 255)[0], chw(np.array(expected)) / 255)
 
 
 @pytest.mark.parametrize("name", ["wide", "tall"])
@@ -126,7 +129,7 @@ def test_the_gradient_reaches_every_pixel_of_a_framed_image(name: str, real_scor
 
     (gradient,) = torch.autograd.grad(exact(image), image)
     assert gradient.abs().sum(1).gt(0).all()
-    step = 1e-5
+    step = 1e-6
     with torch.no_grad():
         difference = (exact(image + step * direction) - exact(image - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-6, atol=1e-9)

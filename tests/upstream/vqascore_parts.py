@@ -105,6 +105,8 @@ def tokenizer_json() -> dict[str, Any]:
 def weights(model: str, layout: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """The model's tensors, in bfloat16 as they are published; what T5 shares is one tensor."""
     arrays = seeded.weights(SEEDS[model], layout)
+    for name in (name for name in arrays if name.endswith("Attention.q.weight")):
+        arrays[name] *= LANGUAGE["d_kv"] ** -0.5  # T5 does not divide what attention weighs: its queries are small
     tensors = {name: torch.from_numpy(array).bfloat16() for name, array in arrays.items()}
     return {name: tensors["shared.weight"] if "embed_tokens" in name else each for name, each in tensors.items()}
 
