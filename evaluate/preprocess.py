@@ -108,20 +108,23 @@ class Resize:
 
     fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge
     becomes
-        `size`, then both sides are padded with 0; `square`: the centre square is cut out, then resized to `size`.
+        `size`, then both sides are padded with 0; `square`: the centre square is cut out, then resized to `size`;
+        `framed`: both sides are padded with `fill` to a square, which is then resized to `size`.
+    fill: red, green and blue, 0 to 255, of what `framed` pads with.
     odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does,
     or
         `floor`, as transformers does.
     """
 
     size: int
-    fit: Literal["shortest", "longest", "square"]
+    fit: Literal["shortest", "longest", "square", "framed"]
     filter: Literal["bicubic", "lanczos"] = "bicubic"
     odd: Literal["round", "floor"] = "round"
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resampling, before the cut or the padding."""
-        if self.fit == "square":
+        if self.fit in ("square", "framed"):
             return self.size, self.size
         if self.fit == "longest":
             scale = self.size / max(height, width)
@@ -141,6 +144,18 @@ class Resize:
         """Black around the image up to a square; of an odd number of pixels the greater half goes right and below."""
         tall, wide = (self.size - edge for edge in images.shape[-2:])
         return F.pad(images, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
+
+    def frame(self, images: Tensor) -> Tensor:
+        """`fill` around the image up to a square; of an odd number of pixels the greater half goes right and below."""
+        height, width = images.shape[-2:]
+        if height == width:
+            return images
+        edge = max(height, width)
+        top, left = (edge - height) // 2, (edge - width) // 2
+        colour = images.new_tensor(self.fill) / (1 if images.dtype == torch.uint8 else 255)
+        square = colour.to(images.dtype)[:, None, None].repeat(len(images), 1, edge, edge)
+        square[..., top : top + height, left : left + width] = images
+        return square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +202,8 @@ class Preprocess:
     def _step(self, step: Resize, images: Tensor) -> Tensor:
         if step.fit == "square":
             images = step.cut(images, min(images.shape[-2:]))
+        if step.fit == "framed":
+            images = step.frame(images)
         height, width = images.shape[-2:]
         target = step.target(height, width)
         if 0 in target:

@@ -5,9 +5,10 @@ import pickle
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from evaluate import layouts
 from prompts.io import hub
 from prompts.io.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 REMEDY = "these are the weights of another model"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -38,8 +41,16 @@ class Files:
         """The tensors of all these files (`read`)."""
         return {key: value for path in paths for key, value in read(path).items()}
 
+    def build(self, make: Callable[[], M]) -> M:
+        """What `make` makes, without memory for its parameters, which `fill` brings: for networks of billions."""
+        with torch.device("meta"):
+            return make()
+
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-        """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+        """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
+
+        Where a parameter has no memory yet, all keep the precision that they were published in.
+        """
         load_strict(module, tensors, source)
 
     def sha256(self, *paths: Path, expected: str | None = None) -> str:
@@ -73,6 +84,10 @@ class RandomWeights(Files):
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """Nothing."""
         return {}
+
+    def build(self, make: Callable[[], M]) -> M:
+        """What `make` makes."""
+        return make()
 
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
         """`randomise`."""
@@ -117,7 +132,7 @@ def read(path: Path) -> dict[str, Tensor]:
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
     match(module, tensors, source)
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in module.parameters()))
 
 
 @torch.no_grad()

@@ -8,12 +8,15 @@ import pytest
 import torch
 from hub import Hub
 from safetensors.torch import save_file
-from upstream import seeded
+from upstream import seeded, vqascore_parts
 
 from evaluate import weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
+from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore, vqascore
 
-REFERENCE = json.loads((Path(__file__).parent / "upstream" / "reference.json").read_text(encoding="utf-8"))
+UPSTREAM = Path(__file__).parent / "upstream"
+REFERENCE = json.loads((UPSTREAM / "reference.json").read_text(encoding="utf-8"))
+#: What t2v-metrics made, by model and kind: `clip-flant5-xl/scores`.
+VQASCORE = json.loads((UPSTREAM / "vqascore.json").read_text(encoding="utf-8"))
 
 #: A CLIP of transformers, small; the activation is OpenAI's or LAION's.
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -71,6 +74,26 @@ def publish(hub: Hub) -> None:
 
     head = {f"layers.{name}": shape for name, shape in shapes(regressor(24)).items()}
     torch.save(tensors("aesthetic", head), hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
+    publish_vqascore(hub)
+
+
+def write_vqascore(folder: Path, model: str) -> None:
+    """`config.json` and the weights' files of a CLIP-FlanT5."""
+    (folder / "config.json").write_text(json.dumps(vqascore_parts.LANGUAGE))
+    tensors = vqascore_parts.weights(model, VQASCORE[f"{model}/layout"])
+    for name, content in vqascore_parts.files(model, tensors).items():
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps(content))
+        else:
+            torch.save(content, folder / name)
+
+
+def publish_vqascore(hub: Hub) -> None:
+    """Both CLIP-FlanT5s, and the words of both FLAN-T5s."""
+    words = json.dumps(vqascore_parts.tokenizer_json())
+    for model in vqascore_parts.SEEDS:
+        write_vqascore(hub.folder(*vqascore.REPOSITORIES[model]), model)
+        (hub.folder(*vqascore.WORDS[model]) / "tokenizer.json").write_text(words)
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
@@ -80,5 +103,6 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-H-14", seeded.VIT_H_14)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-g-14", seeded.VIT_G_14)
     monkeypatch.setattr(imagereward, "ARCHITECTURE", seeded.BLIP)
+    monkeypatch.setattr(vqascore, "VISION", vqascore_parts.VISION)
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))

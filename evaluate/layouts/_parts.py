@@ -114,11 +114,11 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> dict[str, Any]:
 
 
 @cache
-def t5_tokenizer() -> dict[str, Any]:
-    """T5's."""
+def t5_tokenizer(known: str = "") -> dict[str, Any]:
+    """T5's. known: text besides captions whose words are one token each."""
     from transformers import T5Tokenizer
 
-    words = sorted({f"▁{word}" for caption in _text() for word in caption.split()})
+    words = sorted({f"▁{word}" for caption in [*_text(), known] for word in caption.split()})
     pieces = filled(["<pad>", "</s>", "<unk>", "▁", *words, *map(chr, range(33, 127))], T5_PIECES)
     spans = [f"<extra_id_{number}>" for number in reversed(range(T5_SPANS))]
     # Whole words before their letters, and what occurs nowhere last.

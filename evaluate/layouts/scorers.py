@@ -1,9 +1,12 @@
 """What scorers read besides their weights. Those of open_clip bring their configs and words along.
 
 Figures: of the CLIPs, github.com/mlfoundations/open_clip, src/open_clip/model_configs, ViT-H-14.json and ViT-L-14.json;
-of BERT's words, the vocabulary that `evaluate.scorers.imagereward` takes from ImageReward, less BLIP's two tokens.
+of CLIP-FlanT5's T5, the sizes of google/flan-t5-xl and -xxl, with the vocabulary cut to the tokenizer's 32,100 words as
+github.com/linzhiqiu/CLIP-FlanT5, llava/train/t5_train.py, cuts it; of BERT's words, the vocabulary that
+`evaluate.scorers.imagereward` takes from ImageReward, less BLIP's two tokens.
 """
 
+from functools import partial
 from typing import Any
 
 from evaluate.layouts import Layout, _parts
@@ -53,6 +56,19 @@ def openai() -> Layout:
     return {"config.json": vit_l_14(), **_parts.clip_words()}
 
 
+def clip_flan_t5(**sizes: int) -> Layout:
+    """VQAScore's language; the files of its weights are none."""
+    language = {**_parts.T5_XXL, "vocab_size": _parts.T5_PIECES + _parts.T5_SPANS, **sizes}
+    return {"config.json": language, "pytorch_model.bin.index.json": {"weight_map": {}}}
+
+
+def flan_t5() -> Layout:
+    """VQAScore's words, those of its question among them."""
+    from evaluate.scorers.vqascore import AFTER, ANSWER, BEFORE
+
+    return _parts.t5_tokenizer(f"{BEFORE} {AFTER} {ANSWER}")
+
+
 def bert() -> Layout:
     """ImageReward's words."""
     return {"vocab.txt": bert_words()}
@@ -63,4 +79,8 @@ LAYOUTS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _parts.clip_words,
     "openai/clip-vit-large-patch14": openai,
     "bert-base-uncased": bert,
+    "zhiqiulin/clip-flant5-xxl": clip_flan_t5,
+    "zhiqiulin/clip-flant5-xl": partial(clip_flan_t5, d_model=2048, d_ff=5120, num_heads=32),
+    "google/flan-t5-xxl": flan_t5,
+    "google/flan-t5-xl": flan_t5,
 }

@@ -10,7 +10,7 @@ from hub import Hub
 from upstream import seeded
 
 from evaluate import scorers, weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
+from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore, vqascore
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -34,6 +34,17 @@ FILES = {
     "clipscore/vit-l-14-torchmetrics": [
         *OPENAI,
         *((clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("vocab.json", "merges.txt")),
+    ],
+    "vqascore/clip-flant5-xl": [
+        (*vqascore.REPOSITORIES["clip-flant5-xl"], "config.json"),
+        (*vqascore.WORDS["clip-flant5-xl"], "tokenizer.json"),
+        (*vqascore.REPOSITORIES["clip-flant5-xl"], "pytorch_model.bin"),
+    ],
+    "vqascore/clip-flant5-xxl": [
+        (*vqascore.REPOSITORIES["clip-flant5-xxl"], "config.json"),
+        (*vqascore.WORDS["clip-flant5-xxl"], "tokenizer.json"),
+        (*vqascore.REPOSITORIES["clip-flant5-xxl"], "pytorch_model.bin.index.json"),
+        *((*vqascore.REPOSITORIES["clip-flant5-xxl"], f"pytorch_model-0000{number}-of-00002.bin") for number in (1, 2)),
     ],
 }
 

@@ -111,6 +111,9 @@ def test_chats_are_told_in_qwens_way() -> None:
         ("clipscore/vit-l-14-torchmetrics", 427_616_513),
         ("imagereward", None),
         ("aesthetic/v2", None),
+        # Two bytes each; the smaller's repository is 6,327,057,688 bytes large, the larger's 22.9 GB.
+        ("vqascore/clip-flant5-xl", 3_159_445_504),
+        ("vqascore/clip-flant5-xxl", 11_459_590_144),
     ],
 )
 def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> None:
@@ -120,6 +123,7 @@ def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> No
     assert len(published.requests) == asked
     if count:
         assert parameters(scorer) == count
+    if hasattr(scorer, "clip") and count:
         assert len(scorer.tokenizer) == 49408
         assert scorer.length("a small red circle on a white background") == 16
     assert parameters(scorer) > 3e8
