@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rich.markup import escape
 
+from evaluate import distribution
 from evaluate.console import console
 from evaluate.papers.figures import SECONDS
 from evaluate.papers.match import Leaderboards, Ours, cells, only_part, suite_size
@@ -24,7 +25,7 @@ class Work(NamedTuple):
 
 def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
     """What is missing in `folder`: with `limit`, of the first so many prompts."""
-    table, results = cells(name, folder), Leaderboards(folder)
+    table, results, compared = cells(name, folder), Leaderboards(folder), distribution.references()
     runs: dict[str, tuple[list[str], list[str]]] = {}
     skipped: dict[str, list[str]] = {}
 
@@ -39,7 +40,7 @@ def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
                 skip(model or cell.figure.row, cell.missing)
         elif cell.column.ours == (SECONDS,) and cell.ours is None:
             skip(f"seconds of {model}", TO_BE_TIMED)
-        elif suite and cell.column.ours[0].startswith("fid/"):
+        elif suite and cell.column.ours[0] in compared:
             if cell.ours is None or cell.ours.apart:
                 skip(f"{cell.column.ours[0]} of {model}", NEEDS_FILES)
         elif suite and not _there(results.score(model, cell.column), suite, limit):
@@ -47,7 +48,7 @@ def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
             models += [] if model in models else [model]
             # All metrics of the suite together: what is scored is kept, and a model has one row.
             wanted = [each.column.ours[0] for each in table if each.column.suite == suite]
-            metrics[:] = [metric for metric in dict.fromkeys(wanted) if not metric.startswith("fid/")]
+            metrics[:] = [metric for metric in dict.fromkeys(wanted) if metric not in compared]
     return Work(runs, skipped)
 
 

@@ -7,19 +7,21 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub import Hub
 from torch import Tensor
 
 from evaluate import distribution, scorers
-from evaluate.distribution import fid
-from evaluate.distribution.diversity import Diversity
+from evaluate.distribution.diversity import WithinPrompt, mean_cosine_distance
 from evaluate.distribution.fd_shapes import RENDERS, fd_shapes
-from evaluate.distribution.frechet import FrechetMetric, Moments, frechet_distance, group_of
+from evaluate.distribution.frechet import FrechetMetric, Moments, frechet_distance
+from evaluate.distribution.jackknife import group_of
 from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
 
@@ -27,16 +29,8 @@ CAPTIONS = sample_captions(30, split="test", seed=0) * 2
 IMAGES = torch.from_numpy(render(CAPTIONS, seed=0))
 
 
-class Pooled(torch.nn.Module):
-    """In Inception's place: means of 9 patches."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(images, 3).mean(1).flatten(1)
-
-
 @pytest.fixture(params=list(distribution.variants()))
-def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(fid, "load_inception", lambda *_: (Pooled(), "0" * 64))
+def name(request: pytest.FixtureRequest, tiny_clip: None, tiny_networks: Hub) -> str:
     chosen: str = request.param
     return chosen
 
@@ -45,7 +39,7 @@ def name(request: pytest.FixtureRequest, tiny_clip: None, monkeypatch: pytest.Mo
 def fresh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> distribution.DistributionMetric:
     """The metric with nothing gathered."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
-    if not name.startswith("fid/"):
+    if name not in distribution.references():
         return distribution.load(name)
     save_images(tmp_path / "real", 20)
     return distribution.load(name, reference=str(tmp_path / "real"))
@@ -75,6 +69,8 @@ def test_a_metric_gathers_in_any_order_and_in_parts(fresh: distribution.Distribu
     whole = filled(fresh).compute()
     assert whole.n == len(IMAGES)
     assert whole.low <= whole.value <= whole.high
+    assert sum(n for n, _ in whole.left_out.values()) == whole.n
+    json.dumps(asdict(whole), allow_nan=False)
     backwards = filled(fresh, slice(40, None), step=7)
     backwards.merge(filled(fresh, slice(0, 0)))
     backwards.merge(filled(fresh, slice(0, 40), step=11))
@@ -111,20 +107,6 @@ def test_too_little_is_refused(fresh: distribution.DistributionMetric) -> None:
         fresh.compute()
     with pytest.raises(ValueError, match=r"prompts|shorter|longer"):
         fresh.update(IMAGES, CAPTIONS[:-1])
-
-
-def test_every_claim_is_compared() -> None:
-    """With formulas on this page, with clean-fid in test_fid.py."""
-    claims, fids = distribution.verified(), fid.PROTOCOLS.keys()
-    assert {name for name, by in claims.items() if by == "formula"} == {
-        "fd-shapes",
-        "diversity/shapes-clip",
-        "diversity/inception",
-    }
-    made_by = json.loads((Path(__file__).parents[1] / "upstream" / "fid.json").read_text(encoding="utf-8"))["versions"]
-    assert {name: by for name, by in claims.items() if by != "formula"} == dict.fromkeys(
-        fids, f"clean-fid {made_by['clean-fid']}"
-    )
 
 
 def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
@@ -251,7 +233,7 @@ def test_fd_shapes_is_the_distance_to_renders_of_the_same_captions(tiny_clip: No
 
 
 def diversity(features: Tensor, prompts: list[str]) -> distribution.Estimate:
-    metric = Diversity("d", lambda images: torch.as_tensor(images), weights_sha256="")
+    metric = WithinPrompt("d", lambda images: torch.as_tensor(images), mean_cosine_distance, weights_sha256="")
     metric.update(features, prompts)
     return metric.compute()
 
