@@ -180,9 +180,7 @@ def moments(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = distribution.load(metric, device=where, weights=weights, reference=str(folder))
     if not isinstance(loaded, FrechetMetric):
-        raise UserError(
-            f"--metric {metric}: it compares with every image, not with their moments; choose fid or fd-dinov2"
-        )
+        raise UserError(f"--metric {metric}: compares with every image, not with moments; choose a fid or fd-dinov2")
     target = output or Path(f"{folder.resolve().name}-{slug(loaded.protocol)}.safetensors")
     if target.suffix != ".safetensors":
         raise UserError(f"--output {target}: moments are written as .safetensors")

@@ -128,5 +128,9 @@ def load(
         raise UserError(f"{variant} compares with {real}; give their folder as the reference")
     if reference and not real:
         raise UserError(f"{variant} compares with no images of yours; leave out {reference}")
+    if real and reference:  # before weights are fetched
+        from evaluate.distribution.reference import check
+
+        check(reference, variant, real)
     metric: DistributionMetric = module.load(variant, device, weights, reference)
     return metric

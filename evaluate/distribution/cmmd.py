@@ -17,7 +17,7 @@ from evaluate.features import clip_336
 
 VARIANTS = {"cmmd": "CMMD on CLIP ViT-L/14 at 336 pixels, to images of your choice; lower is better"}
 REFERENCES = {"cmmd": "real images of your choice"}
-VERIFIED_BY = {"cmmd": "google-research/cmmd"}
+VERIFIED_BY = {"cmmd": "clip-mmd 0.0.2"}
 
 SIGMA, SCALE = 10, 1000
 

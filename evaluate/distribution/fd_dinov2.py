@@ -10,7 +10,7 @@ from evaluate.features import dinov2
 
 VARIANTS = {"fd-dinov2": "Fréchet distance on DINOv2 ViT-L/14, to images of your choice; lower is better"}
 REFERENCES = {"fd-dinov2": "real images of your choice"}
-VERIFIED_BY = {"fd-dinov2": "facebookresearch/dinov2"}
+VERIFIED_BY = {"fd-dinov2": "dinov2 0.0.1.dev2"}
 
 
 def load(name: str, device: Any, weights: str | None, reference: str) -> DistributionMetric:

@@ -29,6 +29,16 @@ from prompts.io.files import replace
 CHUNK = 512  # images whose features are taken together
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FILES = {".safetensors", ".npz"}
+#: Where a file of moments keeps what it says of them, as JSON: in its metadata.
+KEY = "moments"
+
+
+def check(reference: str, name: str, real: str) -> None:
+    """Raise UserError for what is neither a folder of images nor a file of moments."""
+    if Path(reference).suffix not in FILES:
+        reference_files(Path(reference), name, real)
+    elif not Path(reference).is_file():
+        raise UserError(f"{reference}: no such file of moments; 'evaluate moments' writes one")
 
 
 def reference_files(folder: Path, name: str, real: str) -> list[Path]:
@@ -119,14 +129,13 @@ def moments_of(sample: MakeReference) -> Moments:
 def write_moments(path: Path, moments: Moments, *, protocol: str, weights_sha256: str) -> None:
     """The file that `read_moments` reads; the same moments are the same bytes."""
     tensors = {"n": torch.tensor(moments.n), "mean": moments.mean, "scatter": moments.scatter}
-    metadata = {"protocol": protocol, "weights_sha256": weights_sha256, "images_sha256": moments.sha256}
-    replace(path, lambda draft: save_file(tensors, draft, metadata=metadata))
+    said = {"protocol": protocol, "weights_sha256": weights_sha256, "images_sha256": moments.sha256}
+    # One entry: the order of several is not the same twice.
+    replace(path, lambda draft: save_file(tensors, draft, metadata={KEY: json.dumps(said)}))
 
 
 def read_moments(path: Path, protocol: str, extractor: Extractor) -> Moments:
     """Moments for a protocol. Raises UserError for those of another protocol, other weights or another width."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of moments; 'evaluate moments' writes one")
     moments = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path, protocol, extractor.weights_sha256)
     if moments.mean.shape != (extractor.width,) or moments.scatter.shape != (extractor.width, extractor.width):
         shapes = f"{tuple(moments.mean.shape)} and {tuple(moments.scatter.shape)}"
@@ -137,9 +146,9 @@ def read_moments(path: Path, protocol: str, extractor: Extractor) -> Moments:
 def _read_safetensors(path: Path, protocol: str, weights_sha256: str) -> Moments:
     try:
         with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
+            said = json.loads((file.metadata() or {}).get(KEY, "{}"))
             n, mean, scatter = (file.get_tensor(key) for key in ("n", "mean", "scatter"))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a file of moments ({weight_files.reason(error)}); write it again") from None
     for key, expected in {"protocol": protocol, "weights_sha256": weights_sha256}.items():
         if said.get(key) != expected:

@@ -5,6 +5,7 @@ distance is the mean over positions of their squared difference, weighed by chan
 weights, which torchmetrics ships byte for byte, and summed over layers.
 """
 
+import importlib.metadata
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ class Lpips(nn.Module):
 
 def load_network(device: Any, path: str | None) -> tuple[Lpips, str]:
     """The distance, and the sha256 of both files of weights. path: AlexNet's, in place of the one that is fetched."""
-    import torchmetrics
     from torchvision.models import alexnet
 
     file = Path(path) if path else fetch(URL, SHA256, folder="alexnet", what="AlexNet's weights, 233 MiB")
-    calibrated = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
+    package = Path(str(importlib.metadata.distribution("torchmetrics").locate_file("torchmetrics")))
+    calibrated = package / "functional" / "image" / "lpips_models" / "alex.pth"
     weights.Files().sha256(calibrated, expected=HEADS_SHA256)
     with torch.device("meta"):  # its classifier, which is most of it, is not needed
         trunk = alexnet(weights=None).features

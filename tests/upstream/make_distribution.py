@@ -117,7 +117,7 @@ def kid() -> dict[str, float]:
         torch.from_numpy(a).double(), torch.from_numpy(b).double(), verbose=False, rng_seed=2020
     )
     small = [make_features(side, n).astype(float) for side, n in zip(("generated", "real"), SMALL_KID, strict=True)]
-    np.random.seed(0)  # noqa: NPY002: clean-fid's subsets are of it
+    np.random.seed(0)  # noqa: NPY002
     return {
         "torch-fidelity": found["kernel_inception_distance_mean"],
         # Subsets as large as the sets are all the same.
