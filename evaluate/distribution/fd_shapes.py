@@ -27,7 +27,7 @@ RENDERS = 8
 def renders(features: Extractor, *, seed: int = 0) -> MakeReference:
     """RENDERS renders of each caption, drawn from `seed`, in the captions' groups: they are left out together."""
 
-    def reference(captions: Sequence[str], groups: Tensor) -> Sample:
+    def reference(captions: Sequence[str], images: Sample) -> Sample:
         from prompts.shapes import render
 
         repeated = list(captions) * RENDERS
@@ -35,7 +35,9 @@ def renders(features: Extractor, *, seed: int = 0) -> MakeReference:
         def rendered() -> Tensor:
             return features(torch.from_numpy(render(repeated, seed=seed)))
 
-        return Sample(features.latest("renders", (seed, *repeated), rendered), groups.repeat(RENDERS))
+        units = None if images.units is None else images.units.repeat(RENDERS)
+        kept = features.latest("renders", (seed, *repeated), rendered)
+        return Sample(kept, images.groups.repeat(RENDERS), units)
 
     return reference
 

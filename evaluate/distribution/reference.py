@@ -92,9 +92,9 @@ def folder_sample(files: list[Path], extractor: Extractor) -> MakeReference:
 
     def measured() -> Sample:
         features, digest = folder_features(files, extractor)
-        return Sample(features, torch.full((len(features),), -1), digest)
+        return Sample(features, torch.full((len(features),), -1), sha256=digest)
 
-    return lambda prompts, groups: extractor.latest("folder", tuple(files), measured)
+    return lambda prompts, images: extractor.latest("folder", tuple(files), measured)
 
 
 def make_reference(reference: str, name: str, real: str, extractor: Extractor) -> MakeReference:
@@ -113,12 +113,12 @@ def frechet_metric(
         moments = read_moments(Path(reference), name, extractor)
         return make(lambda: moments)
     sample = make_reference(reference, name, real, extractor)
-    return make(lambda: extractor.latest("moments", reference, lambda: moments_of(sample)))
+    nothing = Sample(torch.empty(0), torch.empty(0))
+    return make(lambda: extractor.latest("moments", reference, lambda: moments_of(sample((), nothing))))
 
 
-def moments_of(sample: MakeReference) -> Moments:
+def moments_of(images: Sample) -> Moments:
     """Moments of a reference, in parts: in float64 the whole would take as much memory again, twice."""
-    images = sample((), torch.empty(0))
     parts = [Moments.of(part) for part in images.features.split(CHUNK)]
     whole = parts[0]
     for part in parts[1:]:

@@ -19,11 +19,13 @@ class Sample:
     """Features `[N, D]` of images, and the group of prompts `[N]` of each, -1 for images that stay whatever is left
     out.
 
+    units: which of a sample and of what it is compared with are not independent, by number `[N]`; None where all are.
     sha256: of the images, '' where nobody asks.
     """
 
     features: Tensor
     groups: Tensor
+    units: Tensor | None = None
     sha256: str = ""
 
     def __len__(self) -> int:
@@ -31,7 +33,8 @@ class Sample:
 
     def at(self, rows: Tensor) -> "Sample":
         """Some images, by their places."""
-        return replace(self, features=self.features[rows], groups=self.groups[rows])
+        units = None if self.units is None else self.units[rows]
+        return replace(self, features=self.features[rows], groups=self.groups[rows], units=units)
 
     def without(self, group: int | None) -> Tensor:
         """Which images are left `[N]`."""
@@ -40,8 +43,8 @@ class Sample:
 
 #: One sample, or images and a reference -> the metric without a group.
 Statistic = Callable[..., LeaveOut]
-#: Prompts of the images and their groups -> what they are compared with.
-MakeReference = Callable[[Sequence[str], Tensor], Sample]
+#: Prompts of the images and the images -> what they are compared with.
+MakeReference = Callable[[Sequence[str], Sample], Sample]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,10 @@ class SampleMetric(DistributionMetric):
             raise ValueError(f"{self.protocol}: {n} images; it needs at least {self.least}")
         rows = Rows.union(self.state)
         groups = torch.tensor([group_of(prompt, self.groups) for prompt in rows.prompts])
-        samples = [Sample(rows.features, groups)]
+        number = {prompt: i for i, prompt in enumerate(dict.fromkeys(rows.prompts))}
+        samples = [Sample(rows.features, groups, torch.tensor([number[prompt] for prompt in rows.prompts]))]
         if self.reference:
-            samples.append(self.reference(rows.prompts, groups))
+            samples.append(self.reference(rows.prompts, samples[0]))
         estimate = jackknife(Counter(groups.tolist()), self.statistic(*samples), groups=self.groups, bounds=self.bounds)
         notes = [estimate.note, self.note(n, len(samples[-1])), too_few(n, self.n_images)]
         return replace(estimate, note="; ".join(filter(None, notes)), reference_sha256=samples[-1].sha256)

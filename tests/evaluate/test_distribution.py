@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ def test_every_claim_is_compared() -> None:
     assert set(claims.values()) <= packages
     assert {name for name, by in claims.items() if by == "formula"} == {
         "fd-shapes",
+        "kid/shapes-clip",
         "diversity/shapes-clip",
         "diversity/inception",
     }
@@ -258,19 +260,37 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
+def test_kid_to_renders_of_the_same_captions_has_no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images and renders that are alike given a caption, which moves both."""
+    monkeypatch.setattr(kid, "SUBSETS", 2)
+    rng, captions = np.random.default_rng(0), torch.arange(40)
+    values, naive = [], []
+    for _ in range(40):
+        means = rng.normal(size=(40, 4))
+        a, b = (torch.from_numpy(np.repeat(means, n, 0) + 0.3 * rng.normal(size=(40 * n, 4))) for n in (2, 4))
+        x, y = (
+            Sample(each, torch.zeros(len(each)).long(), captions.repeat_interleave(n)) for each, n in ((a, 2), (b, 4))
+        )
+        values.append(kid.kid(x, y)(None))
+        naive.append(kid.kid(x, replace(y, units=None), size=80)(None))
+    assert abs(np.mean(values)) < 3 * np.std(values) / 40**0.5
+    assert np.mean(naive) < -5 * np.std(naive) / 40**0.5
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["a reference that stays", "a reference of the same prompts"])
 @pytest.mark.parametrize("name", STATISTICS)
 def test_what_is_left_out_is_not_there(name: str, both: bool) -> None:
     """The value without a group is the value of the others."""
     a, b = samples((60, 60))
     groups = torch.arange(60) % 4
-    a = Sample(a.features[:60], groups)
-    b = Sample(b.features, groups if both else b.groups)
+    units = torch.arange(60) % 20
+    a = Sample(a.features[:60], groups, units)
+    b = Sample(b.features, groups, units) if both else b
     value = STATISTICS[name](a, b)
     for group in range(4):
         rest = [side.at(side.without(group).nonzero().flatten()) for side in (a, b)]
         expected = STATISTICS[name](*rest)(None)
-        # KID of unequal sides draws subsets; of equal ones, all.
+        # KID of unequal sides draws subsets.
         if name != "kid" or both:
             assert value(group) == pytest.approx(expected, rel=1e-9), group
         assert value(group) != pytest.approx(value(None), rel=1e-9) or name in ("recall", "coverage", "precision")

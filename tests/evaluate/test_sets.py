@@ -130,17 +130,22 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
         import sys, torch
         from torch import distributed
         from evaluate import distribution
+        from evaluate.distribution.diversity import WithinPrompt
         from evaluate.distribution.frechet import FrechetMetric, Moments
+        from evaluate.distribution.samples import SampleMetric
+        from evaluate.distribution.vendi import vendi, vendi_statistic
         rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
         metric = FrechetMetric("f", lambda x: x, lambda: Moments(9, torch.zeros(3).double(), 8 * torch.eye(3).double()),
         n_images=60, weights_sha256="")
-        metric.update(features[rank::world], [f"{i}" for i in range(rank, 60, world)])
+        others = [SampleMetric("s", lambda x: x, vendi_statistic, weights_sha256=""),
+        WithinPrompt("w", lambda x: x, vendi, weights_sha256="")]
         if world > 1:
             distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
-        whole = distribution.gather(metric).compute()
-        own = metric.compute()
-        print(whole.n, whole.value, whole.low, whole.high, own.n)
+        for each in (metric, *others):
+            each.update(features[rank::world], [f"{i // 3}" for i in range(rank, 60, world)])
+            whole, own = distribution.gather(each).compute(), each.compute()
+            print(whole.n, whole.value, whole.low, whole.high, own.n)
     """
 
     def start(rank: int, world: int) -> subprocess.Popen[str]:
@@ -150,8 +155,10 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
 
     runs = [start(0, 2), start(1, 2), start(0, 1)]
     first, second, alone = ([float(word) for word in run.communicate(timeout=120)[0].split()] for run in runs)
-    assert first[:4] == second[:4] == pytest.approx(alone[:4], rel=1e-10)
-    assert [first[4], second[4], alone[4]] == [30, 30, 60]
+    for i in (0, 5, 10):  # moments, features, features by prompt
+        assert first[i : i + 4] == second[i : i + 4] == pytest.approx(alone[i : i + 4], rel=1e-10)
+        assert alone[i] == first[i] == 60
+        assert [first[i + 4], second[i + 4], alone[i + 4]] == [30, 30, 60]
 
 
 # Fréchet distance
