@@ -155,10 +155,11 @@ def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: Non
 
     runs = [start(0, 2), start(1, 2), start(0, 1)]
     first, second, alone = ([float(word) for word in run.communicate(timeout=120)[0].split()] for run in runs)
-    for i in (0, 5, 10):  # moments, features, features by prompt
+    # Moments, features, features by prompt: of those of which a process has one image alone nothing can be said.
+    for i, own in {0: 30, 5: 30, 10: 20}.items():
         assert first[i : i + 4] == second[i : i + 4] == pytest.approx(alone[i : i + 4], rel=1e-10)
         assert alone[i] == first[i] == 60
-        assert [first[i + 4], second[i + 4], alone[i + 4]] == [30, 30, 60]
+        assert [first[i + 4], second[i + 4], alone[i + 4]] == [own, own, 60]
 
 
 # Fréchet distance
