@@ -75,7 +75,12 @@ WeightsFiles = Annotated[
     ),
 ]
 ReferenceFolder = Annotated[
-    Optional[Path], typer.Option("--reference", metavar="DIR", help="The real images that FID compares with.")
+    Optional[Path],
+    typer.Option(
+        "--reference",
+        metavar="DIR|FILE",
+        help="The real images that FID and its like compare with, or a file of their moments: see 'evaluate moments'.",
+    ),
 ]
 Leaderboards = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Where leaderboards, records and images go.")
@@ -154,6 +159,39 @@ def metrics() -> None:
         for name, text in kind.variants().items():
             table.add_row(name, of, verified.get(name, "not verified"), text)
     printer().print(table)
+
+
+@app.command()
+def moments(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Real images, in it or below it.")],
+    metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="A Fréchet distance, e.g. fid/coco2014-30k.")],
+    weights: Annotated[
+        Optional[str], typer.Option("--weights", metavar="PATH", help="A local copy of the metric's weights.")
+    ] = None,
+    device: Device = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", metavar="FILE", help="By default FOLDER-METRIC.safetensors, where you are."),
+    ] = None,
+) -> None:
+    """Measure real images once: write the moments that a Fréchet distance compares with, for '--reference FILE'."""
+    import torch
+
+    from evaluate import distribution
+    from evaluate.distribution import reference
+    from evaluate.distribution.frechet import FrechetMetric
+    from evaluate.runs.settings import slug
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = distribution.load(metric, device=where, weights=weights, reference=str(folder))
+    if not isinstance(loaded, FrechetMetric):
+        raise UserError(f"--metric {metric}: compares with every image, not with moments; choose a fid or fd-dinov2")
+    target = output or Path(f"{folder.resolve().name}-{slug(loaded.protocol)}.safetensors")
+    if target.suffix != ".safetensors":
+        raise UserError(f"--output {target}: moments are written as .safetensors")
+    measured = loaded.reference()
+    reference.write_moments(target, measured, protocol=loaded.protocol, weights_sha256=loaded.weights_sha256)
+    print(f"moments of {measured.n:,} images in {target}; '--reference {target}' reads them")
 
 
 @app.command()

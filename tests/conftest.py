@@ -71,6 +71,24 @@ def real_scorers(published: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.fixture(scope="session")
+def published_features() -> Hub:
+    """The loopback hub with the networks whose features distribution metrics compare, small."""
+    import tiny_features
+
+    tiny_features.publish(HUB)
+    return HUB
+
+
+@pytest.fixture
+def tiny_networks(published_features: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Distribution metrics load small random weights from the loopback hub."""
+    import tiny_features
+
+    tiny_features.shrink(monkeypatch, published_features)
+    return published_features
+
+
+@pytest.fixture(scope="session")
 def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A Python that begins with the libraries imported."""
     with warm.interpreter(tmp_path_factory.mktemp("warm")) as program:

@@ -130,7 +130,7 @@ def test_names_of_public_classes_are_unique_within_a_package() -> None:
 #: A folder of what people add -> what makes a file of it one, and its files that are for the others.
 KINDS = {
     "evaluate/scorers": ({"VARIANTS", "load"}, set()),
-    "evaluate/distribution": ({"VARIANTS", "load"}, {"frechet", "inception"}),
+    "evaluate/distribution": ({"VARIANTS", "load"}, {"frechet", "jackknife", "mmd", "reference", "samples"}),
     "evaluate/families": ({"family"}, set()),
     "evaluate/layouts": ({"LAYOUTS"}, set()),
     "evaluate/samplers": ({"Options", "build"}, set()),

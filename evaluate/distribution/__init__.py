@@ -2,7 +2,8 @@
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
 `load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
-`VERIFIED_BY` is as in `evaluate.scorers`.
+`VERIFIED_BY` is as in `evaluate.scorers`. `REFERENCES`, name -> what a folder of reference images holds, names the
+variants that compare with images of the user's.
 
 >>> from evaluate import distribution
 >>> metric = distribution.load("fd-shapes")  # doctest: +SKIP
@@ -14,13 +15,14 @@ Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, distributed
 
 from prompts.extensions import Variants, extended
+from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "distribution")
 
@@ -29,7 +31,10 @@ __path__ = extended(__path__, "distribution")
 class Estimate:
     """A metric's value, its 95 % interval (NaN where there is none), and the images behind it.
 
-    note: what a reader must know before comparing it, '' if nothing.
+    note: what a reader must know before comparing it, '' if nothing. left_out: by the name of a group of prompts, how
+    many images it has and the metric's value of all images but those; two runs of one suite have the same groups, so
+    that a difference of theirs has an interval too. reference_sha256: of the images, or the file of their moments, that
+    was compared with; '' where nothing of the user's was.
     """
 
     value: float
@@ -37,6 +42,8 @@ class Estimate:
     high: float
     n: int
     note: str = ""
+    left_out: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    reference_sha256: str = ""
 
 
 class DistributionMetric(ABC):
@@ -101,6 +108,12 @@ def lower_is_better(name: str) -> bool:
     return "lower is better" in variants().get(name, "")
 
 
+def references() -> dict[str, str]:
+    """What a folder of reference images holds, by the name of each variant that compares with one."""
+    modules = _files.files().values()
+    return {name: real for module in modules for name, real in getattr(module, "REFERENCES", {}).items()}
+
+
 def load(
     name: str,
     *,
@@ -111,8 +124,18 @@ def load(
     """The distribution metric called `name` (a variant, or a family for its default), with nothing gathered yet.
 
     weights: a local path in place of the metric's own. reference: a folder of the images to compare with, for those
-    that compare with images. Raises UserError for an unknown name, and for what the metric needs or does not take.
+    that compare with images, or for a Fréchet distance a file of their moments. Raises UserError for an unknown name,
+    and for what the metric needs or does not take.
     """
     variant, module = _files.find(name)
+    real = references().get(variant)
+    if real and not reference:
+        raise UserError(f"{variant} compares with {real}; give their folder as the reference")
+    if reference and not real:
+        raise UserError(f"{variant} compares with no images of yours; leave out {reference}")
+    if real and reference:  # before weights are fetched
+        from evaluate.distribution.reference import check
+
+        check(reference, variant, real)
     metric: DistributionMetric = module.load(variant, device, weights, reference)
     return metric

@@ -1,18 +1,17 @@
 """The Fréchet distance between two sets of features, from moments that can be gathered in parts and merged."""
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from evaluate.distribution import DistributionMetric, Estimate, t_interval
+from evaluate.distribution import DistributionMetric, Estimate
+from evaluate.distribution.jackknife import group_of, jackknife
+from evaluate.distribution.samples import Sample, too_few
 
-#: Parts of a set, each left out once for the interval.
-GROUPS = 10
 #: Images whose moments are taken together.
 PENDING = 1024
 
@@ -22,11 +21,15 @@ Features = Callable[[Tensor | Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """n, mean `[D]` and scatter `[D, D]` (sum of outer products about the mean) of features, in float64."""
+    """n, mean `[D]` and scatter `[D, D]` (sum of outer products about the mean) of features, in float64.
+
+    sha256: of what they are the moments of, '' where nobody asks.
+    """
 
     n: int
     mean: Tensor
     scatter: Tensor
+    sha256: str = ""
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
@@ -75,42 +78,36 @@ def union(parts: Iterable[Moments]) -> Moments:
     return functools.reduce(Moments.merge, parts)
 
 
-def group_of(prompt: str) -> int:
-    """Which of GROUPS a prompt's images belong to, whatever the process or order they come in."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % GROUPS
+def frechet_statistic(images: Sample, reference: Sample) -> Callable[[int | None], float]:
+    """The distance between two samples, without a group of prompts on either side."""
+    sides = [
+        {group: Moments.of(side.features[side.groups == group]) for group in side.groups.unique().tolist()}
+        for side in (images, reference)
+    ]
 
+    def distance(left_out: int | None) -> float:
+        a, b = (union(part for group, part in parts.items() if group != left_out) for parts in sides)
+        return frechet_distance(a, b)
 
-def jackknife(parts: Mapping[int, int], distance: Callable[[int | None], float]) -> Estimate:
-    """The distance of a set that falls into groups, with an interval for it.
-
-    parts: images by group. distance: the distance without one group, or of all for None. The interval is the
-    delete-a-group jackknife for unequal groups (Busing, Meijer and van der Leeden 1999) with Student's t of one degree
-    fewer than there are groups. Prompts stay whole, so that it is right for several images per prompt. It says where
-    the distance of another n images would lie. It does not remove the distance's bias, which falls as 1/n: compare only
-    equal n (Chong and Forsyth 2020).
-    """
-    n, value = sum(parts.values()), distance(None)
-    if len(parts) < 2 or min(n - part for part in parts.values()) < 2:
-        return Estimate(value, math.nan, math.nan, n, "no interval: too few prompts")
-    shares = {group: n / part for group, part in parts.items()}
-    pseudo = {group: h * value - (h - 1) * distance(group) for group, h in shares.items()}
-    # Busing et al.'s estimate is the pseudo-values' mean weighted by 1 / h.
-    centre = sum(pseudo[group] / h for group, h in shares.items())
-    variance = sum((pseudo[group] - centre) ** 2 / (h - 1) for group, h in shares.items()) / len(parts)
-    low, high = t_interval(value, math.sqrt(variance), len(parts) - 1)
-    return Estimate(value, max(low, 0.0), high, n)
+    return distance
 
 
 class FrechetMetric(DistributionMetric):
     """Fréchet distance of images' features to a reference's moments.
 
-    features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may
-    take long to measure: it is asked when the distance is. n_images: how many images the protocol takes.
+    features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long
+    to measure: it is asked when the distance is. n_images: how many images the protocol takes, None for any number.
     state: moments by group of prompts.
     """
 
     def __init__(
-        self, protocol: str, features: Features, reference: Callable[[], Moments], *, n_images: int, weights_sha256: str
+        self,
+        protocol: str,
+        features: Features,
+        reference: Callable[[], Moments],
+        *,
+        n_images: int | None,
+        weights_sha256: str,
     ):
         self.protocol, self.features, self.reference, self.n_images = protocol, features, reference, n_images
         self.weights_sha256 = weights_sha256
@@ -170,10 +167,7 @@ class FrechetMetric(DistributionMetric):
         def distance(left_out: int | None) -> float:
             return frechet_distance(union(self.state[group] for group in counts if group != left_out), reference)
 
-        estimate = jackknife(counts, distance)
-        notes = [estimate.note] if estimate.note else []
-        if n <= width:
-            notes.append(f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high")
-        if n != self.n_images:
-            notes.append(f"{n:,} images where the protocol takes {self.n_images:,}")
-        return Estimate(estimate.value, estimate.low, estimate.high, n, "; ".join(notes))
+        estimate = jackknife(counts, distance, bounds=(0.0, math.inf))
+        deficient = f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high"
+        notes = [estimate.note, deficient if n <= width else "", too_few(n, self.n_images)]
+        return replace(estimate, note="; ".join(filter(None, notes)), reference_sha256=reference.sha256)

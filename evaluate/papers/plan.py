@@ -25,7 +25,7 @@ class Work(NamedTuple):
 
 def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
     """What is missing in `folder`: with `limit`, of the first so many prompts."""
-    table, results = cells(name, folder), Leaderboards(folder)
+    table, results, compared = cells(name, folder), Leaderboards(folder), distribution.references()
     runs: dict[str, tuple[list[str], list[str]]] = {}
     skipped: dict[str, list[str]] = {}
 
@@ -42,7 +42,7 @@ def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
                 skip(model or cell.figure.row, cell.missing)
         elif cell.column.ours == (SECONDS,) and cell.ours is None:
             skip(f"seconds of {model}", TO_BE_TIMED)
-        elif suite and metric in distribution.variants():
+        elif suite and metric in compared:
             if cell.ours is None or cell.ours.apart:
                 skip(f"{metric} of {model}", NEEDS_FILES)
         elif suite and not _there(results.score(model, cell.column), suite, limit):
@@ -50,7 +50,7 @@ def missing(name: str, folder: Path, *, limit: int | None = None) -> Work:
             models += [] if model in models else [model]
             # All metrics of the suite together: what is scored is kept, and a model has one row.
             wanted = filter(None, (runnable(each.column) for each in table if each.column.suite == suite))
-            metrics[:] = [each for each in dict.fromkeys(wanted) if each not in distribution.variants()]
+            metrics[:] = [each for each in dict.fromkeys(wanted) if each not in compared]
     return Work(runs, skipped)
 
 

@@ -90,7 +90,7 @@ def _metric(column: ReportColumn, name: str) -> dict[str, Any]:
         "name": name,
         "weights": column.weights,
         "set": column.of_set,
-        "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
+        "frechet": column.of_set and column.name.startswith(("fd-", "fid/", "patch-fid/")),
         "lower": distribution.lower_is_better(column.name),
         "what": text,
     }

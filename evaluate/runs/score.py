@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluate.console import ProgressLog, console
 from evaluate.distribution import DistributionMetric, Estimate
+from evaluate.features import Batch
 from evaluate.preprocess import Prepare, Prepared
 from evaluate.runs.blocks import Block
 from evaluate.runs.prefetch import prefetch
@@ -197,10 +198,11 @@ def measure_blocks(
     names, total = ", ".join(metric.protocol for metric in metrics), sum(len(block.rows) for block, _ in blocks)
     with ProgressLog(f"measuring {names}", total, unit="image", show=show) as progress:
         for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
+            # Metrics on the same features share them.
+            images = Batch([pair.image for pair in content.available])
+            texts = [pair.prompt.text for pair in content.available]
             for metric in metrics if content.available else ():
-                metric.update(
-                    [pair.image for pair in content.available], [pair.prompt.text for pair in content.available]
-                )
+                metric.update(images, texts)
             progress.advance(len(content.rows))
     return {metric.protocol: _estimate(metric) for metric in metrics}
 

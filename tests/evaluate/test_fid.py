@@ -11,11 +11,12 @@ import torch
 from hub import Hub
 from PIL import Image
 from torch import Tensor
-from upstream.make_fid import GENERATED, REAL, SIZES, StandIn, make_images, original, save
+from upstream.make_fid import GENERATED, REAL, WAYS, StandIn, make_images, original, save
 
 from evaluate import distribution, weights
-from evaluate.distribution import fid, inception
-from evaluate.distribution.frechet import Moments
+from evaluate.distribution import fid
+from evaluate.distribution.reference import folder_features, read_image, reference_files
+from evaluate.features import Extractor, inception
 from prompts.io.errors import UserError
 
 
@@ -29,14 +30,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small seeded network in Inception's place, and a cache of our own."""
-    monkeypatch.setattr(fid, "load_inception", lambda *_: (StandIn(), "0" * 64))
+    monkeypatch.setattr(inception, "load_network", lambda *_: (StandIn(), "0" * 64))
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
 
 
 def measure(name: str, folders: tuple[Path, Path]) -> distribution.Estimate:
     generated, real = folders
     metric = distribution.load(name, reference=str(real))
-    images = [fid.read_image(path) for path in sorted(generated.iterdir())]
+    images = [read_image(path) for path in sorted(generated.iterdir())]
     for i in range(0, len(images), 10):
         metric.update(images[i : i + 10], [f"{j}" for j in range(i, len(images))][:10])
     return metric.compute()
@@ -45,11 +46,10 @@ def measure(name: str, folders: tuple[Path, Path]) -> distribution.Estimate:
 @pytest.mark.parametrize("name", list(fid.PROTOCOLS))
 def test_the_distance_is_clean_fids(name: str, folders: tuple[Path, Path], stand_in: None) -> None:
     estimate = measure(name, folders)
-    expected, features = original(*folders, SIZES[name])
+    expected, features = original(*folders, WAYS[name])
     assert estimate.value == pytest.approx(expected, rel=1e-4)
-    ours = fid.features_of(StandIn(), SIZES[name], "cpu")(
-        [fid.read_image(path) for path in sorted(folders[0].iterdir())]
-    )
+    extractor = inception.extractor("cpu", None, fid.PROTOCOLS[name].prepare)
+    ours = extractor([read_image(path) for path in sorted(folders[0].iterdir())])
     np.testing.assert_allclose(ours.numpy(), features, rtol=1e-5, atol=1e-6)
 
 
@@ -62,11 +62,13 @@ def test_the_distance_is_what_clean_fid_gave_in_an_environment_of_its_own(
     assert measure(name, folders).value == pytest.approx(reference["fid"][name], rel=1e-4)
 
 
-def test_the_two_protocols_differ(folders: tuple[Path, Path], stand_in: None) -> None:
-    assert {name: p.size for name, p in fid.PROTOCOLS.items()} == SIZES
-    a, b = (measure(name, folders) for name in SIZES)
-    assert a.value != pytest.approx(b.value, rel=1e-3), "ten times what either may differ from the original"
-    assert a.note == "24 images where the protocol takes 30,000"
+def test_the_protocols_differ(folders: tuple[Path, Path], stand_in: None) -> None:
+    assert fid.PROTOCOLS.keys() == WAYS.keys()
+    estimates = [measure(name, folders) for name in WAYS]
+    for i, a in enumerate(estimates):
+        for b in estimates[:i]:
+            assert a.value != pytest.approx(b.value, rel=1e-3), "ten times what either may differ from the original"
+    assert estimates[0].note == "24 images where the protocol takes 30,000"
 
 
 # The network
@@ -113,7 +115,7 @@ def test_the_network_is_the_one_clean_fid_defines(
 ) -> None:
     theirs, path = oracle
     monkeypatch.setattr(inception, "fetch", lambda: pytest.fail("fetched") if given else path)
-    ours, digest = fid.load_inception("cpu", str(path) if given else None)
+    ours, digest = inception.load_network("cpu", str(path) if given else None)
     assert digest == weights.sha256(path)
     images = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (2, 3, 299, 299)).astype(np.float32))
     with torch.no_grad():
@@ -192,41 +194,46 @@ def test_what_is_not_the_weights_is_not_kept(
 # The reference's cache
 
 
-def moments(folder: Path, home: Path, *, digest: str = "0", name: str = "fid/coco2014-30k") -> tuple[Moments, int]:
-    """The reference's moments, and how many images had to go through the network."""
+def features_in(folder: Path, home: Path, *, digest: str = "0", prepared: str = "square") -> tuple[Tensor, str, int]:
+    """The reference's features, its hash, and how many images had to go through the network."""
     seen = 0
 
-    def features(images: Any) -> Tensor:
+    def means(images: Any) -> Tensor:
         nonlocal seen
         seen += len(images)
         return torch.stack([image.float().mean((1, 2)) for image in images])
 
-    return fid.reference_moments(folder, name, features, digest, home=home), seen
+    extractor = Extractor(means, weights_sha256=digest, made_by={"crop": prepared})
+    found, images = folder_features(reference_files(folder, "fid/x", "all of them"), extractor, home=home)
+    return found, images, seen
 
 
 def test_a_reference_is_measured_once_for_all_that_makes_it(tmp_path: Path) -> None:
     folder, home = save(make_images(4, seed=3, contrast=1.0), tmp_path / "real"), tmp_path / "cache"
-    first, seen = moments(folder, home)
-    assert seen == 4
-    again, seen = moments(folder, home)
+    first, images, seen = features_in(folder, home)
+    assert seen == len(first) == 4
+    again, same, seen = features_in(folder, home)
     assert seen == 0
-    assert again.n == first.n == 4
-    assert torch.equal(again.mean, first.mean)
-    assert torch.equal(again.scatter, first.scatter)
-    assert moments(folder, home, digest="1")[1] == 4, "other weights"
-    assert moments(folder, home, name="fid/coco-sdxl-10k")[1] == 4, "another protocol"
+    assert torch.equal(again, first)
+    assert same == images
+    assert features_in(folder, home, digest="1")[2] == 4, "other weights"
+    assert features_in(folder, home, prepared="patch")[2] == 4, "another preparation"
+    (folder / "000.png").rename(folder / "zzz.png")
+    renamed, same, seen = features_in(folder, home)
+    assert seen == 0 and same == images and torch.equal(renamed, first), "names mean nothing"
     Image.new("RGB", (300, 300)).save(folder / "003.png")
-    changed, seen = moments(folder, home)
+    changed, other, seen = features_in(folder, home)
     assert seen == 4, "another image"
-    assert not torch.equal(changed.mean, first.mean)
+    assert other != images
+    assert not torch.equal(changed, first)
 
 
 def test_a_reference_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "real"
-    with pytest.raises(UserError, match=r"real: 0 images there; fid/coco2014-30k compares with all 40,504"):
-        moments(folder, tmp_path)
+    with pytest.raises(UserError, match=r"real: 0 images there; fid/x compares with all of them"):
+        features_in(folder, tmp_path)
     save(make_images(2, seed=3, contrast=1.0), folder)
     path = folder / "000.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"000\.png: not an image that can be read"):
-        moments(folder, tmp_path)
+        features_in(folder, tmp_path)

@@ -17,7 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 WIDTH = 8
-SIZES = {"fid/coco2014-30k": 256, "fid/coco-sdxl-10k": 512}
+#: DMD2's way to an image at these pixels a side; its patch FID; and images as they are.
+WAYS: dict[str, int | str | None] = {
+    "fid/coco2014-30k": 256, "fid/coco-sdxl-10k": 512, "patch-fid/dmd2": "patch", "fid/mjhq-30k": None
+}  # fmt: skip
 
 
 class StandIn(nn.Module):
@@ -61,20 +64,22 @@ def save(images: list[np.ndarray], folder: Path) -> Path:
     return folder
 
 
-def original(generated: Path, real: Path, size: int) -> tuple[float, np.ndarray]:
+def original(generated: Path, real: Path, way: int | str | None) -> tuple[float, np.ndarray]:
     """The distance and the generated images' features, by clean-fid's functions and the
     transform that DMD2 gives them.
     """
     from cleanfid.fid import fid_from_feats, get_folder_features
     from torchvision.transforms.functional import center_crop
 
-    def crop_and_resize(image: np.ndarray) -> np.ndarray:
+    def transform(image: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(image)
-        return np.array(center_crop(whole, min(whole.size)).resize((size, size), Image.Resampling.LANCZOS))
+        if way == "patch":
+            return np.array(center_crop(whole, 299) if whole.size[0] >= 299 and whole.size[1] >= 299 else whole)
+        return np.array(center_crop(whole, min(whole.size)).resize((way, way), Image.Resampling.LANCZOS))
 
     options = {"num_workers": 0, "batch_size": 8, "device": torch.device("cpu"), "mode": "clean", "verbose": False}
     a, b = (
-        get_folder_features(str(folder), StandIn(), custom_image_tranform=crop_and_resize, **options)
+        get_folder_features(str(folder), StandIn(), custom_image_tranform=transform if way else None, **options)
         for folder in (generated, real)
     )
     with warnings.catch_warnings():
@@ -85,7 +90,7 @@ def original(generated: Path, real: Path, size: int) -> tuple[float, np.ndarray]
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         generated, real = (save(make_images(**made), Path(folder) / f"{made['seed']}") for made in (GENERATED, REAL))
-        results = {name: original(generated, real, size) for name, size in SIZES.items()}
+        results = {name: original(generated, real, way) for name, way in WAYS.items()}
     packages = ("clean-fid", "scipy", "pillow", "numpy", "torch", "torchvision")
     content = {
         "made_by": "tests/upstream/make_fid.py",
