@@ -170,7 +170,7 @@ class HPSv3(Scorer):
 
 
 def patches(image: Tensor) -> Tensor:
-    """Patches `[N, 3 x 2 x 14 x 14]` of an image `[3, h, w]`, as Qwen2-VL takes them: those of one token are neighbours,
+    """Patches `[N, 3 x 2 x 14 x 14]` of an image `[3, h, w]`, as Qwen2-VL takes them: those of one token adjoin,
     and each is seen twice, as two frames of a film would be.
     """
     height, width = (edge // PATCH // MERGED for edge in image.shape[1:])

@@ -146,7 +146,7 @@ class MPS(Scorer):
         return self.clip.text_projection(out.pooler_output), self.clip.text_projection(out.last_hidden_state)
 
     def mask(self, words: Tensor, condition: Tensor) -> Tensor:
-        """Which tokens have to do with the condition, `[B, 77]`. words `[B, 77, D]`, condition `[77, D]`: embeddings."""
+        """Which of tokens `[B, 77, D]` have to do with the condition `[77, D]`, both embedded: `[B, 77]`."""
         words, condition = (x if x.dtype.itemsize >= 4 else x.float() for x in (words, condition))
         similarity = (words @ condition.T).amax(-1)
         return similarity / similarity.amax(1, keepdim=True) > self.threshold
