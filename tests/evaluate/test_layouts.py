@@ -111,6 +111,9 @@ def test_chats_are_told_in_qwens_way() -> None:
         ("clipscore/vit-l-14-torchmetrics", 427_616_513),
         ("imagereward", None),
         ("aesthetic/v2", None),
+        ("aesthetic/v2.5", None),
+        ("hpsv3", None),
+        ("mps", None),
     ],
 )
 def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> None:
