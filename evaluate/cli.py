@@ -602,6 +602,13 @@ def bench(
             "--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes."
         ),
     ] = False,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Initialise the scorers at random: what they cost, where weights are not available.",
+        ),
+    ] = False,
     device: Device = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
@@ -617,7 +624,14 @@ def bench(
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = benchmark.bench(
-        names, device=where, dtype=precision, repeats=repeats, originals=originals, frechet=frechet, harness=harness
+        names,
+        device=where,
+        dtype=precision,
+        repeats=repeats,
+        random_weights=random_weights,
+        originals=originals,
+        frechet=frechet,
+        harness=harness,
     )
     benchmark.show(result)
     if output:

@@ -6,6 +6,7 @@ bits after each pass. Floats in [0, 1] take the same filters as matrices, withou
 reaches the image; `evaluate.scorers.path_gap` measures what that makes of a score.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,6 +91,14 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be uint8 in 0..255 or float in [0, 1], got {images.dtype}")
 
 
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`(x - mean) / std` of images `[B, 3, H, W]`, channel by channel, x in [0, 1]."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    centre, scale = (images.new_tensor(each)[:, None, None] for each in (mean, std))
+    return (images - centre) / scale
+
+
 @dataclass(frozen=True)
 class AsTheyAre:
     """Images one by one, each `[3, H, W]` in its own size and type: for networks that see to sizes themselves."""
@@ -109,7 +118,8 @@ class Resize:
     fit: `shortest`: the shorter edge becomes `size`, then the centre square is cut out; `longest`: the longer edge
     becomes
         `size`, then both sides are padded with 0; `square`: the centre square is cut out, then resized to `size`;
-        `framed`: both sides are padded with `fill` to a square, which is then resized to `size`.
+        `squash`: both edges become `size`, whatever their proportions; `framed`: both sides are padded with `fill` to a
+        square, which is then resized to `size`.
     fill: red, green and blue, 0 to 255, of what `framed` pads with.
     odd: where a square goes that cannot be centred by half a pixel: `round` to the even neighbour, as torchvision does,
     or
@@ -117,14 +127,14 @@ class Resize:
     """
 
     size: int
-    fit: Literal["shortest", "longest", "square", "framed"]
+    fit: Literal["shortest", "longest", "square", "squash", "framed"]
     filter: Literal["bicubic", "lanczos"] = "bicubic"
     odd: Literal["round", "floor"] = "round"
     fill: tuple[int, int, int] = (0, 0, 0)
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resampling, before the cut or the padding."""
-        if self.fit in ("square", "framed"):
+        if self.fit in ("square", "squash", "framed"):
             return self.size, self.size
         if self.fit == "longest":
             scale = self.size / max(height, width)
@@ -194,10 +204,7 @@ class Preprocess:
             raise ValueError(
                 f"images must be of 3 x {self.size} x {self.size}, got {tuple(batch.shape[1:])}; resize them"
             )
-        if batch.dtype == torch.uint8:
-            batch = batch.float() / 255
-        mean, std = (batch.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
-        return (batch - mean) / std
+        return normalise(batch, self.mean, self.std)
 
     def _step(self, step: Resize, images: Tensor) -> Tensor:
         if step.fit == "square":
@@ -224,3 +231,47 @@ class Preprocess:
 CLIP_224 = Preprocess(size=224, resize=(Resize(size=224, fit="shortest"),))
 #: transformers' CLIPImageProcessor with Pillow: PickScore and torchmetrics' CLIPScore.
 PROCESSOR_224 = Preprocess(size=224, resize=(Resize(size=224, fit="shortest", odd="floor"),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmartResize:
+    """Images one by one, each in its own proportions, resized as Pillow does to whole patches: what the vision-language
+    models of Qwen call smart_resize.
+
+    factor: both edges become multiples of it, in pixels. min_pixels, max_pixels: an area outside of these is brought
+    to the nearer one before the edges are rounded, inwards. mean, std: as in `Preprocess`.
+    """
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resampling. Raises ValueError where one is over 200 times the other."""
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(f"an image of {width} x {height} is over 200 times as long as it is wide; crop it first")
+        rows, columns = (max(1, round(edge / self.factor)) for edge in (height, width))
+        area = rows * columns * self.factor**2
+        if area > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            rows, columns = (math.floor(edge / shrink / self.factor) for edge in (height, width))
+        elif area < self.min_pixels:
+            stretch = math.sqrt(self.min_pixels / (height * width))
+            rows, columns = (math.ceil(edge * stretch / self.factor) for edge in (height, width))
+        return rows * self.factor, columns * self.factor
+
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Images `[B, 3, H, W]`, or a list of `[3, H, W]` of any sizes, uint8 in 0..255 or float in [0, 1], to
+        `[3, h, w]` each; float64 stays, else float32. Raises ValueError for another type or shape.
+        """
+        return [self._one(image[None])[0] for image in images]
+
+    def _one(self, image: Tensor) -> Tensor:
+        check_images(image)
+        image = image if image.dtype in (torch.uint8, torch.float64) else image.float()
+        before, after = (image.shape[-2], image.shape[-1]), self.target(image.shape[-2], image.shape[-1])
+        if after != before:
+            image = (_resample_bytes if image.dtype == torch.uint8 else _resample_floats)(image, after, "bicubic")
+        return normalise(image, self.mean, self.std)

@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluate import layouts
-from prompts.io import hub
+from prompts.io import cache, hub
 from prompts.io.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,6 +37,11 @@ class Files:
     def fetch(self, repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
         """`hub.fetch`: where the file lies, fetched if it must be. local: a file or its folder in place of the hub."""
         return hub.fetch(repo, filename, revision, local=local)
+
+    def download(self, url: str, sha256: str, *, local: str | None = None) -> Path:
+        """`download`; local: a file, or a folder that holds one of that name, instead."""
+        name = url.rpartition("/")[2]
+        return hub.fetch(url.removesuffix(f"/{name}"), name, "", local=local) if local else download(url, sha256)
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """The tensors of all these files (`read`)."""
@@ -81,6 +87,10 @@ class RandomWeights(Files):
         fetched = partial(super().fetch, repo, filename, revision, local=local)
         return fetched() if local else layouts.instead(repo, fetched, self._made, filename)
 
+    def download(self, url: str, sha256: str, *, local: str | None = None) -> Path:
+        """As `fetch`."""
+        return super().download(url, sha256, local=local) if local else Path(url.rpartition("/")[2])
+
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """Nothing."""
         return {}
@@ -96,6 +106,27 @@ class RandomWeights(Files):
     def sha256(self, *paths: Path, expected: str | None = None) -> str:
         """Of no file: ""."""
         return ""
+
+
+def download(url: str, sha256_of_file: str) -> Path:
+    """Where a file of weights that is on no hub lies on this machine, fetched on first use and kept.
+
+    Raises UserError with the remedy, for a file of another hash too.
+    """
+    from evaluate.console import console
+
+    path = cache.folder("weights") / url.rpartition("/")[2]
+    if path.is_file() and sha256(path) == sha256_of_file:
+        return path
+    remedy = "run it again, or give the path of a local copy"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_of_file, progress=console.is_terminal)
+    except RuntimeError as error:  # its word for another hash
+        raise UserError(f"{url}: sent another file, or a part of it ({hub.reason(error)}); {remedy}") from None
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{url}: cannot be fetched ({hub.reason(error)}); {remedy}") from None
+    return path
 
 
 def sha256(*paths: Path) -> str:
@@ -130,7 +161,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
+
+    A module that was built on the meta device takes the tensors themselves, in their own precision.
+    """
     match(module, tensors, source)
     module.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in module.parameters()))
 

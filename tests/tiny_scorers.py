@@ -8,10 +8,11 @@ import pytest
 import torch
 from hub import Hub
 from safetensors.torch import save_file
-from upstream import seeded, vqascore_parts
+from upstream import make_aesthetic, make_hpsv3, make_mps, seeded, vqascore_parts
 
 from evaluate import weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore, vqascore
+from evaluate.preprocess import SmartResize
+from evaluate.scorers import aesthetic, clipscore, hpsv2, hpsv3, imagereward, mps, pickscore, vqascore
 
 UPSTREAM = Path(__file__).parent / "upstream"
 REFERENCE = json.loads((UPSTREAM / "reference.json").read_text(encoding="utf-8"))
@@ -75,6 +76,7 @@ def publish(hub: Hub) -> None:
     head = {f"layers.{name}": shape for name, shape in shapes(regressor(24)).items()}
     torch.save(tensors("aesthetic", head), hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
     publish_vqascore(hub)
+    publish_preferences(hub)
 
 
 def write_vqascore(folder: Path, model: str) -> None:
@@ -96,6 +98,49 @@ def publish_vqascore(hub: Hub) -> None:
         (hub.folder(*vqascore.WORDS[model]) / "tokenizer.json").write_text(words)
 
 
+def upstream(name: str, prefix: str = "") -> Any:
+    """What an original made of seeded weights: of those of a prefix."""
+    return json.loads((Path(seeded.__file__).parent / f"{name}.json").read_text(encoding="utf-8"))["prefixes"][prefix]
+
+
+def torched(arrays: Any) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def write_hpsv3(folder: Path, base: Path, prefix: str = "") -> None:
+    """`HPSv3.safetensors`, and the base's config and tokenizer."""
+    layout = json.loads((Path(seeded.__file__).parent / "hpsv3.json").read_text(encoding="utf-8"))["layout"]
+    save_file(torched(make_hpsv3.weights(prefix, layout)), folder / hpsv3.FILE)
+    for name, content in (("config", make_hpsv3.small_config()), ("tokenizer", make_hpsv3.tokenizer())):
+        (base / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_aesthetic(folder: Path, tower: Path, prefix: str = "") -> Path:
+    """The head of v2.5, and its tower's config and weights, a text tower's among them. Returns the head."""
+    made = torched(seeded.weights(f"{prefix}aesthetic-v2.5", upstream("aesthetic", prefix)["layout"]))
+    head = folder / aesthetic.SIGLIP_HEAD_URL.rpartition("/")[2]
+    torch.save({key.removeprefix("layers."): value for key, value in made.items() if key.startswith("layers.")}, head)
+    vision = {key: value for key, value in made.items() if key.startswith("vision_model.")}
+    save_file(vision | {"text_model.head.bias": torch.zeros(1)}, tower / "model.safetensors")
+    (tower / "config.json").write_text(json.dumps({"vision_config": make_aesthetic.VISION}), encoding="utf-8")
+    return head
+
+
+def publish_preferences(hub: Hub) -> None:
+    """HPSv3, MPS and Aesthetic v2.5, whose head is no hub's file but lies at an address like one's."""
+    base = hub.folder(hpsv3.BASE, hpsv3.BASE_REVISION)
+    write_hpsv3(hub.folder(hpsv3.REPOSITORY, hpsv3.REVISION), base, "fourth/")
+    base = hub.folder(mps.BASE, mps.BASE_REVISION)  # where PickScore's words are
+    words = json.loads((base / "vocab.json").read_text(encoding="utf-8"))
+    config, layout = make_mps.config(), dict(upstream("mps")["layout"])
+    config["text_config"] |= {"vocab_size": len(words), "eos_token_id": words["<|endoftext|>"]}
+    layout["model.text_model.embeddings.token_embedding.weight"] = (len(words), make_mps.TOWER["hidden_size"])
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    made = {f"mps.{name}": tensor for name, tensor in torched(make_mps.weights("", layout)).items()}
+    save_file(made, hub.folder(mps.REPOSITORY, mps.REVISION) / mps.FILE)
+    write_aesthetic(hub.folder("discus0434", "models"), hub.folder(aesthetic.SIGLIP, aesthetic.SIGLIP_REVISION))
+
+
 def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     """The tables that hold real sizes hold small ones, and the one pinned hash is that of the small file."""
     import open_clip.factory
@@ -106,3 +151,15 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.setattr(vqascore, "VISION", vqascore_parts.VISION)
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))
+    shrink_preferences(monkeypatch, hub)
+
+
+def shrink_preferences(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    """HPSv3 sees few patches, MPS has few layers, and the address of Aesthetic v2.5's head is the hub's."""
+    small = 16 * 28 * 28
+    monkeypatch.setattr(hpsv3, "PREPARE", SmartResize(factor=28, min_pixels=small, max_pixels=small))
+    for name, value in zip(("LAYERS", "HEADS", "HEAD_WIDTH"), make_mps.CROSS.values(), strict=True):
+        monkeypatch.setattr(mps, name, value)
+    head = hub.folder("discus0434", "models") / aesthetic.SIGLIP_HEAD_URL.rpartition("/")[2]
+    monkeypatch.setattr(aesthetic, "SIGLIP_HEAD_URL", f"{hub.url}/discus0434/resolve/models/{head.name}")
+    monkeypatch.setattr(aesthetic, "SIGLIP_HEAD_SHA256", weights.sha256(head))

@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from evaluate import environment, scorers
+from evaluate import environment, layouts, scorers
 from evaluate.bench.timing import time_call
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
@@ -314,27 +314,30 @@ def bench(
     device: str,
     dtype: torch.dtype,
     repeats: int,
-    originals: Path | None,
-    frechet: bool,
-    harness: bool,
+    random_weights: bool = False,
+    originals: Path | None = None,
+    frechet: bool = False,
+    harness: bool = False,
 ) -> dict[str, Any]:
-    """All of it that is asked for. names: scorer -> local path of its weights, None for its own."""
+    """All of it that is asked for. names: scorer -> local path of its weights, None for its own.
+
+    random_weights: none are read, and what is published of sizes stands for configs.
+    """
     hardware = environment.hardware(device)
     known = Originals.read(originals, hardware) if originals else None
     rows = []
     for name, path in names.items():
-        scorer = scorers.load(name, device=device, dtype=dtype, weights=path)
-        rows.append(
-            bench_scorer(
-                scorer, getattr(scorer, "weights_sha256", None), device=device, repeats=repeats, originals=known
-            )
-        )
+        with layouts.first() if random_weights else nullcontext():
+            scorer = scorers.load(name, device=device, dtype=dtype, weights=path, random_weights=random_weights)
+        sha256 = getattr(scorer, "weights_sha256", None)
+        rows.append(bench_scorer(scorer, sha256, device=device, repeats=repeats, originals=known))
     return {
         "hardware": hardware,
         "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
         "images": IMAGES,
         "edge": EDGE,
         "dtype": str(dtype).removeprefix("torch."),
+        "weights": "random" if random_weights else "their own",
         "scorers": [asdict(row) for row in rows],
         "frechet": bench_frechet() if frechet else None,
         "harness": bench_harness() if harness else None,
@@ -356,7 +359,7 @@ def show(result: Mapping[str, Any]) -> None:
     console = printer()
     if result["scorers"]:
         table = Table(
-            title=f"{result['hardware']}, {result['dtype']}",
+            title=f"{result['hardware']}, {result['dtype']}, weights: {result['weights']}",
             caption=f"images per second, {IMAGES} of {EDGE} x {EDGE} per call, warm",
         )
         for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):

@@ -75,21 +75,27 @@ def filled(pieces: Iterable[str], size: int) -> list[str]:
     return distinct + [f"<unused {number}>" for number in range(len(distinct), size)]
 
 
-def _merges(backend: Any, size: int, ending: str) -> list[tuple[str, str]]:
-    """Byte pairs that make every word of the captions one token. backend: an empty tokenizer of the right kind."""
+def _merges(backend: Any, size: int, ending: str, more: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte pairs that make every word of the captions and of `more` one token. backend: an empty tokenizer of the
+    right kind.
+    """
     from tokenizers import trainers
 
     options: dict[str, Any] = {"end_of_word_suffix": ending} if ending else {}
-    backend.train_from_iterator(_text(), trainers.BpeTrainer(vocab_size=size, show_progress=False, **options))
+    backend.train_from_iterator([*_text(), *more], trainers.BpeTrainer(vocab_size=size, show_progress=False, **options))
     return [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
 
 
-def byte_pairs(backend: Any, special: list[str], size: int, ending: str = "") -> dict[str, Any]:
-    """`vocab.json`, of `size` words and the special ones behind them, and `merges.txt`."""
+def byte_pairs(
+    backend: Any, special: list[str], size: int, ending: str = "", more: Iterable[str] = ()
+) -> dict[str, Any]:
+    """`vocab.json`, of `size` words and the special ones behind them, and `merges.txt`. more: text that is to be about
+    as long as it really is, beside captions.
+    """
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _merges(backend, 2048, ending)
+    merges = _merges(backend, 2048, ending, more)
     words = [*letters, *(f"{letter}{ending}" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = filled(words, size) + special
     lines = "".join(f"{' '.join(pair)}\n" for pair in merges)

@@ -1,7 +1,8 @@
 """What scorers read besides their weights. Those of open_clip bring their configs and words along.
 
 Figures: of the CLIPs, github.com/mlfoundations/open_clip, src/open_clip/model_configs, ViT-H-14.json and ViT-L-14.json;
-of CLIP-FlanT5's T5, the sizes of google/flan-t5-xl and -xxl, with the vocabulary cut to the tokenizer's 32,100 words as
+of SigLIP, src/transformers/models/siglip/convert_siglip_to_hf.py of github.com/huggingface/transformers; of CLIP-FlanT5's
+T5, the sizes of google/flan-t5-xl and -xxl, with the vocabulary cut to the tokenizer's 32,100 words as
 github.com/linzhiqiu/CLIP-FlanT5, llava/train/t5_train.py, cuts it; of BERT's words, the vocabulary that
 `evaluate.scorers.imagereward` takes from ImageReward, less BLIP's two tokens.
 """
@@ -69,6 +70,20 @@ def flan_t5() -> Layout:
     return _parts.t5_tokenizer(f"{BEFORE} {AFTER} {ANSWER}")
 
 
+def laion() -> Layout:
+    """OpenCLIP's ViT-H/14 itself: PickScore's words, MPS's CLIP."""
+    return {"config.json": vit_h_14(), **_parts.clip_words()}
+
+
+def siglip() -> Layout:
+    """Aesthetic v2.5's, of which the text tower is not read."""
+    vision = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "image_size": 384, "patch_size": 14,
+    }  # fmt: skip
+    return {"config.json": {"model_type": "siglip", "vision_config": vision}}
+
+
 def bert() -> Layout:
     """ImageReward's words."""
     return {"vocab.txt": bert_words()}
@@ -76,7 +91,8 @@ def bert() -> Layout:
 
 LAYOUTS = {
     "yuvalkirstain/PickScore_v1": pickscore,
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _parts.clip_words,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": laion,
+    "google/siglip-so400m-patch14-384": siglip,
     "openai/clip-vit-large-patch14": openai,
     "bert-base-uncased": bert,
     "zhiqiulin/clip-flant5-xxl": clip_flan_t5,

@@ -94,18 +94,23 @@ def open_clip_model(name: str, path: Path, files: Files) -> nn.Module:
     return model
 
 
-def transformers_clip(config: Path, path: Path, files: Files, *, vision_only: bool = False) -> Any:
-    """transformers' CLIPModel, or its image tower with the projection, described by `config` and read from `path`."""
+def empty_clip(config: Path, *, vision_only: bool = False) -> Any:
+    """transformers' CLIPModel, or its image tower with the projection, as `config` describes it."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
     try:
         described = CLIPConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
-        model = CLIPVisionModelWithProjection(_vision(described)) if vision_only else CLIPModel(described)
+        return CLIPVisionModelWithProjection(_vision(described)) if vision_only else CLIPModel(described)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(
             f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again"
         ) from None
+
+
+def transformers_clip(config: Path, path: Path, files: Files, *, vision_only: bool = False) -> Any:
+    """`empty_clip(config)`, read from `path`."""
+    model = empty_clip(config, vision_only=vision_only)
     # Old versions stored the numbering of positions as if it were a weight.
     tensors = {key: value for key, value in files.read(path).items() if not key.endswith("embeddings.position_ids")}
     if vision_only:
@@ -113,6 +118,30 @@ def transformers_clip(config: Path, path: Path, files: Files, *, vision_only: bo
             key: value for key, value in tensors.items() if key.startswith(("vision_model.", "visual_projection."))
         }
     files.fill(model, tensors, path)
+    return model
+
+
+def siglip_vision(config: Path, path: Path, files: Files) -> Any:
+    """The image tower of transformers' SiglipModel, described by `config` and read from `path`, where a text tower may
+    be too.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))["vision_config"]
+        model = SiglipVisionModel(SiglipVisionConfig(**described))
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise UserError(
+            f"{config}: not the config of a SigLIP ({' '.join(str(error).split())}); fetch it again"
+        ) from None
+    image = {
+        key.removeprefix("vision_model."): value
+        for key, value in files.read(path).items()
+        if key.startswith("vision_model.") and not key.endswith("embeddings.position_ids")
+    }
+    # Older transformers have one more module around the tower.
+    files.fill(model.base_model, image, path)
     return model
 
 

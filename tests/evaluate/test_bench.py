@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from clock import Hours
+from hub import Hub
+from typer.testing import CliRunner
 
+from evaluate import cli, layouts, weights
 from evaluate.bench import scorers as bench
 from evaluate.bench.scorers import Originals, bench_frechet, bench_harness, bench_scorer
 from evaluate.scorers import Scorer
@@ -86,6 +89,25 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
     assert name == "torchmetrics"
     assert isinstance(score, torch.Tensor)
     assert score.isfinite()
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "mps", "aesthetic/v2.5"])
+def test_a_scorer_without_its_weights(
+    name: str, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, at the loopback hub's sizes; no file of weights is asked for."""
+    monkeypatch.setattr(bench, "IMAGES", 2)
+    monkeypatch.setattr(bench, "EDGE", 64)
+    monkeypatch.setattr(layouts, "known", dict)
+    real_scorers.requests.clear()
+    arguments = ["bench", "--scorer", name, "--random-weights", "--device", "cpu", "--repeats", "1"]
+    shown = CliRunner().invoke(cli.app, [*arguments, "--output", str(tmp_path / "bench.json")])
+    assert shown.exit_code == 0, shown.output
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["weights"] == "random"
+    (row,) = result["scorers"]
+    assert row["scorer"] == name and not row["weights"] and row["ours"] > 0
+    assert not [path for path in real_scorers.requests if path.endswith(weights.SUFFIXES)]
 
 
 def test_overhead_is_what_is_outside_the_forwards(hours: Hours, monkeypatch: pytest.MonkeyPatch) -> None:

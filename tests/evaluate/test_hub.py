@@ -10,7 +10,7 @@ from hub import Hub
 from upstream import seeded
 
 from evaluate import scorers, weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore, vqascore
+from evaluate.scorers import aesthetic, clipscore, hpsv2, hpsv3, imagereward, mps, pickscore, vqascore
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -21,6 +21,14 @@ PICKSCORE = [
     *((pickscore.REPOSITORY, pickscore.REVISION, name) for name in ("config.json", "model.safetensors")),
     *((pickscore.WORDS, pickscore.WORDS_REVISION, name) for name in ("vocab.json", "merges.txt")),
 ]
+HPSV3 = [
+    (hpsv3.REPOSITORY, hpsv3.REVISION, hpsv3.FILE),
+    *((hpsv3.BASE, hpsv3.BASE_REVISION, name) for name in ("config.json", "tokenizer.json")),
+]
+MPS = [
+    (mps.REPOSITORY, mps.REVISION, mps.FILE),
+    *((mps.BASE, mps.BASE_REVISION, name) for name in ("config.json", "vocab.json", "merges.txt")),
+]
 FILES = {
     **{name: [(hpsv2.REPOSITORY, hpsv2.REVISION, "HPS_v2.1_compressed.pt")] for name in ("hpsv2.1/aa", "hpsv2.1/noaa")},
     **{name: [(hpsv2.REPOSITORY, hpsv2.REVISION, "HPS_v2_compressed.pt")] for name in ("hpsv2.0/aa", "hpsv2.0/noaa")},
@@ -30,6 +38,12 @@ FILES = {
     ],
     **dict.fromkeys(("pickscore", "pickscore/scaled"), PICKSCORE),
     "aesthetic/v2": [(aesthetic.HEAD, aesthetic.HEAD_REVISION, aesthetic.HEAD_FILE), *OPENAI],
+    **dict.fromkeys(("hpsv3", "hpsv3/mrope"), HPSV3),
+    **dict.fromkeys(("mps", "mps/forward"), MPS),
+    "aesthetic/v2.5": [
+        ("discus0434", "models", "aesthetic_predictor_v2_5.pth"),  # in GitHub's place
+        *((aesthetic.SIGLIP, aesthetic.SIGLIP_REVISION, name) for name in ("config.json", "model.safetensors")),
+    ],
     "clipscore/vit-g-14-dmd2": [(clipscore.LAION, clipscore.LAION_REVISION, "open_clip_pytorch_model.bin")],
     "clipscore/vit-l-14-torchmetrics": [
         *OPENAI,
@@ -57,6 +71,7 @@ def test_every_verified_scorer_that_fetches_weights_is_named(real_scorers: Hub) 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -154,7 +169,8 @@ def test_weights_of_another_model_are_refused(name: str, real_scorers: Hub, tmp_
 
         save_file(changed, path) if path.suffix == ".safetensors" else torch.save(changed, path)
 
-    unused = ("blip.vision_proj", "blip.text_proj", "text_")  # "text_": by Aesthetic alone
+    # "text_": by Aesthetic alone.
+    unused = ("blip.vision_proj", "blip.text_proj", "text_", "lm_head")
     victim = next(key for key in tensors if key.endswith("weight") and not key.startswith(unused))
     write({key: value for key, value in tensors.items() if key != victim})
     with pytest.raises(UserError, match=r"is missing .* another model"):

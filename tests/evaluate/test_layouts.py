@@ -114,6 +114,9 @@ def test_chats_are_told_in_qwens_way() -> None:
         # Two bytes each; the smaller's repository is 6,327,057,688 bytes large, the larger's 22.9 GB.
         ("vqascore/clip-flant5-xl", 3_159_445_504),
         ("vqascore/clip-flant5-xxl", 11_459_590_144),
+        ("aesthetic/v2.5", None),
+        ("hpsv3", None),
+        ("mps", None),
     ],
 )
 def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> None:

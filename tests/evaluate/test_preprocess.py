@@ -10,7 +10,16 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 from upstream import seeded
 
-from evaluate.preprocess import CLIP_224, CLIP_MEAN, CLIP_STD, PROCESSOR_224, Preprocess, Resize, resampling_matrix
+from evaluate.preprocess import (
+    CLIP_224,
+    CLIP_MEAN,
+    CLIP_STD,
+    PROCESSOR_224,
+    Preprocess,
+    Resize,
+    SmartResize,
+    resampling_matrix,
+)
 
 ARRAYS = {
     name: array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for name, array in seeded.pictures().items()
@@ -95,6 +104,36 @@ def test_floats_carry_a_gradient_through_every_stage() -> None:
     (gradient,) = torch.autograd.grad((prepare(image) * weight).sum(), image)
     assert gradient[..., 5:35, :].ne(0).all()  # the square that is kept
     assert gradient[..., :5, :].eq(0).all()
+
+
+SMART = SmartResize(factor=28, min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
+
+
+@pytest.mark.parametrize("name", list(ARRAYS))
+def test_proportions_are_kept_in_whole_patches(name: str) -> None:
+    array = ARRAYS[name]
+    (found,) = SMART([chw(array)])
+    height, width = SMART.target(*array.shape[:2])
+    resized = Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC)
+    assert torch.equal(found, NORMALISE(TF.to_tensor(resized)))
+    assert (height % 28, width % 28) == (0, 0) and abs(height / width / (array.shape[0] / array.shape[1]) - 1) < 0.15
+    (floats,) = SMART([chw(array).double().div(255).requires_grad_()])
+    assert floats.requires_grad and floats.dtype == torch.float64
+    # Two roundings to 8 bits, whose second sees the first's.
+    assert (floats - found).abs().max() < 1.5 / 255 / min(CLIP_STD)
+
+
+def test_an_image_of_the_right_size_is_left_alone() -> None:
+    image = torch.randint(0, 256, (3, 448, 448), dtype=torch.uint8)
+    assert torch.equal(SMART(image[None])[0], NORMALISE(image / 255))
+
+
+def test_what_is_no_image_for_patches_is_refused() -> None:
+    for image in (torch.zeros(3, 40), torch.zeros(1, 40, 40), torch.zeros(3, 40, 40, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="images must be"):
+            SMART([image])
+    with pytest.raises(ValueError, match="200 times"):
+        SMART([torch.zeros(3, 2, 401)])
 
 
 def test_equal_preparations_are_one_key() -> None:

@@ -4,7 +4,6 @@
 in an environment of their own.
 """
 
-import ast
 import importlib
 import json
 import re
@@ -17,6 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from compared import compared, compares
 from hub import Hub
 from PIL import Image
 from tiny_scorers import REFERENCE, tensors
@@ -36,30 +36,11 @@ SCORES = {
     prefix: REFERENCE["hpsv2"]["scores"][prefix] | REFERENCE["imagereward"]["scores"][prefix] for prefix in PREFIXES
 }
 ORIGINALS = sorted({name for tables in SCORES.values() for name in tables})
-COMPARED: set[str] = set()
 #: Largest difference from the original, on its own scale. Over twelve prefixes it was 3.3e-7 and 1.05e-5. Both sides
 #: round to float32, on the way in another order: from ours in float64, ImageReward's original was up to 9.5e-6 away,
 #: and ours in float32 up to 1.3e-5.
 WITHIN = {"hpsv2": 1e-6, "imagereward": 2e-5}
 PROMPTS = seeded.prompts()
-
-
-def compares(*names: str) -> pytest.MarkDecorator:
-    """Gives a test the names of the scorers that it compares with what they say."""
-    COMPARED.update(names)
-    return pytest.mark.parametrize("name", names)
-
-
-def compared_elsewhere() -> set[str]:
-    """The scorers that a file beside this one compares, as it says in a line `COMPARES = (...)`."""
-    files = Path(__file__).parent.glob("test_*.py")
-    lines = [line for file in files for line in ast.parse(file.read_text(encoding="utf-8")).body]
-    return {
-        name
-        for line in lines
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "COMPARES"
-        for name in ast.literal_eval(line.value)
-    }
 
 
 def part(name: str) -> str:
@@ -372,9 +353,9 @@ def test_every_claim_is_compared() -> None:
     and a new one may say nothing.
     """
     claims, packages = scorers.verified(), REFERENCE["made_by"]["packages"]
-    compared = COMPARED | compared_elsewhere()
-    assert not claims.keys() - compared, "these say they are verified, and nothing here compares them"
-    assert not compared - claims.keys(), "these are compared, and their files do not say so"
+    compares_these = {*ORIGINALS, *compared()}
+    assert not claims.keys() - compares_these, "these say they are verified, and nothing here compares them"
+    assert not compares_these - claims.keys(), "these are compared, and their files do not say so"
     for name in ORIGINALS:
         package = {"hpsv2": "hpsv2", "imagereward": "image-reward"}[part(name)]
         assert claims[name] == f"{package} {packages[package]}"

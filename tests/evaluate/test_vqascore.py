@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compared import compares
 from hub import Hub
 from PIL import Image
 from tiny_scorers import UPSTREAM, VQASCORE
@@ -25,8 +26,7 @@ from evaluate.preprocess import CLIP_MEAN, CLIP_STD
 from evaluate.scorers import vqascore
 from prompts.io.errors import UserError
 
-COMPARES = ("vqascore/clip-flant5-xl", "vqascore/clip-flant5-xxl")
-XL, XXL = COMPARES
+NAMES = XL, XXL = ("vqascore/clip-flant5-xl", "vqascore/clip-flant5-xxl")
 PROMPTS = list(vqascore_parts.PROMPTS)
 
 
@@ -46,7 +46,7 @@ def of(name: str, kind: str) -> Any:
 # ---- the original ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMPARES)
+@pytest.mark.parametrize("name", NAMES)
 def test_both_sides_saw_the_same(name: str) -> None:
     for file, digest in VQASCORE["made_by/sha256"].items():
         assert weights.sha256(UPSTREAM / file) == digest
@@ -60,7 +60,7 @@ def test_both_sides_saw_the_same(name: str) -> None:
     assert scorers.verified()[name] == f"t2v-metrics {packages['t2v-metrics']}"
 
 
-@pytest.mark.parametrize("name", COMPARES)
+@compares("vqascore/clip-flant5-xl", "vqascore/clip-flant5-xxl")
 def test_scores_are_the_originals(name: str, real_scorers: Hub) -> None:
     """Within 1e-5 of the range of its scores; prompts of all lengths together."""
     scorer: Any = scorers.load(name)
