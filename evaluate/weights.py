@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluate import layouts
-from prompts.io import hub
+from evaluate.console import console
+from prompts.io import cache, hub
 from prompts.io.errors import UserError
 
 REMEDY = "these are the weights of another model"
@@ -33,6 +35,13 @@ class Files:
     def fetch(self, repo: str, filename: str, revision: str, *, local: str | None = None) -> Path:
         """`hub.fetch`: where the file lies, fetched if it must be. local: a file or its folder in place of the hub."""
         return hub.fetch(repo, filename, revision, local=local)
+
+    def download(self, url: str, digest: str, *, what: str, local: str | None = None) -> Path:
+        """`download`, or `local`, a file or its folder, in its place."""
+        if local is None:
+            return download(url, digest, what=what, kind="weights")
+        path = Path(local)
+        return path / url.rpartition("/")[2] if path.is_dir() else path
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """The tensors of all these files (`read`)."""
@@ -70,6 +79,10 @@ class RandomWeights(Files):
         fetched = partial(super().fetch, repo, filename, revision, local=local)
         return fetched() if local else layouts.instead(repo, fetched, self._made, filename)
 
+    def download(self, url: str, digest: str, *, what: str, local: str | None = None) -> Path:
+        """The file by its name alone."""
+        return Path(url.rpartition("/")[2])
+
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """Nothing."""
         return {}
@@ -90,6 +103,27 @@ def sha256(*paths: Path) -> str:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def download(url: str, digest: str, *, what: str, kind: str) -> Path:
+    """Where the file at `url` lies on this machine, fetched on first use and kept below the cache's folder `kind`.
+
+    digest: its sha256, or as many of the first digits as are known. what: it is called. Raises UserError with the
+    remedy.
+    """
+    path = cache.folder(kind) / url.rpartition("/")[2]
+    if path.is_file() and sha256(path).startswith(digest):
+        return path
+    console.print(f"fetching {what}, from {url} into {path.parent}")
+    remedy = f"run it again, or give a local copy of {path.name} with --weights METRIC=PATH"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=console.is_terminal)
+    except RuntimeError as error:  # its word for another hash
+        raise UserError(f"{url}: sent another file, or a part of it ({hub.reason(error)}); {remedy}") from None
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{url}: cannot be fetched ({hub.reason(error)}); {remedy}") from None
+    return path
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -5,17 +5,12 @@ the last block pools by maximum. Its weights are the plain file that clean-fid's
 fetches, and is known by its hash.
 """
 
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evaluate import weights
-from evaluate.console import console
-from prompts.io import cache, hub
-from prompts.io.errors import UserError
 
 WIDTH = 2048  # features that it gives
 #: Of `pt_inception-2015-12-05-6726825d.pth`, 95,628,359 bytes.
@@ -64,16 +59,4 @@ def fetch() -> Path:
     """
     from cleanfid.inception_pytorch import FID_WEIGHTS_URL as URL
 
-    path = cache.folder("inception") / URL.rpartition("/")[2]
-    if path.is_file() and weights.sha256(path) == SHA256:
-        return path
-    console.print(f"fetching Inception's weights, 91 MiB, from {URL} into {path.parent}")
-    remedy = f"run it again, or give a local copy of {path.name} with --weights METRIC=PATH"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=console.is_terminal)
-    except RuntimeError as error:  # its word for another hash
-        raise UserError(f"{URL}: sent another file, or a part of it ({hub.reason(error)}); {remedy}") from None
-    except (OSError, HTTPException) as error:
-        raise UserError(f"{URL}: cannot be fetched ({hub.reason(error)}); {remedy}") from None
-    return path
+    return weights.download(URL, SHA256, what="Inception's weights, 91 MiB", kind="inception")
