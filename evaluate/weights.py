@@ -37,11 +37,10 @@ class Files:
         return hub.fetch(repo, filename, revision, local=local)
 
     def download(self, url: str, digest: str, *, what: str, local: str | None = None) -> Path:
-        """`download`, or `local`, a file or its folder, in its place."""
+        """`download`, or `hub.fetch`'s `local`, a file or its folder, in its place."""
         if local is None:
             return download(url, digest, what=what, kind="weights")
-        path = Path(local)
-        return path / url.rpartition("/")[2] if path.is_dir() else path
+        return hub.fetch(url.rpartition("/")[0], url.rpartition("/")[2], "", local=local)
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """The tensors of all these files (`read`)."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-
 from upstream import seeded
 
 #: Of MMDetection's Mask2Former: as deep as the published one, so that every name is the same, and narrow.
@@ -69,6 +68,17 @@ def detector_weights(layout: dict[str, Sequence[int]]) -> dict[str, Tensor]:
     """MMDetection's tensors by name; the numbering of positions in a window is no weight."""
     names = {name: shape for name, shape in layout.items() if not name.endswith("relative_position_index")}
     return {name: torch.from_numpy(array) for name, array in seeded.weights("geneval", names).items()}
+
+
+def logits(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """What a network that is sure of itself might say: `[Q, 81]`, and discs `[Q, height, width]`, a fourth of them empty."""
+    rng = seeded.generator("geneval-logits", height, width)
+    classes = 6 * rng.standard_normal((3 * QUERIES, 81))
+    centre = rng.random((3 * QUERIES, 2, 1, 1)) * [[[height]], [[width]]]
+    radius = np.where(np.arange(3 * QUERIES) % 4 == 3, -1, rng.uniform(1, height / 3, 3 * QUERIES))
+    y, x = np.mgrid[0:height, 0:width]
+    masks = radius[:, None, None] - np.hypot(y - centre[:, 0], x - centre[:, 1])
+    return torch.from_numpy(classes.astype(np.float32)), torch.from_numpy(masks.astype(np.float32))
 
 
 class Clip(torch.nn.Module):

@@ -126,20 +126,31 @@ def run_detector(module: Any, folder: Path) -> dict[str, Any]:
         scaled = mmcv.imrescale(read, (1333, 800))[..., ::-1]
         resized[name] = hashlib.sha256(np.ascontiguousarray(scaled).tobytes()).hexdigest()
         if name in geneval_cases.PICTURES:
-            boxes, masks = module.inference_detector(model, str(folder / f"{name}.png"))
+            objects = found(module, model, str(folder / f"{name}.png"))
             classes, logits = seen.pop()
-            objects = [
-                [label, *box.tolist(), int(mask.sum())]
-                for label, (found, inside) in enumerate(zip(boxes, masks, strict=True))
-                for box, mask in zip(found, inside, strict=True)
-            ]
+            few = rounded(logits[:, ::EVERY, ::EVERY])
             images[name] = {
-                "classes": rounded(classes), "mask_size": list(logits.shape), "masks": rounded(logits[:, ::EVERY, ::EVERY]),
+                "classes": rounded(classes),
+                "mask_size": list(logits.shape),
+                "masks": few,
                 "objects": objects,
-            }  # fmt: skip
+            }
+    head.forward = lambda features, metas: [each[None, None] for each in geneval_cases.logits(*features[0].shape[2:])]
+    for name, image in images.items():
+        image["discs"] = found(module, model, str(folder / f"{name}.png"))
     digest = seeded.sha256({name: tensor.numpy() for name, tensor in weights.items()})
     layout = {name: [small[name], full[name]] for name in full}
     return {"layout": layout, "weights_sha256": digest, "images": images, "resized_sha256": resized}
+
+
+def found(module: Any, model: Any, path: str) -> list[list[float]]:
+    """All objects in an image: class, box, confidence, and area of the mask in pixels."""
+    boxes, masks = module.inference_detector(model, path)
+    return [
+        [label, *box.tolist(), int(mask.sum())]
+        for label, (of_class, inside) in enumerate(zip(boxes, masks, strict=True))
+        for box, mask in zip(of_class, inside, strict=True)
+    ]
 
 
 def rounded(values: torch.Tensor) -> Any:
@@ -169,7 +180,12 @@ def run_rules(module: Any, rows: list[dict[str, Any]], folder: Path) -> dict[str
         result = module.evaluate_image(str(file), rows[case.row])
         lines.append(geneval_cases.line(case, result["correct"], result["reason"]))
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return {"cases": len(lines), "sha256": digest, "right": sum(" 1 " in line for line in lines), "sample": lines[::500]}
+    return {
+        "cases": len(lines),
+        "sha256": digest,
+        "right": sum(" 1 " in line for line in lines),
+        "sample": lines[::500],
+    }
 
 
 def run_colours(module: Any, folder: Path) -> dict[str, Any]:
@@ -192,14 +208,14 @@ def run_colours(module: Any, folder: Path) -> dict[str, Any]:
         return seen[-1]
 
     zsc.run_classification = kept
-    found = {}
+    result = {}
     for name in geneval_cases.PICTURES:
         image = Image.open(folder / f"{name}.png")
         objects = geneval_cases.cut_outs(np.asarray(image.convert("RGB")))
         for kind in ("computer mouse", "apple"):
             colours = module.color_classification(image, objects, kind)
-            found[f"{name}/{kind}"] = {"colours": colours, "cosines": rounded(seen.pop()[0])}
-    return found
+            result[f"{name}/{kind}"] = {"colours": colours, "cosines": rounded(seen.pop()[0])}
+    return result
 
 
 def main(folder: Path) -> None:
@@ -221,7 +237,12 @@ def main(folder: Path) -> None:
     # A line for each of what would else be a line for each number.
     text = text.replace("}, ", "},\n").replace("]], ", "]],\n").replace('", "', '",\n"')
     (HERE / "geneval.json").write_text(text + "\n", encoding="utf-8")
-    print({name: (np.std(image["classes"]), np.std(image["masks"])) for name, image in parts["detector"]["images"].items()})
+    print(
+        {
+            name: (np.std(image["classes"]), np.std(image["masks"]))
+            for name, image in parts["detector"]["images"].items()
+        }
+    )
     print({key: parts["rules"][key] for key in ("cases", "right")}, parts["rules"]["sample"][:5])
 
 
