@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from upstream import geneval_cases, seeded
 
 from evaluate import weights
-from evaluate.scorers import _detector, _mask2former, aesthetic, clipscore, hpsv2, imagereward, pickscore
+from evaluate.scorers import _detector, _geneval, _mask2former, aesthetic, clipscore, hpsv2, imagereward, pickscore
 
 REFERENCE = json.loads((Path(__file__).parent / "upstream" / "reference.json").read_text(encoding="utf-8"))
 
@@ -97,7 +97,9 @@ def publish_geneval(hub: Hub) -> None:
     """The detector's file, as MMDetection publishes it; GenEval's CLIP is CLIPScore's."""
     layout = {name: small for name, (small, _) in DETECTOR["layout"].items()}
     state = geneval_cases.detector_weights(layout)
-    state["panoptic_head.cls_embed.weight"] *= 4  # so that it is certain of something
+    state["panoptic_head.cls_embed.weight"] *= 4  # so that it is certain of something, and mostly of these
+    for name in ("bicycle", "dog", "backpack"):
+        state["panoptic_head.cls_embed.bias"][_geneval.CLASSES.index(name)] += 4
     index = {name: torch.zeros(shape, dtype=torch.long) for name, shape in layout.items() if name not in state}
     content = {"meta": {"epoch": 50, "CLASSES": ("person",)}, "state_dict": state | index}
     torch.save(content, hub.folder(*MMDETECTION) / DETECTOR_FILE)

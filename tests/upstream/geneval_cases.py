@@ -71,7 +71,7 @@ def detector_weights(layout: dict[str, Sequence[int]]) -> dict[str, Tensor]:
 
 
 def logits(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """What a network that is sure of itself might say: `[Q, 81]`, and discs `[Q, height, width]`, a fourth of them empty."""
+    """What a network that is sure of itself might say: `[Q, 81]`, and `[Q, height, width]` discs, some empty."""
     rng = seeded.generator("geneval-logits", height, width)
     classes = 6 * rng.standard_normal((3 * QUERIES, 81))
     centre = rng.random((3 * QUERIES, 2, 1, 1)) * [[[height]], [[width]]]
