@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 from collections import Counter
 from itertools import groupby
@@ -42,6 +43,7 @@ def test_the_reference_is_of_the_pinned_originals() -> None:
     made_by = REFERENCE["made_by"]
     groups = tomllib.loads((UPSTREAM.parents[1] / "pyproject.toml").read_text())["dependency-groups"]
     pins = dict(pin.split("==") for pin in groups["upstream-geneval"] if "==" in pin)
+    pins["mmcv"] = re.findall(r"mmcv==(\S+)", (UPSTREAM.parents[1] / "tox.ini").read_text())[0]
     assert made_by["packages"] == {name: pins[name] for name in made_by["packages"]}
     claim = f"geneval {made_by['geneval'][:7]}, mmdet {made_by['packages']['mmdet']}"
     assert {"geneval": claim} == geneval.VERIFIED_BY
@@ -256,6 +258,30 @@ def test_bytes_and_floats_are_the_same_image(scorer: geneval.GenEval) -> None:
     assert torch.equal(said[0].columns["geneval"], said[1].columns["geneval"])
 
 
+def test_an_image_is_judged_by_itself(scorer: geneval.GenEval) -> None:
+    images = torch.stack([IMAGES["small"], IMAGES["small"].flip(2), 255 - IMAGES["small"]])
+    meta = [prompt.meta for prompt in suites.load("geneval").prompts[:3]]
+    together = scorer.assess(scorer.prepare(images), [""] * 3, meta).details
+    alone = [
+        scorer.assess(scorer.prepare([image]), [""], [each]).details for image, each in zip(images, meta, strict=True)
+    ]
+    assert together == [each[0] for each in alone if each]
+    assert len({json.dumps(each) for each in together or ()}) == 3
+    with pytest.raises(ValueError, match="one prompt per image"):
+        scorer.score(images, [""], meta[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_is_a_choice(scorer: geneval.GenEval, dtype: torch.dtype) -> None:
+    """One dog is not of two colours; in float64 it is of the same as in float32."""
+    meta = [{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": each}]} for each in ("red", "blue")]
+    exact, other = (scorer.to(each).assess([IMAGES["small"]] * 2, [""] * 2, meta) for each in (torch.float32, dtype))
+    reasons = [[each["reason"] for each in said.details if each] for said in (exact, other) if said.details]
+    assert any(re.match(r"expected (red|blue) dog>=1, found 0 \1; and 1 ", each) for each in reasons[1])
+    if dtype == torch.float64:
+        assert reasons[0] == reasons[1]
+
+
 def test_counting_wants_to_be_surer(scorer: geneval.GenEval, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(Detector, "forward", lambda self, image, *, threshold: asked.append(threshold) or [])
@@ -279,7 +305,7 @@ def test_the_detector_is_fetched_by_its_hash(
     first = scorers.load("geneval")
     assert weights.sha256(tmp_path / "weights" / file.name) == weights.sha256(file)
     again = scorers.load("geneval", weights=str(file))
-    assert first.weights_sha256 == again.weights_sha256
+    assert first.weights_sha256 == again.weights_sha256 and len(str(first.weights_sha256)) == 64
     monkeypatch.setattr(_mask2former, "SHA256", "0" * 8)
     with pytest.raises(
         UserError, match=r"another file.*local copy of mask2former_swin-s\S+ with --weights METRIC=PATH"

@@ -111,6 +111,7 @@ def test_chats_are_told_in_qwens_way() -> None:
         ("clipscore/vit-l-14-torchmetrics", 427_616_513),
         ("imagereward", None),
         ("aesthetic/v2", None),
+        ("geneval", None),
     ],
 )
 def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> None:
