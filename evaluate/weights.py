@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluate import layouts
+from evaluate.console import console
 from prompts.io import cache, hub
 from prompts.io.errors import UserError
 
@@ -38,10 +39,11 @@ class Files:
         """`hub.fetch`: where the file lies, fetched if it must be. local: a file or its folder in place of the hub."""
         return hub.fetch(repo, filename, revision, local=local)
 
-    def download(self, url: str, sha256: str, *, local: str | None = None) -> Path:
-        """`download`; local: a file, or a folder that holds one of that name, instead."""
-        name = url.rpartition("/")[2]
-        return hub.fetch(url.removesuffix(f"/{name}"), name, "", local=local) if local else download(url, sha256)
+    def download(self, url: str, digest: str, *, what: str, local: str | None = None) -> Path:
+        """`download`, or `hub.fetch`'s `local`, a file or its folder, in its place."""
+        if local is None:
+            return download(url, digest, what=what, kind="weights")
+        return hub.fetch(url.rpartition("/")[0], url.rpartition("/")[2], "", local=local)
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """The tensors of all these files (`read`)."""
@@ -87,9 +89,9 @@ class RandomWeights(Files):
         fetched = partial(super().fetch, repo, filename, revision, local=local)
         return fetched() if local else layouts.instead(repo, fetched, self._made, filename)
 
-    def download(self, url: str, sha256: str, *, local: str | None = None) -> Path:
-        """As `fetch`."""
-        return super().download(url, sha256, local=local) if local else Path(url.rpartition("/")[2])
+    def download(self, url: str, digest: str, *, what: str, local: str | None = None) -> Path:
+        """The file by its name alone."""
+        return Path(url.rpartition("/")[2])
 
     def read(self, *paths: Path) -> dict[str, Tensor]:
         """Nothing."""
@@ -108,27 +110,6 @@ class RandomWeights(Files):
         return ""
 
 
-def download(url: str, sha256_of_file: str) -> Path:
-    """Where a file of weights that is on no hub lies on this machine, fetched on first use and kept.
-
-    Raises UserError with the remedy, for a file of another hash too.
-    """
-    from evaluate.console import console
-
-    path = cache.folder("weights") / url.rpartition("/")[2]
-    if path.is_file() and sha256(path) == sha256_of_file:
-        return path
-    remedy = "run it again, or give the path of a local copy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_of_file, progress=console.is_terminal)
-    except RuntimeError as error:  # its word for another hash
-        raise UserError(f"{url}: sent another file, or a part of it ({hub.reason(error)}); {remedy}") from None
-    except (OSError, HTTPException) as error:
-        raise UserError(f"{url}: cannot be fetched ({hub.reason(error)}); {remedy}") from None
-    return path
-
-
 def sha256(*paths: Path) -> str:
     """Hex digest of a file's bytes; of several files, the digest of their digests in the order given."""
     digests = []
@@ -136,6 +117,27 @@ def sha256(*paths: Path) -> str:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def download(url: str, digest: str, *, what: str, kind: str) -> Path:
+    """Where the file at `url` lies on this machine, fetched on first use and kept below the cache's folder `kind`.
+
+    digest: its sha256, or as many of the first digits as are known. what: it is called. Raises UserError with the
+    remedy.
+    """
+    path = cache.folder(kind) / url.rpartition("/")[2]
+    if path.is_file() and sha256(path).startswith(digest):
+        return path
+    console.print(f"fetching {what}, from {url} into {path.parent}")
+    remedy = f"run it again, or give a local copy of {path.name} with --weights METRIC=PATH"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=console.is_terminal)
+    except RuntimeError as error:  # its word for another hash
+        raise UserError(f"{url}: sent another file, or a part of it ({hub.reason(error)}); {remedy}") from None
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{url}: cannot be fetched ({hub.reason(error)}); {remedy}") from None
+    return path
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -8,11 +8,23 @@ import pytest
 import torch
 from hub import Hub
 from safetensors.torch import save_file
-from upstream import make_aesthetic, make_hpsv3, make_mps, seeded, vqascore_parts
+from upstream import geneval_cases, make_aesthetic, make_hpsv3, make_mps, seeded, vqascore_parts
 
 from evaluate import weights
 from evaluate.preprocess import SmartResize
-from evaluate.scorers import aesthetic, clipscore, hpsv2, hpsv3, imagereward, mps, pickscore, vqascore
+from evaluate.scorers import (
+    _detector,
+    _geneval,
+    _mask2former,
+    aesthetic,
+    clipscore,
+    hpsv2,
+    hpsv3,
+    imagereward,
+    mps,
+    pickscore,
+    vqascore,
+)
 
 UPSTREAM = Path(__file__).parent / "upstream"
 REFERENCE = json.loads((UPSTREAM / "reference.json").read_text(encoding="utf-8"))
@@ -77,6 +89,7 @@ def publish(hub: Hub) -> None:
     torch.save(tensors("aesthetic", head), hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
     publish_vqascore(hub)
     publish_preferences(hub)
+    publish_geneval(hub)
 
 
 def write_vqascore(folder: Path, model: str) -> None:
@@ -152,6 +165,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))
     shrink_preferences(monkeypatch, hub)
+    shrink_geneval(monkeypatch, hub)
 
 
 def shrink_preferences(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
@@ -163,3 +177,43 @@ def shrink_preferences(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     head = hub.folder("discus0434", "models") / aesthetic.SIGLIP_HEAD_URL.rpartition("/")[2]
     monkeypatch.setattr(aesthetic, "SIGLIP_HEAD_URL", f"{hub.url}/discus0434/resolve/models/{head.name}")
     monkeypatch.setattr(aesthetic, "SIGLIP_HEAD_SHA256", weights.sha256(head))
+
+
+# ---- GenEval ---------------------------------------------------------------------------------------------------------
+
+DETECTOR = json.loads((Path(__file__).parent / "upstream" / "geneval.json").read_text(encoding="utf-8"))["detector"]
+#: Where the detector's file lies on the loopback hub, which is not where it is published.
+MMDETECTION, DETECTOR_FILE = ("openmmlab/mask2former", "main"), _mask2former.URL.rpartition("/")[2]
+
+
+def publish_geneval(hub: Hub) -> None:
+    """The detector's file, as MMDetection publishes it; GenEval's CLIP is CLIPScore's."""
+    layout = {name: small for name, (small, _) in DETECTOR["layout"].items()}
+    state = geneval_cases.detector_weights(layout)
+    state["panoptic_head.cls_embed.weight"] *= 4  # so that it is certain of something, and mostly of these
+    for name in ("bicycle", "dog", "backpack"):
+        state["panoptic_head.cls_embed.bias"][_geneval.CLASSES.index(name)] += 4
+    index = {name: torch.zeros(shape, dtype=torch.long) for name, shape in layout.items() if name not in state}
+    content = {"meta": {"epoch": 50, "CLASSES": ("person",)}, "state_dict": state | index}
+    torch.save(content, hub.folder(*MMDETECTION) / DETECTOR_FILE)
+
+
+def shrink_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GenEval's detector is narrow, and looks at small images."""
+    features, inner = geneval_cases.FEATURES, geneval_cases.INNER
+    backbone = {"embed_dim": geneval_cases.WIDTH, "num_heads": list(geneval_cases.HEADS)}
+    head = {"num_queries": geneval_cases.QUERIES, "encoder_feedforward_dim": inner, "dim_feedforward": inner}
+    head |= dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), features)
+    for part, sizes in (("backbone", backbone), ("head", head)):
+        monkeypatch.setitem(_mask2former.ARCHITECTURE, part, {**_mask2former.ARCHITECTURE[part], **sizes})
+    monkeypatch.setattr(_detector, "LONG", geneval_cases.EDGES[0])
+    monkeypatch.setattr(_detector, "SHORT", geneval_cases.EDGES[1])
+
+
+def shrink_geneval(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    """The same, from the loopback hub, with its hash's first digits."""
+    shrink_detector(monkeypatch)
+    repository, revision = MMDETECTION
+    monkeypatch.setattr(_mask2former, "URL", f"{hub.url}/{repository}/resolve/{revision}/{DETECTOR_FILE}")
+    digest = weights.sha256(hub.folder(*MMDETECTION) / DETECTOR_FILE)
+    monkeypatch.setattr(_mask2former, "SHA256", digest[:8])

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from evaluate import weights
 from evaluate.features import BATCH, Extractor, Images, as_bytes, shared
-from evaluate.features._fetch import fetch as fetch_file
 
 WIDTH = 2048  # features that it gives
 PATCH = 299  # pixels a side that it takes
@@ -73,7 +72,7 @@ def fetch() -> Path:
     """
     from cleanfid.inception_pytorch import FID_WEIGHTS_URL
 
-    return fetch_file(FID_WEIGHTS_URL, SHA256, folder="inception", what="Inception's weights, 91 MiB")
+    return weights.download(FID_WEIGHTS_URL, SHA256, what="Inception's weights, 91 MiB", kind="inception")
 
 
 def load_network(device: Any, path: str | None) -> tuple[Inception, str]:

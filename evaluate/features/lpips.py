@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from evaluate import weights
-from evaluate.features._fetch import fetch
 
 URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 SHA256 = "7be5be79"  # how it begins, which is all that its publisher says
@@ -56,7 +55,7 @@ def load_network(device: Any, path: str | None) -> tuple[Lpips, str]:
     """The distance, and the sha256 of both files of weights. path: AlexNet's, in place of the one that is fetched."""
     from torchvision.models import alexnet
 
-    file = Path(path) if path else fetch(URL, SHA256, folder="alexnet", what="AlexNet's weights, 233 MiB")
+    file = Path(path) if path else weights.download(URL, SHA256, what="AlexNet's weights, 233 MiB", kind="alexnet")
     package = Path(str(importlib.metadata.distribution("torchmetrics").locate_file("torchmetrics")))
     calibrated = package / "functional" / "image" / "lpips_models" / "alex.pth"
     weights.Files().sha256(calibrated, expected=HEADS_SHA256)

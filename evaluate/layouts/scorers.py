@@ -1,8 +1,8 @@
 """What scorers read besides their weights. Those of open_clip bring their configs and words along.
 
 Figures: of the CLIPs, github.com/mlfoundations/open_clip, src/open_clip/model_configs, ViT-H-14.json and ViT-L-14.json;
-of SigLIP, src/transformers/models/siglip/convert_siglip_to_hf.py of github.com/huggingface/transformers; of CLIP-FlanT5's
-T5, the sizes of google/flan-t5-xl and -xxl, with the vocabulary cut to the tokenizer's 32,100 words as
+of SigLIP, src/transformers/models/siglip/convert_siglip_to_hf.py of github.com/huggingface/transformers; of
+CLIP-FlanT5's T5, the sizes of google/flan-t5-xl and -xxl, with the vocabulary cut to the tokenizer's 32,100 words as
 github.com/linzhiqiu/CLIP-FlanT5, llava/train/t5_train.py, cuts it; of BERT's words, the vocabulary that
 `evaluate.scorers.imagereward` takes from ImageReward, less BLIP's two tokens.
 """

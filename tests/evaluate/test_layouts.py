@@ -117,6 +117,7 @@ def test_chats_are_told_in_qwens_way() -> None:
         ("aesthetic/v2.5", None),
         ("hpsv3", None),
         ("mps", None),
+        ("geneval", None),
     ],
 )
 def test_scorers_need_no_hub(name: str, count: int | None, published: Hub) -> None:

@@ -34,7 +34,10 @@ def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, r
         str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
     )
     try:
-        return scorers.load(request.param, weights=given)
+        scorer = scorers.load(request.param, weights=given)
+        if scorer.needs:
+            pytest.skip(f"held to this by tests of its own: {request.param} must know more of a prompt than its text")
+        return scorer
     except UserError as error:
         if request.param in scorers.verified():
             raise
