@@ -76,7 +76,7 @@ class RandomWeights(Files):
 
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
         """`randomise`."""
-        randomise(module)
+        randomise(allocate(module))
 
     def sha256(self, *paths: Path, expected: str | None = None) -> str:
         """Of no file: ""."""
@@ -115,9 +115,21 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Load `tensors` into `module`; a key or a shape that does not match is a UserError."""
+    """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
+
+    A module on the meta device takes the tensors themselves, in their own precision.
+    """
     match(module, tensors, source)
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in module.parameters()))
+
+
+def allocate(module: nn.Module) -> nn.Module:
+    """Parameters that are on the meta device get memory on the default device, and no numbers yet; buffers stay."""
+    for each in module.modules():
+        for name, parameter in each.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(each, name, nn.Parameter(torch.empty_like(parameter, device=torch.get_default_device())))
+    return module
 
 
 @torch.no_grad()
