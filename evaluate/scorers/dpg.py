@@ -12,9 +12,9 @@ Two sets of rules, which differ where the official script, `dpg_bench/compute_dp
 github.com/TencentQQGYLab/ELLA at 3c228f1, does what it does not mean:
 
 * `dpg/qwen3-vl-8b` keeps it. Dependencies are looked up in the order of the questions, so that one below a question
-  that does not count still counts if it stands before it. The first question of the whole file is not asked, and an image of
-  that prompt has an error if another question depends on it; the official mean leaves such images out, and so does a
-  run's.
+  that does not count still counts if it stands before it. The first question of the whole file is not asked, and an
+  image of that prompt has an error if another question depends on it; the official mean leaves such images out, and so
+  does a run's.
 * `dpg/qwen3-vl-8b-strict` mends it: all questions are asked, and nothing below a question that does not count does.
 
 What the script does beyond single images is not kept by either: its scores by category come from the last of a prompt's
@@ -82,7 +82,7 @@ RULES = {"dpg/qwen3-vl-8b": official, "dpg/qwen3-vl-8b-strict": strict}
 
 
 class DPG(JudgeScorer):
-    """100 x the share of a prompt's questions that count; details: each one's category, answer, and whether it counts."""
+    """100 x the share of a prompt's questions that count; details: each one's category and answer, and if it counts."""
 
     differentiable: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("questions",)

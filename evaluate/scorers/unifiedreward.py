@@ -26,7 +26,7 @@ from evaluate.weights import Files
 REPOSITORY = "CodeGoat24/UnifiedReward-2.0-qwen3vl-{}"
 REVISIONS = {"8b": "4175e6b78d62f639282797d05ccea35d3be823cf", "2b": "main", "4b": "main", "32b": "main"}
 VARIANTS = {
-    f"unifiedreward/2.0-qwen3vl-{size}": f"UnifiedReward 2.0, Qwen3-VL-{size.upper()}: alignment, coherence, style, 1 to 5"
+    f"unifiedreward/2.0-qwen3vl-{size}": f"UnifiedReward 2.0 of {size.upper()}: alignment, coherence and style, 1 to 5"
     for size in REVISIONS
 }
 
