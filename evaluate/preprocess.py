@@ -62,7 +62,7 @@ def resampling_matrix(before: int, after: int, name: str) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """Pillow's own resampling of uint8 `[B, 3, H, W]`, on the CPU."""
     from PIL import Image
 
@@ -74,7 +74,7 @@ def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(images.device)
 
 
-def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """The same for floats: columns, then rows, each clamped to [0, 1] as bytes would be, but not rounded."""
     rows, columns = (
         resampling_matrix(before, after, name).to(images) for before, after in zip(images.shape[-2:], size, strict=True)
@@ -200,7 +200,7 @@ class Preprocess:
     def _resample(self, images: Tensor, size: tuple[int, int], name: str) -> Tensor:
         if self.library == "torch":
             return F.interpolate(images, size, mode=name, antialias=self.antialias)
-        return (_resample_bytes if images.dtype == torch.uint8 else _resample_floats)(images, size, name)
+        return (resample_bytes if images.dtype == torch.uint8 else resample_floats)(images, size, name)
 
 
 #: torchvision's transform of OpenAI's CLIP at 224: Aesthetic and ImageReward.

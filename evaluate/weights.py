@@ -124,11 +124,17 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object
 
 
 def allocate(module: nn.Module) -> nn.Module:
-    """Parameters that are on the meta device get memory on the default device, and no numbers yet; buffers stay."""
+    """Parameters that are on the meta device get memory on the default device; buffers stay.
+
+    Matrices have no numbers yet; vectors start where those of most layers do, weights at 1 and biases at 0.
+    """
     for each in module.modules():
         for name, parameter in each.named_parameters(recurse=False):
             if parameter.is_meta:
-                setattr(each, name, nn.Parameter(torch.empty_like(parameter, device=torch.get_default_device())))
+                memory = torch.empty_like(parameter, device=torch.get_default_device())
+                if parameter.dim() < 2:
+                    memory.fill_(name == "weight")
+                setattr(each, name, nn.Parameter(memory))
     return module
 
 

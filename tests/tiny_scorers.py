@@ -8,11 +8,12 @@ import pytest
 import torch
 from hub import Hub
 from safetensors.torch import save_file
-from upstream import seeded
+from upstream import judge, seeded
 
 from evaluate import weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
+from evaluate.scorers import _judge, aesthetic, clipscore, hpsv2, imagereward, pickscore, unifiedreward
 
+GENEVAL2 = json.loads((Path(__file__).parent / "upstream" / "geneval2.json").read_text(encoding="utf-8"))
 REFERENCE = json.loads((Path(__file__).parent / "upstream" / "reference.json").read_text(encoding="utf-8"))
 
 #: A CLIP of transformers, small; the activation is OpenAI's or LAION's.
@@ -71,6 +72,27 @@ def publish(hub: Hub) -> None:
 
     head = {f"layers.{name}": shape for name, shape in shapes(regressor(24)).items()}
     torch.save(tensors("aesthetic", head), hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE)
+    publish_judges(hub)
+
+
+def publish_judges(hub: Hub) -> None:
+    """Qwen3-VL in two files of weights, and what was made of it in one."""
+    arrays = judge.weights(GENEVAL2["layout"])
+    content = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    words = judge.tokenizer()
+    folders = [hub.folder(_judge.REPOSITORY, _judge.REVISION)]
+    for size, revision in unifiedreward.REVISIONS.items():
+        folders.append(hub.folder(unifiedreward.REPOSITORY.format(size), revision))
+    for folder in folders:
+        (folder / "config.json").write_text(json.dumps(judge.config(words)), encoding="utf-8")
+        words.save(str(folder / "tokenizer.json"))
+    for folder in folders[1:]:
+        save_file(content, folder / "model.safetensors")
+    names = [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    index = {name: names[i % 2] for i, name in enumerate(content)}
+    (folders[0] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    for file in names:
+        save_file({name: content[name] for name in content if index[name] == file}, folders[0] / file)
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
@@ -82,3 +104,5 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.setattr(imagereward, "ARCHITECTURE", seeded.BLIP)
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))
+    # Small judges are float32, so that the last digits can be compared.
+    monkeypatch.setattr(_judge, "DTYPE", torch.float32)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from evaluate.preprocess import Prepare, Prepared, _resample_bytes, check_images
+from evaluate.preprocess import Prepare, Prepared, check_images, resample_bytes, resample_floats
 from evaluate.scorers import Assessment, Meta, Scorer
 from evaluate.weights import Files
 from prompts.io.errors import UserError
@@ -93,12 +93,12 @@ class Patched:
         size = smart_resize(*before, factor=EDGE, min_pixels=self.smallest, max_pixels=self.largest)
         if size == before:
             return image
-        if image.dtype == torch.uint8 and self.library == "pillow":
-            return _resample_bytes(image[None], size, "bicubic")[0]
-        if image.dtype == torch.uint8:  # a GPU would round otherwise
-            image = image.cpu()
-        resized = transforms.resize(image, list(size), transforms.InterpolationMode.BICUBIC, antialias=True)
-        return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+        if image.dtype != torch.uint8:
+            return resample_floats(image[None], size, "bicubic")[0]
+        if self.library == "pillow":
+            return resample_bytes(image[None], size, "bicubic")[0]
+        # On a GPU torchvision would round otherwise.
+        return transforms.resize(image.cpu(), list(size), transforms.InterpolationMode.BICUBIC, antialias=True)
 
 
 def through_jpeg(image: Tensor, quality: int) -> Tensor:
@@ -171,12 +171,13 @@ class Judge(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # The frequencies of positions stay in float32 in every precision, as transformers' from_pretrained leaves them.
-        kept = {name: buffer.dtype for name, buffer in self.named_buffers()}
+        kept = dict(self.named_buffers())
         super()._apply(fn, recurse)
-        for name, dtype in kept.items():
+        for name, buffer in kept.items():
             owner, _, attribute = name.rpartition(".")
             module = self.get_submodule(owner)
-            setattr(module, attribute, getattr(module, attribute).to(dtype))
+            if (moved := getattr(module, attribute)).dtype != buffer.dtype:
+                setattr(module, attribute, buffer.to(moved.device))
         return self
 
 

@@ -1,4 +1,7 @@
-"""Random trees of questions in DPG-Bench's table, and random answers, for both sides of the comparison. Needs numpy alone."""
+"""Random trees of questions in DPG-Bench's table, and random answers, for both sides of the comparison.
+
+Needs numpy alone.
+"""
 
 import csv
 import io

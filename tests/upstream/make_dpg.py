@@ -1,7 +1,7 @@
-"""Writes `dpg.json`, with `tox run -e upstream-dpg -- FOLDER`: what DPG-Bench's official functions make of random trees.
+"""Writes `dpg.json`, with `tox run -e upstream-dpg -- FOLDER`: what DPG-Bench's own functions make of random trees.
 
-FOLDER: a clone of github.com/TencentQQGYLab/ELLA at 3c228f1. Its `compute_dpg_bench.py` is run as published, with random
-answers in its judge's place.
+FOLDER: a clone of github.com/TencentQQGYLab/ELLA at 3c228f1. Its `compute_dpg_bench.py` is run as published, with
+random answers in its judge's place.
 """
 
 import hashlib

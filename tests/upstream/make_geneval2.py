@@ -1,8 +1,8 @@
 """Writes `geneval2.json`, with `tox run -e upstream-geneval2 -- FOLDER`: what GenEval 2's own functions make of seeded
 images and of a small Qwen3-VL that seeds make.
 
-FOLDER: a clone of github.com/facebookresearch/GenEval2 at a6e82d2. Its `evaluation.py` is run as published; where it would
-load weights and a processor from the hub, it gets the small ones.
+FOLDER: a clone of github.com/facebookresearch/GenEval2 at a6e82d2. Its `evaluation.py` is run as published; where it
+would load weights and a processor from the hub, it gets the small ones.
 """
 
 import hashlib
