@@ -234,12 +234,11 @@ class _Reading:
 def _positions(image: Patches, first: int, length: int) -> Tensor:
     """Time, row and column of each token, `[3, 1, length]`, the image's tokens beginning at `first`."""
     rows, columns = image.height // MERGE, image.width // MERGE
-    grid = torch.stack([torch.zeros(rows, columns, dtype=torch.long), *torch.meshgrid(
-        torch.arange(rows), torch.arange(columns), indexing="ij"
-    )])  # fmt: skip
+    places = torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij")
+    grid = torch.stack(places).flatten(1)
     before = torch.arange(first).expand(3, -1)
     after = torch.arange(length - first - rows * columns).expand(3, -1) + first + max(rows, columns)
-    return torch.cat([before, first + grid.flatten(1), after], 1)[:, None]
+    return torch.cat([before, first + grid, after], 1)[:, None]
 
 
 class JudgeScorer(Scorer):

@@ -167,23 +167,21 @@ def test_what_is_written_is_transformers_own(judge: Judge, monkeypatch: pytest.M
     (patches,) = Patched()([image("small")])
     texts = [*TEXTS, "Are there?"]
 
-    def stock(text: str, ends: list[int]) -> str:
+    def stock(text: str, ends: list[int], longest: int = 12) -> list[int]:
         inputs = stock_inputs(judge, image("small"), text)
-        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": ends or None, "pad_token_id": 0}
+        options = {"max_new_tokens": longest, "do_sample": False, "eos_token_id": ends or None, "pad_token_id": 0}
         written = judge.network.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-        return judge.tokenizer.decode([token for token in written if token not in ends])
+        return [token for token in written if token not in ends]
 
-    plain = judge.write(patches, texts, longest=12)
-    assert plain == [stock(text, []) for text in texts]
-    assert len(set(plain)) > 1
-    # Whatever the first answer holds third is now an end.
-    token = judge.tokenizer.encode(plain[0]).ids[2]
+    plain = [stock(text, []) for text in texts]
+    assert judge.write(patches, texts, longest=12) == [judge.tokenizer.decode(tokens) for tokens in plain]
+    assert judge.write(patches, texts[:1], longest=2) == [judge.tokenizer.decode(stock(texts[0], [], 2))]
+    # What the first answer holds third ends it now, and others elsewhere or not at all.
+    token = plain[0][2]
     monkeypatch.setattr(_judge, "ENDS", ("<|im_end|>", judge.tokenizer.id_to_token(token)))
-    ended = judge.write(patches, texts, longest=12)
-    assert ended == [stock(text, [token]) for text in texts]
-    assert ended != plain
-    (short,) = judge.write(patches, TEXTS[:1], longest=2)
-    assert short == judge.tokenizer.decode(judge.tokenizer.encode(plain[0]).ids[:2])
+    ended = [stock(text, [token]) for text in texts]
+    assert judge.write(patches, texts, longest=12) == [judge.tokenizer.decode(tokens) for tokens in ended]
+    assert len({len(tokens) for tokens in ended}) > 1, "some end before the others"
 
 
 def test_a_text_that_holds_an_image_is_refused(judge: Judge) -> None:

@@ -69,9 +69,9 @@ def tokenizer() -> Any:
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: dict[tuple[str, str], None] = {}
-    for word in [word for each in WORDS for word in (each, f"Ġ{each}")]:
-        for end in range(1, len(word)):
-            merges[(word[:end], word[end])] = None
+    for word in WORDS:
+        merges |= dict.fromkeys((word[:end], word[end]) for end in range(1, len(word)))
+    merges |= dict.fromkeys(("Ġ", word) for word in WORDS)
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*letters, *("".join(pair) for pair in merges)]))}
     backend = Tokenizer(models.BPE(vocabulary, list(merges)))
     cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
