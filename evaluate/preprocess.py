@@ -63,7 +63,7 @@ def resampling_matrix(before: int, after: int, name: str) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """Pillow's own resampling of uint8 `[B, 3, H, W]`, on the CPU."""
     from PIL import Image
 
@@ -75,7 +75,7 @@ def _resample_bytes(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(images.device)
 
 
-def _resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
+def resample_floats(images: Tensor, size: tuple[int, int], name: str) -> Tensor:
     """The same for floats: columns, then rows, each clamped to [0, 1] as bytes would be, but not rounded."""
     rows, columns = (
         resampling_matrix(before, after, name).to(images) for before, after in zip(images.shape[-2:], size, strict=True)
@@ -224,7 +224,7 @@ class Preprocess:
     def _resample(self, images: Tensor, size: tuple[int, int], name: str) -> Tensor:
         if self.library == "torch":
             return F.interpolate(images, size, mode=name, antialias=self.antialias)
-        return (_resample_bytes if images.dtype == torch.uint8 else _resample_floats)(images, size, name)
+        return (resample_bytes if images.dtype == torch.uint8 else resample_floats)(images, size, name)
 
 
 #: torchvision's transform of OpenAI's CLIP at 224: Aesthetic and ImageReward.
@@ -273,5 +273,5 @@ class SmartResize:
         image = image if image.dtype in (torch.uint8, torch.float64) else image.float()
         before, after = (image.shape[-2], image.shape[-1]), self.target(image.shape[-2], image.shape[-1])
         if after != before:
-            image = (_resample_bytes if image.dtype == torch.uint8 else _resample_floats)(image, after, "bicubic")
+            image = (resample_bytes if image.dtype == torch.uint8 else resample_floats)(image, after, "bicubic")
         return normalise(image, self.mean, self.std)

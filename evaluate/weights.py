@@ -51,7 +51,9 @@ class Files:
 
     def build(self, make: Callable[[], M]) -> M:
         """What `make` makes, without memory for its parameters, which `fill` brings: for networks of billions."""
-        with torch.device("meta"):
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
             return make()
 
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -97,13 +99,9 @@ class RandomWeights(Files):
         """Nothing."""
         return {}
 
-    def build(self, make: Callable[[], M]) -> M:
-        """What `make` makes."""
-        return make()
-
     def fill(self, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
         """`randomise`."""
-        randomise(module)
+        randomise(allocate(module))
 
     def sha256(self, *paths: Path, expected: str | None = None) -> str:
         """Of no file: ""."""
@@ -165,10 +163,25 @@ def read(path: Path) -> dict[str, Tensor]:
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Load `tensors` into `module`; a key or a shape that does not match is a UserError.
 
-    A module that was built on the meta device takes the tensors themselves, in their own precision.
+    A module on the meta device takes the tensors themselves, in their own precision.
     """
     match(module, tensors, source)
     module.load_state_dict(dict(tensors), assign=any(parameter.is_meta for parameter in module.parameters()))
+
+
+def allocate(module: nn.Module) -> nn.Module:
+    """Parameters that are on the meta device get memory on the default device; buffers stay.
+
+    Matrices have no numbers yet; vectors start where those of most layers do, weights at 1 and biases at 0.
+    """
+    for each in module.modules():
+        for name, parameter in each.named_parameters(recurse=False):
+            if parameter.is_meta:
+                memory = torch.empty_like(parameter, device=torch.get_default_device())
+                if parameter.dim() < 2:
+                    memory.fill_(name == "weight")
+                setattr(each, name, nn.Parameter(memory))
+    return module
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hub import Hub
 from safetensors.torch import save_file
-from upstream import geneval_cases, make_aesthetic, make_hpsv3, make_mps, seeded, vqascore_parts
+from upstream import geneval_cases, judge, make_aesthetic, make_hpsv3, make_mps, seeded, vqascore_parts
 
 from evaluate import weights
 from evaluate.preprocess import SmartResize
 from evaluate.scorers import (
     _detector,
     _geneval,
+    _judge,
     _mask2former,
     aesthetic,
     clipscore,
@@ -23,11 +24,13 @@ from evaluate.scorers import (
     imagereward,
     mps,
     pickscore,
+    unifiedreward,
     vqascore,
 )
 
 UPSTREAM = Path(__file__).parent / "upstream"
 REFERENCE = json.loads((UPSTREAM / "reference.json").read_text(encoding="utf-8"))
+GENEVAL2 = json.loads((UPSTREAM / "geneval2.json").read_text(encoding="utf-8"))
 #: What t2v-metrics made, by model and kind: `clip-flant5-xl/scores`.
 VQASCORE = json.loads((UPSTREAM / "vqascore.json").read_text(encoding="utf-8"))
 
@@ -90,6 +93,7 @@ def publish(hub: Hub) -> None:
     publish_vqascore(hub)
     publish_preferences(hub)
     publish_geneval(hub)
+    publish_judges(hub)
 
 
 def write_vqascore(folder: Path, model: str) -> None:
@@ -154,6 +158,26 @@ def publish_preferences(hub: Hub) -> None:
     write_aesthetic(hub.folder("discus0434", "models"), hub.folder(aesthetic.SIGLIP, aesthetic.SIGLIP_REVISION))
 
 
+def publish_judges(hub: Hub) -> None:
+    """Qwen3-VL in two files of weights, and what was made of it in one."""
+    arrays = judge.weights(GENEVAL2["layout"])
+    content = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    words = judge.tokenizer()
+    folders = [hub.folder(_judge.REPOSITORY, _judge.REVISION)]
+    for size, revision in unifiedreward.REVISIONS.items():
+        folders.append(hub.folder(unifiedreward.REPOSITORY.format(size), revision))
+    for folder in folders:
+        (folder / "config.json").write_text(json.dumps(judge.config(words)), encoding="utf-8")
+        words.save(str(folder / "tokenizer.json"))
+    for folder in folders[1:]:
+        save_file(content, folder / "model.safetensors")
+    names = [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    index = {name: names[i % 2] for i, name in enumerate(content)}
+    (folders[0] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    for file in names:
+        save_file({name: content[name] for name in content if index[name] == file}, folders[0] / file)
+
+
 def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     """The tables that hold real sizes hold small ones, and the one pinned hash is that of the small file."""
     import open_clip.factory
@@ -164,6 +188,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.setattr(vqascore, "VISION", vqascore_parts.VISION)
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))
+    # Small judges are float32, so that the last digits can be compared.
+    monkeypatch.setattr(_judge, "DTYPE", torch.float32)
     shrink_preferences(monkeypatch, hub)
     shrink_geneval(monkeypatch, hub)
 

@@ -56,6 +56,7 @@ class Scorer(nn.Module):
     needs: keys of `Prompt.meta` without which a prompt's images cannot be scored.
     columns: names of its scores, each a protocol of its own in records; the first is the headline, which `score` gives.
     macro: column -> group of prompts, where the score of a run is the mean of the groups' means, not of all images.
+    dtype: the precision in which the scores are defined, that of the weights unless another is asked for.
     weights_sha256: of the weights that were loaded; None where there are none.
     """
 
@@ -63,6 +64,7 @@ class Scorer(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()
     columns: tuple[str, ...]
     macro: ClassVar[Mapping[str, str]] = {}
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, protocol: str, prepare: Prepare, *, weights_sha256: str | None = None) -> None:
         super().__init__()
@@ -184,16 +186,16 @@ def load(
     name: str,
     *,
     device: Any = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     weights: str | None = None,
     random_weights: bool = False,
 ) -> Scorer:
     """The scorer called `name` (a variant, or a family for its default), frozen and in evaluation mode.
 
-    weights: a local path in place of the scorer's own. random_weights: none is read, which measures what a scorer
-    costs. Raises UserError for an unknown name.
+    dtype: by default the one that the scorer is defined in. weights: a local path in place of the scorer's own.
+    random_weights: none is read, which measures what a scorer costs. Raises UserError for an unknown name.
     """
     variant, module = _families.find(name)
     with torch.device(device) if random_weights else nullcontext():  # a GPU draws a billion numbers at once
         scorer: Scorer = module.load(variant, RandomWeights(weights) if random_weights else Files(weights))
-    return scorer.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return scorer.to(device=device, dtype=dtype or scorer.dtype).eval().requires_grad_(False)

@@ -94,7 +94,9 @@ def load(name: str, files: Files) -> Scorer:
     path = files.path
     new = name == "aesthetic/v2.5"
     if new:
-        head = files.download(SIGLIP_HEAD_URL, SIGLIP_HEAD_SHA256, what="the head of Aesthetic v2.5, 2.6 MB", local=path)
+        head = files.download(
+            SIGLIP_HEAD_URL, SIGLIP_HEAD_SHA256, what="the head of Aesthetic v2.5, 2.6 MB", local=path
+        )
     else:
         head = files.fetch(HEAD, HEAD_FILE, HEAD_REVISION, local=path)
         files.sha256(head, expected=None if path else HEAD_SHA256)

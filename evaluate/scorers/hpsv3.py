@@ -13,7 +13,6 @@ of the image too, and so they were in training: `hpsv3`. Qwen2-VL itself gives a
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -241,14 +240,11 @@ def load(name: str, files: Files) -> Scorer:
     """`files.path`: a local `HPSv3.safetensors`, or a folder with it; config and tokenizer too are taken from a folder
     that has a `tokenizer.json`.
     """
-    from accelerate import init_empty_weights
-
     file = files.fetch(REPOSITORY, FILE, REVISION, local=files.path)
     folder = files.path if files.path and (Path(files.path) / "tokenizer.json").is_file() else None
     config, words = (files.fetch(BASE, part, BASE_REVISION, local=folder) for part in ("config.json", "tokenizer.json"))
     tokenizer, tensors = read_tokenizer(words), rename(files.read(file))
-    # Eight billion numbers are not made up first where they are read.
-    with init_empty_weights(include_buffers=False) if tensors else nullcontext():
-        scorer = HPSv3(name, read_config(config, tokenizer), tokenizer, weights_sha256=files.sha256(file))
+    described = read_config(config, tokenizer)
+    scorer = files.build(lambda: HPSv3(name, described, tokenizer, weights_sha256=files.sha256(file)))
     files.fill(scorer, tensors, file)
     return scorer

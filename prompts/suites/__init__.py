@@ -22,7 +22,7 @@ from prompts import extensions
 from prompts.io.errors import UserError
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
-from prompts.suites._read import SUFFIXES, Row, coco_rows, table_rows
+from prompts.suites._read import SUFFIXES, Row, coco_rows, dpg_rows, table_rows
 
 __all__ = ["Card", "Match", "Prompt", "Suite", "card", "load", "names", "overlap"]
 
@@ -111,16 +111,23 @@ def load(name_or_path: str, *, path: Path | None = None) -> Suite:
     rows: list[Row] = []
     for part in recipe.files:
         local = _recipe.obtain(recipe, part, name_or_path, path)
-        read = (
-            coco_rows(local)
-            if recipe.format == "coco"
-            else table_rows(local, text=recipe.text, groups=recipe.groups, meta=recipe.meta)
-        )
+        read = _rows(recipe, local)
         rows += [row._replace(group={**part.group, **row.group}) for row in read]
     rows = rows[:: recipe.every]
+    if recipe.unique:
+        firsts: dict[str, Row] = {}
+        for row in rows:
+            firsts.setdefault(row.text, row)
+        rows = list(firsts.values())
     if len(rows) != recipe.n:
         raise UserError(f"{file}: n is {recipe.n}, but its files hold {len(rows)} prompts; fix it")
     return _suite(name_or_path, rows, recipe.source, recipe.licence, recipe.per_prompt, recipe.metrics)
+
+
+def _rows(recipe: _recipe.Recipe, file: Path) -> list[Row]:
+    if recipe.format == "table":
+        return table_rows(file, text=recipe.text, groups=recipe.groups, meta=recipe.meta)
+    return (coco_rows if recipe.format == "coco" else dpg_rows)(file)
 
 
 def overlap(prompts: Iterable[str], suite: Suite, *, near: float = 0.8) -> list[Match]:

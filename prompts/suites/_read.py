@@ -79,6 +79,43 @@ def coco_rows(path: Path) -> list[Row]:
     return [Row(first[image][1], {}) for image in sorted(first)]
 
 
+#: Columns of DPG-Bench's table.
+DPG = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
+
+
+def dpg_rows(path: Path) -> list[Row]:
+    """The prompts of DPG-Bench's table, which has a row a question; questions as meta, in their order.
+
+    As its official script has it, a question that comes twice is what it is last, in its first place, and an item that
+    comes again after others begins anew. The first question of the file is marked as not asked, which that script
+    skips by mistake.
+    """
+    items: dict[str, tuple[str, dict[int, dict[str, Any]]]] = {}
+    before = None
+    for number, (place, fields) in enumerate(_records(path)):
+        item, text, proposition, dependency, told, question = (_field(path, place, fields, name) for name in DPG)
+        try:
+            key, parents = int(proposition), [int(parent) for parent in dependency.split(",")]
+        except ValueError:
+            raise UserError(
+                f"{path}, {place}: proposition_id {proposition!r} and dependency {dependency!r} are not whole numbers;"
+                " fetch the table again"
+            ) from None
+        if item != before:
+            items[item] = (text, {})
+        items[item][1][key] = {
+            "id": key,
+            "question": question,
+            "parents": [parent for parent in parents if parent],
+            "category": told.split("(")[0].strip(),
+            **({} if number else {"asked": False}),
+        }
+        before = item
+    if not items:
+        raise UserError(f"{path}: holds no prompt; fetch the table again")
+    return [Row(text, {}, {"questions": list(questions.values())}) for text, questions in items.values()]
+
+
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each record's place, for people, and its fields."""
     content = _decode(path)

@@ -4,9 +4,9 @@ import hashlib
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from prompts.io import cache
 from prompts.io.errors import UserError
@@ -27,20 +27,43 @@ class Hub(_Strict):
 
 
 class File(_Strict):
-    """One of a suite's files, below its hub repository or URL. group: given to each of its prompts."""
+    """One of a suite's files, below its hub repository or URL. group: given to each of its prompts.
+
+    sha256 or git_blob: of its content; the latter is git's own id of a file (SHA-1), which a commit proves.
+    """
 
     name: str
-    sha256: str
+    sha256: str | None = None
+    git_blob: str | None = None
     group: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _one_hash(self) -> Self:
+        if bool(self.sha256) == bool(self.git_blob):
+            raise ValueError("give either sha256 or git_blob")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The hash that its content must have."""
+        return self.sha256 or self.git_blob or ""
+
+    def digest_of(self, path: Path) -> str:
+        """The same hash of the file at `path`."""
+        if self.sha256:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class Recipe(_Strict):
     """A suite that is read from files.
 
-    n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`) or `coco`,
-    the annotations of COCO Captions. text: a table's column of prompts; groups, meta: name -> column.
-    every: keeps rows 1, 1 + every, ... per_prompt, metrics: images of a prompt and what is measured, unless asked
-    for otherwise.
+    n: prompts. hub or url: where its files are fetched from. format: `table` (see `_read`), `coco`, the annotations of
+    COCO Captions, or `dpg`, the table of DPG-Bench. text: a table's column of prompts; groups, meta: name -> column.
+    every: keeps rows 1, 1 + every, ... unique: keeps the first of rows that have the same text. per_prompt, metrics:
+    images of a prompt and what is measured, unless asked for otherwise.
     """
 
     n: int
@@ -49,11 +72,12 @@ class Recipe(_Strict):
     hub: Hub | None = None
     url: str | None = None
     files: tuple[File, ...]
-    format: Literal["table", "coco"] = "table"
+    format: Literal["table", "coco", "dpg"] = "table"
     text: str | None = None
     groups: dict[str, str] = {}
     meta: dict[str, str] = {}
     every: int = 1
+    unique: bool = False
     per_prompt: int = 1
     metrics: tuple[str, ...] = ()
 
@@ -69,15 +93,15 @@ def obtain(recipe: Recipe, file: File, suite: str, path: Path | None) -> Path:
         path = next((p for p in (path / file.name, path / Path(file.name).name) if p.is_file()), path / file.name)
     local = path or (_from_hub(recipe.hub, file) if recipe.hub else _from_url(f"{recipe.url}/{file.name}", file))
     try:
-        with local.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = file.digest_of(local)
     except OSError as error:
         raise UserError(
             f"{local}: cannot be read ({error.strerror}); give a copy of {file.name} of suite {suite!r}"
         ) from None
-    if found != file.sha256:
+    if found != file.digest:
+        kind = "sha256" if file.sha256 else "git blob id"
         raise UserError(
-            f"{local}: its sha256 is {found[:12]}..., but {file.name} of suite {suite!r} has {file.sha256[:12]}...; "
+            f"{local}: its {kind} is {found[:12]}..., but {file.name} of suite {suite!r} has {file.digest[:12]}...; "
             "fetch it again, or load it by its path as a prompt file of its own"
         )
     return local
@@ -96,7 +120,7 @@ def _from_hub(hub: Hub, file: File) -> Path:
 
 def _from_url(url: str, file: File) -> Path:
     """Cached under the file's hash, so that two versions never meet."""
-    target = cache.folder("prompts") / file.sha256 / Path(file.name).name
+    target = cache.folder("prompts") / file.digest / Path(file.name).name
     if target.is_file():
         return target
     try:

@@ -10,11 +10,13 @@ from hub import Hub
 from upstream import seeded
 
 from evaluate import scorers, weights
-from evaluate.scorers import aesthetic, clipscore, hpsv2, hpsv3, imagereward, mps, pickscore, vqascore
+from evaluate.scorers import _judge, aesthetic, clipscore, hpsv2, hpsv3, imagereward, mps, pickscore, vqascore
 from prompts.io import hub
 from prompts.io.errors import UserError
 
 IMAGE = torch.from_numpy(seeded.pictures()["small"]).permute(2, 0, 1)[None]
+#: What suites tell scorers that need to know more than a prompt's text.
+META = [{"vqa_list": [["How many cats are in the image?", "one"], ["Is the cat red?", "Yes"]]}]
 #: What each variant asks a hub for: repository, revision, file.
 OPENAI = [(clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("config.json", "model.safetensors")]
 PICKSCORE = [
@@ -37,6 +39,16 @@ FILES = {
         (imagereward.WORDS, imagereward.WORDS_REVISION, "vocab.txt"),
     ],
     **dict.fromkeys(("pickscore", "pickscore/scaled"), PICKSCORE),
+    "geneval2": [
+        (_judge.REPOSITORY, _judge.REVISION, name)
+        for name in (
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        )
+    ],
     "aesthetic/v2": [(aesthetic.HEAD, aesthetic.HEAD_REVISION, aesthetic.HEAD_FILE), *OPENAI],
     **dict.fromkeys(("hpsv3", "hpsv3/mrope"), HPSV3),
     **dict.fromkeys(("mps", "mps/forward"), MPS),
@@ -81,7 +93,7 @@ def test_exactly_the_pinned_files_are_fetched(name: str, real_scorers: Hub, empt
     scorer = scorers.load(name)
     asked = list(dict.fromkeys(real_scorers.requests))
     assert asked == [f"/{repository}/resolve/{revision}/{file}" for repository, revision, file in FILES[name]]
-    assert scorer.score(IMAGE, ["a cat"]).isfinite().all()
+    assert scorer.score(IMAGE, ["a cat"], META).isfinite().all()
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -91,7 +103,7 @@ def test_once_fetched_no_network_is_needed(name: str, real_scorers: Hub, monkeyp
     real_scorers.requests.clear()
     after = scorers.load(name)
     assert not real_scorers.requests
-    assert torch.equal(before.score(IMAGE, ["a cat"]), after.score(IMAGE, ["a cat"]))
+    assert torch.equal(before.score(IMAGE, ["a cat"], META), after.score(IMAGE, ["a cat"], META))
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -103,7 +115,7 @@ def test_a_local_folder_serves_as_well(name: str, real_scorers: Hub, tmp_path: P
     local = scorers.load(name, weights=str(tmp_path))
     assert not real_scorers.requests
     assert local.weights_sha256 == fetched.weights_sha256
-    assert torch.equal(local.score(IMAGE, ["a cat"]), fetched.score(IMAGE, ["a cat"]))
+    assert torch.equal(local.score(IMAGE, ["a cat"], META), fetched.score(IMAGE, ["a cat"], META))
 
 
 def test_a_local_file_serves_as_well(real_scorers: Hub) -> None:

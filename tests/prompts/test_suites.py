@@ -61,7 +61,7 @@ def test_a_suite_of_files_is_pinned(path: Path) -> None:
     assert bool(recipe.hub) != bool(recipe.url)
     assert re.search(r"\b[0-9a-f]{40}\b", recipe.hub.revision if recipe.hub else str(recipe.url))
     assert recipe.files
-    assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in recipe.files)
+    assert all(re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", file.digest) for file in recipe.files)
 
 
 def test_the_shapes_suite_is_held_out_and_the_same_every_time() -> None:
@@ -179,6 +179,45 @@ def test_another_file_of_that_name_is_refused(home: Path) -> None:
         suites.load("two", path=home / "two.tsv")
     with pytest.raises(UserError, match=r"no.tsv: cannot be read"):
         suites.load("two", path=home / "no.tsv")
+
+
+def test_a_file_may_be_pinned_by_gits_own_id(home: Path) -> None:
+    declare(home, "two", {"two.tsv": TABLE}, n=2, text="Prompt")
+    git = subprocess.run(["git", "hash-object", home / "two.tsv"], capture_output=True, text=True, check=True).stdout
+    recipe = yaml.safe_load((home / "two.yaml").read_text())
+    (home / "two.yaml").write_text(yaml.safe_dump(recipe | {"files": [{"name": "two.tsv", "git_blob": git.strip()}]}))
+    assert len(suites.load("two", path=home).prompts) == 2
+    (home / "two.tsv").write_bytes(TABLE.replace(b"Arts", b"Fads"))
+    with pytest.raises(UserError, match=rf"its git blob id is .* but two.tsv of suite 'two' has {git[:12]}"):
+        suites.load("two", path=home)
+    (home / "two.yaml").write_text(yaml.safe_dump(recipe | {"files": [{"name": "two.tsv"}]}))
+    with pytest.raises(UserError, match="give either sha256 or git_blob"):
+        suites.card("two")
+
+
+def test_texts_that_come_again_are_left_out_where_a_suite_says_so(home: Path) -> None:
+    declare(home, "five", {"five.txt": b"b\na\nb\nc\na\n"}, n=3, unique=True, per_prompt=5)
+    suite = suites.load("five", path=home)
+    assert [prompt.text for prompt in suite.prompts] == ["b", "a", "c"]
+    assert suite.per_prompt == suites.card("five").per_prompt == 5
+
+
+def test_suites_tell_scorers_what_they_need(home: Path) -> None:
+    rows = [{"prompt": "a cat", "atom_count": 3, "vqa_list": [["Is it?", "Yes"]], "skills": ["object"]}]
+    recipe = _recipe.read(Path(suites.__file__).parent / "geneval2.yaml")
+    fields = recipe.model_dump(include={"text", "groups", "meta", "per_prompt"})
+    declare(home, "atoms", {"a.jsonl": json.dumps(rows[0]).encode()}, n=1, **fields)
+    (prompt,) = suites.load("atoms", path=home).prompts
+    assert (prompt.text, prompt.group) == ("a cat", {"atom_count": "3"})
+    assert prompt.meta == {"vqa_list": [["Is it?", "Yes"]], "skills": ["object"]}
+
+
+def test_a_table_of_questions_is_a_format(home: Path) -> None:
+    head = "item_id,text,proposition_id,dependency,tuple,question_natural_language"
+    declare(home, "tree", {"t.csv": f"{head}\na,cats,1,0,entity (c),Cats?\n".encode()}, n=1, format="dpg")
+    (prompt,) = suites.load("tree", path=home).prompts
+    assert prompt.meta["questions"][0]["question"] == "Cats?"
+    assert suites.card("tree").per_prompt == 1
 
 
 def test_a_suite_that_misstates_its_size_is_refused(home: Path) -> None:
