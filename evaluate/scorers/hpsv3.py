@@ -94,7 +94,9 @@ class Head(nn.Sequential):
 
     def forward(self, states: Tensor) -> Tensor:
         """In the head's own precision."""
-        rewards: Tensor = super().forward(states.to(self[0].weight))
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        rewards: Tensor = super().forward(states.to(first.weight))
         return rewards
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -116,6 +118,11 @@ class HPSv3(Scorer):
         self.model, self.head = Qwen2VLModel(config), Head(config.text_config.hidden_size)
         self.tokenizer = tokenizer
 
+    @property
+    def weight(self) -> Tensor:
+        """One of all, which tells where they are."""
+        return next(self.head.parameters())
+
     def tokens(self, prompt: str, n: int) -> list[int]:
         """All that the network reads of an image of `n` tokens and its prompt. Raises UserError for a prompt that holds
         a token that stands for the image or for the score.
@@ -131,7 +138,7 @@ class HPSv3(Scorer):
 
     def rate(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """Scores and the logarithms of their deviations, `[B, 2]`, of images `[3, h, w]` that `prepare` made."""
-        device = self.head[0].weight.device
+        device = self.weight.device
         grids = [(image.shape[1] // PATCH, image.shape[2] // PATCH) for image in images]
         rows = [self.tokens(prompt, h * w // MERGED**2) for prompt, (h, w) in zip(prompts, grids, strict=True)]
         ids, mask = (
@@ -158,12 +165,20 @@ class HPSv3(Scorer):
         each = [positions(len(row), row.index(image), grid) for row, grid in zip(rows, grids, strict=True)]
         return pad_sequence([one.T for one in each], batch_first=True).permute(2, 0, 1)
 
+    def rewards(self, prepared: Prepared, prompts: Sequence[str]) -> Tensor:
+        """`rate` in float32, of few images at once on a CPU."""
+        images = list(prepared)
+        size = CPU_BATCH if self.weight.device.type == "cpu" else max(len(images), 1)
+        parts = [self.rate(images[i : i + size], prompts[i : i + size]) for i in range(0, len(images), size)]
+        return torch.cat(parts).float()
+
+    def score_prepared(self, prepared: Prepared, prompts: Sequence[str], meta: Meta | None = None) -> Tensor:
+        """The score alone, for which no number has to leave the device."""
+        return self.rewards(prepared, prompts)[:, 0]
+
     def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
         """The scores; `sigma` of each among the details."""
-        size = CPU_BATCH if self.head[0].weight.device.type == "cpu" else max(len(prompts), 1)
-        rewards = torch.cat(
-            [self.rate(prepared[i : i + size], prompts[i : i + size]) for i in range(0, len(prompts), size)]
-        ).float()
+        rewards = self.rewards(prepared, prompts)
         sigmas = rewards[:, 1].detach().exp().tolist()
         return Assessment({self.protocol: rewards[:, 0]}, [{"sigma": sigma} for sigma in sigmas])
 

@@ -63,8 +63,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     query: `[B, N, heads x width]`; key, value: `[B, M, width]`; mask: `[B, M]`, True where it may look.
     """
     heads = query.unflatten(-1, (-1, key.shape[-1])).transpose(1, 2)
-    shared = (each[:, None].expand(-1, heads.shape[1], -1, -1) for each in (key, value))
-    seen = F.scaled_dot_product_attention(heads, *shared, attn_mask=None if mask is None else mask[:, None, None])
+    key, value = (each[:, None].expand(-1, heads.shape[1], -1, -1) for each in (key, value))
+    seen = F.scaled_dot_product_attention(heads, key, value, None if mask is None else mask[:, None, None])
     return seen.transpose(1, 2).flatten(2)
 
 
@@ -93,7 +93,8 @@ class Cross(nn.Module):
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Mask: `[B, M]`, which tokens of the prompt are seen."""
         x = self.norm(image)
-        seen = attend(self.to_q(x), *self.to_kv(text).chunk(2, -1), mask)
+        key, value = self.to_kv(text).chunk(2, -1)
+        seen = attend(self.to_q(x), key, value, mask)
         return image + self.to_out(seen) + self.ff(x)
 
 
@@ -116,15 +117,30 @@ class Parallel(nn.Module):
         return image + self.attn_out(attend(query, rotate(key), value)) + self.ff_out(inner)
 
 
+class Layer(nn.ModuleList):
+    """Both, one after the other; numbered, as the authors' are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__([Cross(width), Parallel(width)])
+
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """As `Cross`."""
+        cross, parallel = self
+        tokens: Tensor = parallel(cross(image, text, mask))
+        return tokens
+
+
 class MPS(Scorer):
     """`exp(logit_scale)` times the cosine of the prompt's embedding and of the image's, read for the prompt."""
+
+    condition: Tensor
 
     def __init__(self, protocol: str, clip: Any, tokenizer: Any, *, weights_sha256: str) -> None:
         super().__init__(protocol, PROCESSOR_224, weights_sha256=weights_sha256)
         self.threshold = THRESHOLDS[protocol]
         width = clip.config.projection_dim
         self.clip, self.tokenizer = clip, tokenizer
-        self.cross = nn.ModuleList(nn.ModuleList([Cross(width), Parallel(width)]) for _ in range(LAYERS))
+        self.cross = nn.ModuleList(Layer(width) for _ in range(LAYERS))
         self.register_buffer("condition", self.tokens([CONDITION]), persistent=False)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -156,10 +172,10 @@ class MPS(Scorer):
         prompt, words = self.read(torch.cat([text["ids"], self.condition]))
         mask = self.mask(words[:-1], words[-1])
         image = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).last_hidden_state)
-        for cross, parallel in self.cross:
-            image = parallel(cross(image, words[:-1], mask))
-        pair = (x if x.dtype.itemsize >= 4 else x.float() for x in (prompt[:-1], image[:, 0]))
-        return self.clip.logit_scale.exp() * F.cosine_similarity(*pair, dim=-1)
+        for layer in self.cross:
+            image = layer(image, words[:-1], mask)
+        a, b = (x if x.dtype.itemsize >= 4 else x.float() for x in (prompt[:-1], image[:, 0]))
+        return self.clip.logit_scale.exp() * F.cosine_similarity(a, b, dim=-1)
 
 
 #: In the file, and nothing to fill: numberings, the zeros that the norms add, and what rotary positions are made of.
