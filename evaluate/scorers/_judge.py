@@ -2,8 +2,7 @@
 
 The network is transformers' Qwen3VLForConditionalGeneration. The image comes first, so that what it makes of the keys
 and values of attention is computed once and shared by all questions of the image, and so is what the questions' texts
-have in common at their beginning. Template, precision and revision are part of a scorer's protocol: in half precision a
-probability changes in its third digit with any of them.
+have in common at their beginning. Template, precision and revision are part of a scorer's protocol.
 
 TEMPLATE is what the published `chat_template.json` makes of one message of a user, an image and a text, and of the
 answer's beginning; there is no system prompt. Positions are Qwen3-VL's (M-RoPE): an image of h x w tokens takes up
@@ -16,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ class Patched:
 
     smallest: int = 256 * 256
     largest: int = 4096 * 4096
-    library: str = "torch"
+    library: Literal["torch", "pillow"] = "torch"
     jpeg: int | None = None
 
     def __call__(self, images: Tensor | Sequence[Tensor]) -> list[Patches]:
@@ -118,7 +117,7 @@ class Judge(nn.Module):
     def __init__(self, network: Any, tokenizer: Any) -> None:
         super().__init__()
         self.network, self.tokenizer = network, tokenizer
-        # transformers 5.24 has renamed it.
+        # transformers has renamed it between 5.0 and 5.24.
         known = inspect.signature(network.forward).parameters
         self.cache_name = "cache" if "cache" in known else "past_key_values"
 
@@ -243,8 +242,6 @@ def _positions(image: Patches, first: int, length: int) -> Tensor:
 
 class JudgeScorer(Scorer):
     """A scorer that asks a judge, image by image, so that a score does not depend on a batch."""
-
-    dtype = DTYPE
 
     def __init__(
         self, protocol: str, judge: Judge, prepare: Prepare | None = None, *, weights_sha256: str | None = None

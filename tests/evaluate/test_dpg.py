@@ -114,6 +114,13 @@ def test_rows_of_an_item_become_a_prompt_with_questions(tmp_path: Path) -> None:
     assert second.meta["questions"] == [{"id": 1, "question": "Dog?", "parents": [], "category": "entity - whole"}]
 
 
+def test_an_item_that_comes_again_begins_anew(tmp_path: Path) -> None:
+    one, other = "b,cats,{},0,entity (c),Cats {}?\n", "a,a dog,1,0,entity (d),Dog?\n"
+    first, second = read(tmp_path, one.format(1, 1) + one.format(2, 2) + other + one.format(3, 3))
+    assert [question["question"] for question in first.meta["questions"]] == ["Cats 3?"]
+    assert second.text == "a dog"
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
