@@ -412,7 +412,7 @@ def check(
     """Has a run become worse than its baseline? Exit code 0 no, 1 yes, 2 usage, 3 cannot tell,
     4 incomplete or not comparable.
     """
-    from evaluate.results import gate
+    from evaluate.results import gate, verdict
     from evaluate.results.records import Records
 
     current, known = Records.load(records), Records.load(baseline)
@@ -423,12 +423,12 @@ def check(
         Inconclusive.PASS: gate.Verdict.PASS,
         Inconclusive.FAIL: gate.Verdict.REGRESSED,
     }
-    code = gate.exit_code(outcome, counts_as[inconclusive])
-    gate.show(outcome, current, known)
+    code = verdict.exit_code(outcome, counts_as[inconclusive])
+    verdict.show(outcome, current, known)
     if json_file:
-        gate.write_json(json_file, outcome, current, known, code)
+        verdict.write_json(json_file, outcome, current, known, code)
     if junit:
-        gate.write_junit(junit, outcome, current, code)
+        verdict.write_junit(junit, outcome, current, code)
     raise typer.Exit(code)
 
 

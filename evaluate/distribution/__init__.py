@@ -96,6 +96,11 @@ _files = Variants(__name__, what="distribution metric")
 variants, verified, resolve = _files.variants, _files.verified, _files.resolve
 
 
+def lower_is_better(name: str) -> bool:
+    """Whether the metric's sentence in `VARIANTS` says so."""
+    return "lower is better" in variants().get(name, "")
+
+
 def load(
     name: str,
     *,

@@ -91,7 +91,7 @@ def _metric(column: ReportColumn, name: str) -> dict[str, Any]:
         "weights": column.weights,
         "set": column.of_set,
         "frechet": column.of_set and column.name.startswith(("fd-", "fid/")),
-        "lower": "lower is better" in text,
+        "lower": distribution.lower_is_better(column.name),
         "what": text,
     }
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evaluate.distribution import t_interval
+from evaluate.results import sets
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.stats import paired_difference, percent
@@ -20,7 +22,8 @@ class ComparedMetric(NamedTuple):
     and the paired difference B - A.
 
     low, high: 95 % interval of the difference by itself, not corrected for the number of rows; NaN below two prompts.
-    win_rate: share of prompts on which B is higher, ties counted half, with its 95 % interval from win_low to win_high.
+    win_rate: share of prompts on which B is higher, ties counted half, with its 95 % interval from win_low to win_high;
+    NaN of a distribution metric, whose interval is that of `sets.set_difference`, NaN where there is none.
     """
 
     metric: str
@@ -44,7 +47,10 @@ def mismatch(a: Records, b: Records) -> str | None:
     for field in ("suite", "suite_sha256"):
         if a.meta[field] != b.meta[field]:
             return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"
-    ours, theirs = a.meta["protocols"], b.meta["protocols"]
+    ours, theirs = (
+        run.meta["protocols"] | {name: e["weights_sha256"] for name, e in run.meta.get("distribution", {}).items()}
+        for run in (a, b)
+    )
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             return f"{name} was computed with weights {ours[name]} in one and {theirs[name]} in the other"
@@ -56,7 +62,8 @@ def mismatch(a: Records, b: Records) -> str | None:
 
 
 def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMetric]:
-    """A row for each protocol that both have, and with `by` for each value of that group of prompts too.
+    """A row for each protocol that both have, and with `by` for each value of that group of prompts too; then one for
+    each distribution metric that both have.
 
     A prompt's score is the mean over its images; prompts without one in A or in B are left out. Raises UserError where
     suites, protocols or weights differ.
@@ -80,7 +87,7 @@ def compare(a: Records, b: Records, *, by: str | None = None) -> list[ComparedMe
         for label in sorted(set(groups.values())):
             chosen = finite & (labels == label)
             rows.append(_row(metric, label, x[chosen], y[chosen]))
-    return rows
+    return rows + [_row_of_set(metric, a, b) for metric in sets.shared_metrics(a, b)]
 
 
 def groups_of(records: Records, by: str) -> dict[str, str]:
@@ -101,6 +108,16 @@ def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> ComparedMetri
         means = (float(a[0]), float(b[0])) if n else (math.nan, math.nan)
         return ComparedMetric(metric, group, n, *means, means[1] - means[0], *[math.nan] * 5)
     return ComparedMetric(metric, group, n, float(a.mean()), float(b.mean()), *paired_difference(a, b))
+
+
+def _row_of_set(metric: str, a: Records, b: Records) -> ComparedMetric:
+    one, other = (run.meta["distribution"][metric]["value"] for run in (a, b))
+    low = high = math.nan
+    if not sets.unpaired(a, b, metric):
+        found = sets.set_difference(a, b, metric)
+        low, high = t_interval(found.difference, found.error, found.freedom)
+    n = len(set(a.frame["id"]) & set(b.frame["id"]))
+    return ComparedMetric(metric, "", n, one, other, other - one, low, high, *[math.nan] * 3)
 
 
 def summary(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> dict[str, Any]:
@@ -155,7 +172,7 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     for column in ("metric", *(["group"] if grouped else []), "prompts", "A", "B", "difference", "wins"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")
     for row in rows:
-        interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+        interval = f"{row.difference:+.4f}" + ("" if math.isnan(row.low) else f" [{row.low:+.4f}, {row.high:+.4f}]")
         group = [escape(row.group) or "all"] if grouped else []
         table.add_row(
             row.metric,
@@ -164,7 +181,7 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
             f"{row.a:.4f}",
             f"{row.b:.4f}",
             interval,
-            percent(row.win_rate, row.win_low, row.win_high),
+            "" if math.isnan(row.win_rate) else percent(row.win_rate, row.win_low, row.win_high),
         )
     console = printer()
     console.print(table)

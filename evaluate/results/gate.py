@@ -11,27 +11,29 @@ prompts' mean difference:
 * inconclusive: neither; more prompts, or more images per prompt, would tell.
 
 One regressed metric makes a run regressed; else one inconclusive metric makes it inconclusive. With a margin of 0 only
-a change for the better, or no change at all, can pass. Distribution metrics (Fréchet distances) have no score per
-prompt and are not judged.
+a change for the better, or no change at all, can pass.
+
+Distribution metrics have no score per prompt. A jackknife leaves the same groups of prompts out of both runs, so that
+their difference has an error, with which Student's t gives the same two p-values; where lower is better, a drop is a
+rise.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from evaluate import distribution
 from evaluate.results.compare import mismatch
 from evaluate.results.records import Records
+from evaluate.results.sets import UNGROUPED, jackknife_groups, set_difference, unpaired
 from evaluate.results.stats import bootstrap_means, expand, holm, shrink
 from prompts.io.errors import UserError
-from prompts.io.files import replace
 
 #: Smallest drop that matters where none is named: this share of the baseline's mean.
 MIN_EFFECT = 0.01
@@ -55,11 +57,11 @@ EXIT_CODES = {Verdict.PASS: 0, Verdict.REGRESSED: 1, Verdict.INCONCLUSIVE: 3, Ve
 
 @dataclass(frozen=True)
 class Finding:
-    """One metric: means over prompts, their difference (current - baseline) with the two one-sided
-    bounds at alpha, and the verdict.
+    """One metric: its values, their difference (current - baseline) with its one-sided bounds at alpha, the verdict.
 
-    p_drop: of "it has not dropped by more than the margin", adjusted for all metrics. p_hold: of "it has dropped by
-    more". detectable: the drop that this many prompts, this spread and this many metrics would show in POWER of runs.
+    p_drop: of "it has not become worse by more than the margin", adjusted for all metrics. p_hold: of "it has become
+    worse by more". error, freedom: the difference's standard error and its degrees of freedom. detectable: the drop
+    that this many prompts, this spread and this many metrics would show in POWER of runs.
     """
 
     metric: str
@@ -72,19 +74,22 @@ class Finding:
     margin: float
     p_drop: float
     p_hold: float
+    error: float
+    freedom: int
     detectable: float
     note: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict on a run, why, and what it rests on."""
+    """The verdict on a run, why, and what it rests on. notes: which metrics are not judged, and why."""
 
     verdict: Verdict
     reason: str
     n: int
     alpha: float
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
 
 def tail(means: np.ndarray, margins: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +120,12 @@ def unusable(current: Records, baseline: Records) -> str | None:
             return f"{name} is incomplete: {records.missing}"
     if reason := mismatch(baseline, current):
         return reason
-    if lacking := [name for name in baseline.meta["protocols"] if name not in current.meta["protocols"]]:
-        return f"the run has no {lacking[0]}, which the baseline has"
+    for kind in ("protocols", "distribution"):
+        if lacking := [name for name in baseline.meta.get(kind, {}) if name not in current.meta.get(kind, {})]:
+            return f"the run has no {lacking[0]}, which the baseline has"
+    for name in baseline.meta.get("distribution", {}):
+        if jackknife_groups(baseline, name) and (reason := unpaired(baseline, current, name)):
+            return f"{name}: {reason}"
     expected, present = (
         set(zip(records.frame["id"], records.frame["seed"], strict=True)) for records in (baseline, current)
     )
@@ -138,65 +147,126 @@ def check(
 ) -> Outcome:
     """Judge a run by a baseline.
 
-    min_effect: the margin as a share of the baseline's mean (of its size, whatever its sign). margins: absolute
+    min_effect: the margin as a share of the baseline's value (of its size, whatever its sign). margins: absolute
     ones, in the metric's units, for the metrics named; what a metric whose scores lie on both sides of zero
     needs, since a share of its mean says little. Raises UserError for a margin of a metric that the baseline
     lacks, and for fewer than two prompts.
     """
-    margin_of = margins or {}
-    metrics = list(baseline.meta["protocols"])
-    if unknown := [name for name in margin_of if name not in metrics]:
+    limits, sets = dict(margins or {}), list(baseline.meta.get("distribution", {}))
+    metrics = [*baseline.meta["protocols"], *sets]
+    if unknown := [name for name in limits if name not in metrics]:
         raise UserError(
             f"--min-effect {unknown[0]}: the baseline has no such metric; it has {', '.join(metrics) or 'none'}"
         )
     if reason := unusable(current, baseline):
         return Outcome(Verdict.INCOMPLETE, reason, 0, alpha, ())
-    before, after = baseline.by_prompt(), current.by_prompt()
-    if (n := len(before)) < 2:
+    if (n := baseline.frame["id"].nunique()) < 2:
         raise UserError(f"{n} prompt is too few for the gate; run more of the suite")
-    old, new = (np.stack([baseline.values(name, side[name]) for name in metrics], 1) for side in (before, after))
-    differences, means = new - old, old.mean(0)
-    limits = np.array([margin_of.get(name, min_effect * abs(mean)) for name, mean in zip(metrics, means, strict=True)])
-    # Enough that the smallest p-value there can be is far below what Holm asks of the first metric.
-    resamples = max(RESAMPLES, math.ceil(100 * len(metrics) / alpha))
-    drawn = bootstrap_means(differences, resamples=resamples, seed=SEED)
-    unadjusted, p_hold = tail(drawn, limits, n)
-    p_drop = holm(unadjusted)
-    # Where nothing has changed on any prompt, no number of prompts is too small to say so.
-    p_hold[(differences == 0).all(0)] = 0
-    ends = np.quantile(drawn, [shrink(alpha, n), 1 - shrink(alpha, n)], axis=0)
-    detectable = limits + _detectable_beyond(differences, alpha)
-    verdicts = decide(p_drop, p_hold, alpha)
-    changes = differences.mean(0)
+    judged = [name for name in sets if jackknife_groups(baseline, name)]
+    notes = [f"{name} is not judged: the baseline has {UNGROUPED}" for name in sets if name not in judged]
+    evidence = _of_scores(current, baseline, min_effect, limits, alpha)
+    evidence += [_of_set(name, current, baseline, min_effect, limits, alpha) for name in judged]
+    p_drop = holm(np.array([each.p_drop for each in evidence]))
+    verdicts = decide(p_drop, np.array([each.p_hold for each in evidence]), alpha)
     findings = tuple(
         Finding(
-            metric=name,
-            verdict=Verdict(verdicts[i]),
-            baseline=float(means[i]),
-            current=float(means[i] + changes[i]),
-            difference=float(changes[i]),
-            low=float(ends[0, i]),
-            high=float(ends[1, i]),
-            margin=float(limits[i]),
-            p_drop=float(p_drop[i]),
-            p_hold=float(p_hold[i]),
-            detectable=float(detectable[i]),
-            note=_note(name, baseline.scores(name), name in margin_of),
+            **{**each._asdict(), "p_drop": float(p)},
+            verdict=Verdict(verdict),
+            detectable=each.margin + each.error * (_t(1 - alpha / len(evidence), each) + _t(POWER, each)),
         )
-        for i, name in enumerate(metrics)
+        for each, p, verdict in zip(evidence, p_drop, verdicts, strict=True)
     )
     verdict = overall([finding.verdict for finding in findings])
     decisive = [finding.metric for finding in findings if finding.verdict == verdict]
-    return Outcome(verdict, f"{verdict}: {', '.join(decisive)}", n, alpha, findings)
+    return Outcome(verdict, f"{verdict}: {', '.join(decisive)}", n, alpha, findings, tuple(notes))
 
 
-def _detectable_beyond(differences: np.ndarray, alpha: float) -> np.ndarray:
-    """How far beyond its margin each metric's drop is found as often as POWER says, for differences `[N, M]`."""
-    n, metrics = differences.shape
-    # Of Student's t: what Holm's first step asks for, and a little more.
-    quantiles = stats.t.ppf(1 - alpha / metrics, n - 1) + stats.t.ppf(POWER, n - 1)
-    distance: np.ndarray = quantiles * stats.sem(differences, axis=0)
-    return distance
+class _Evidence(NamedTuple):
+    """What `Finding` says of a metric before other metrics are looked at: p_drop is not adjusted.
+
+    error, freedom: the difference's standard error and its degrees of freedom.
+    """
+
+    metric: str
+    baseline: float
+    current: float
+    difference: float
+    low: float
+    high: float
+    margin: float
+    p_drop: float
+    p_hold: float
+    error: float
+    freedom: int
+    note: str
+
+
+def _t(probability: float, evidence: _Evidence) -> float:
+    return float(stats.t.ppf(probability, evidence.freedom))
+
+
+def _of_scores(
+    current: Records, baseline: Records, min_effect: float, margins: Mapping[str, float], alpha: float
+) -> list[_Evidence]:
+    metrics = list(baseline.meta["protocols"])
+    if not metrics:
+        return []
+    old, new = (
+        np.stack([baseline.values(name, side[name]) for name in metrics], 1)
+        for side in (baseline.by_prompt(), current.by_prompt())
+    )
+    differences, means, n = new - old, old.mean(0), len(old)
+    limits = np.array([margins.get(name, min_effect * abs(mean)) for name, mean in zip(metrics, means, strict=True)])
+    # Enough that the smallest p-value there can be is far below what Holm asks of the first metric.
+    resamples = max(RESAMPLES, math.ceil(100 * (len(metrics) + len(baseline.meta.get("distribution", {}))) / alpha))
+    drawn = bootstrap_means(differences, resamples=resamples, seed=SEED)
+    p_drop, p_hold = tail(drawn, limits, n)
+    # Where nothing has changed on any prompt, no number of prompts is too small to say so.
+    p_hold[(differences == 0).all(0)] = 0
+    low, high = np.quantile(drawn, [shrink(alpha, n), 1 - shrink(alpha, n)], axis=0)
+    changes, errors = differences.mean(0), stats.sem(differences, axis=0)
+    return [
+        _Evidence(
+            name,
+            baseline=float(means[i]),
+            current=float(means[i] + changes[i]),
+            difference=float(changes[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            margin=float(limits[i]),
+            p_drop=float(p_drop[i]),
+            p_hold=float(p_hold[i]),
+            error=float(errors[i]),
+            freedom=n - 1,
+            note=_note(name, baseline.scores(name), name in margins),
+        )
+        for i, name in enumerate(metrics)
+    ]
+
+
+def _of_set(
+    name: str, current: Records, baseline: Records, min_effect: float, margins: Mapping[str, float], alpha: float
+) -> _Evidence:
+    found = set_difference(baseline, current, name)
+    margin = margins.get(name, min_effect * abs(found.a))
+    gain = -found.difference if distribution.lower_is_better(name) else found.difference
+    # A difference that no group of prompts moves is certain.
+    t = (gain + margin) / found.error if found.error > 0 else math.copysign(math.inf, gain + margin)
+    half = float(stats.t.ppf(1 - alpha, found.freedom)) * found.error
+    return _Evidence(
+        name,
+        found.a,
+        found.b,
+        found.difference,
+        found.difference - half,
+        found.difference + half,
+        margin,
+        p_drop=float(stats.t.cdf(t, found.freedom)),
+        p_hold=float(stats.t.sf(t, found.freedom)),
+        error=found.error,
+        freedom=found.freedom,
+        note="",
+    )
 
 
 def _note(name: str, scores: np.ndarray, has_margin: bool) -> str:
@@ -240,98 +310,3 @@ def baseline_path(records: Records) -> Path:
     name = f"{records.meta['suite']}-{records.meta['model']}"
     slug = "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-.")[-100:]
     return Path("leaderboards") / "baselines" / f"{slug}.parquet"
-
-
-# ---- what is said of it ----------------------------------------------------------------------------------------------
-
-
-def exit_code(outcome: Outcome, inconclusive: Verdict) -> int:
-    """inconclusive: what an inconclusive run counts as (pass, regressed, or itself)."""
-    return EXIT_CODES[inconclusive if outcome.verdict == Verdict.INCONCLUSIVE else outcome.verdict]
-
-
-def write_json(path: Path, outcome: Outcome, current: Records, baseline: Records, code: int) -> None:
-    """Write all of it."""
-    content: dict[str, Any] = {
-        "verdict": outcome.verdict,
-        "exit_code": code,
-        "reason": outcome.reason,
-        "suite": baseline.meta["suite"],
-        "suite_sha256": baseline.meta["suite_sha256"],
-        "current": current.meta["model"],
-        "baseline": baseline.meta["model"],
-        "prompts": outcome.n,
-        "alpha": outcome.alpha,
-        "metrics": [asdict(finding) for finding in outcome.findings],
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def write_junit(path: Path, outcome: Outcome, current: Records, code: int) -> None:
-    """Write a JUnit test suite with one case per metric; inconclusive ones are skipped, or
-    failures where they count as such.
-    """
-    cases = [(finding.metric, finding.verdict, tell(finding)) for finding in outcome.findings]
-    cases = cases or [("records", outcome.verdict, outcome.reason)]
-    tags = {
-        Verdict.REGRESSED: "failure",
-        Verdict.INCOMPLETE: "error",
-        Verdict.INCONCLUSIVE: "failure" if code == 1 else "skipped",
-    }
-    tag_of_case = [tags.get(verdict) for _, verdict, _ in cases]
-    counts = {
-        f"{tag}s" if tag != "skipped" else tag: str(tag_of_case.count(tag)) for tag in ("failure", "error", "skipped")
-    }
-    suite = ElementTree.Element("testsuite", {"name": "evaluate check", "tests": str(len(cases)), **counts})
-    for (name, _, message), tag in zip(cases, tag_of_case, strict=True):
-        case = ElementTree.SubElement(suite, "testcase", classname=current.meta["suite"], name=name)
-        if tag:
-            ElementTree.SubElement(case, tag, message=message)
-    replace(path, lambda draft: ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True))
-
-
-def tell(finding: Finding) -> str:
-    """One metric in a sentence."""
-    return (
-        f"{finding.verdict}: {finding.baseline:.4f} -> {finding.current:.4f}, difference {finding.difference:+.4f} "
-        f"[{finding.low:+.4f}, {finding.high:+.4f}], margin {finding.margin:.4f}"
-    )
-
-
-def show(outcome: Outcome, current: Records, baseline: Records) -> None:
-    """Print the table and the verdict."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from evaluate.console import printer
-
-    console = printer()
-    if outcome.findings:
-        table = Table(
-            title=escape(
-                f"{current.meta['model']} against {baseline.meta['model']} on {baseline.meta['suite']}, {outcome.n:,}"
-                " prompts"
-            ),
-            caption=(
-                f"difference with its one-sided bounds at {outcome.alpha:g}; p adjusted for {len(outcome.findings)}"
-                " metrics (Holm)"
-            ),
-        )
-        for column in ("metric", "baseline", "run", "difference", "margin", "p (drop)", "detectable", "verdict"):
-            table.add_column(column, justify="left" if column in ("metric", "verdict") else "right")
-        for f in outcome.findings:
-            interval = f"{f.difference:+.4f} [{f.low:+.4f}, {f.high:+.4f}]"
-            numbers = (
-                f"{f.baseline:.4f}",
-                f"{f.current:.4f}",
-                interval,
-                f"{f.margin:.4f}",
-                f"{f.p_drop:.4f}",
-                f"{f.detectable:.4f}",
-            )
-            table.add_row(f.metric, *numbers, f.verdict)
-        console.print(table)
-    for note in filter(None, (finding.note for finding in outcome.findings)):
-        console.print(note)
-    console.print(escape(outcome.reason))

@@ -1,7 +1,8 @@
 """Which of several models are ahead, metric by metric, which cannot be told apart, and which metrics agree.
 
 Paired differences of all pairs on the prompts that all models have, with Holm's correction over a metric's pairs, give
-every model the places it can have. Strengths are those of Bradley and Terry (1952) from prompts won.
+every model the places it can have; of distribution metrics the differences are `sets.set_difference`. Strengths are
+those of Bradley and Terry (1952) from prompts won.
 """
 
 import math
@@ -14,6 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from evaluate import distribution
+from evaluate.results import sets
 from evaluate.results.compare import without_nan, write_json
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
@@ -33,7 +36,8 @@ class Ranked(NamedTuple):
 
     first, last: the places that it can have, all models' at once with a certainty of LEVEL: one more than there are
     models significantly ahead of it, and one less than there are places not behind. strength: log-odds of winning a
-    prompt against a model of strength 0, the models' mean, with its interval by itself; NaN below two prompts.
+    prompt against a model of strength 0, the models' mean, with its interval by itself; NaN below two prompts, and of
+    a distribution metric.
     """
 
     metric: str
@@ -48,7 +52,7 @@ class Ranked(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """ranked: a metric's models by their mean, metric after metric. agreement: Kendall's tau-b of the order of models
+    """ranked: a metric's models, the best first, metric after metric. agreement: Kendall's tau-b of the order of models
     between two metrics.
     """
 
@@ -87,8 +91,14 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
         mean = {row.model: row.mean for row in rows}
         means[metric] = [mean[model] for model in models]
         ranked += rows
+    for metric in _comparable_sets(runs):
+        rows = rank_sets(metric, runs)
+        sign = -1 if distribution.lower_is_better(metric) else 1
+        mean = {row.model: sign * row.mean for row in rows}
+        means[metric] = [mean[model] for model in models]
+        ranked += rows
     agreement = {
-        pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(metrics, 2)
+        pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(means, 2)
     }
     return Ranking(ranked, agreement)
 
@@ -123,23 +133,57 @@ def rank_scores(
     return sorted(rows, key=lambda row: (math.isnan(row.mean), -row.mean))
 
 
+def _comparable_sets(runs: Sequence[Records]) -> list[str]:
+    """The distribution metrics that every run has, of the same prompts as the first."""
+    shared = [
+        name for name in sets.shared_metrics(runs[0], runs[0]) if all(name in r.meta["distribution"] for r in runs)
+    ]
+    return [name for name in shared if not any(sets.unpaired(runs[0], run, name) for run in runs[1:])]
+
+
+def rank_sets(metric: str, runs: Sequence[Records]) -> list[Ranked]:
+    """Models by a distribution metric, the best first."""
+    m, sign = len(runs), -1 if distribution.lower_is_better(metric) else 1
+    found = [sets.set_difference(runs[j], runs[i], metric) for i, j in combinations(range(m), 2)]
+    difference, error = (np.array([sign * each.difference for each in found]), np.array([e.error for e in found]))
+    ahead = _ahead(m, difference, error, found[0].freedom)
+    n = runs[0].frame["id"].nunique()
+    rows = [
+        Ranked(
+            metric,
+            run.meta["model"],
+            n,
+            run.meta["distribution"][metric]["value"],
+            1 + int(ahead[:, i].sum()),
+            m - int(ahead[i].sum()),
+            *[math.nan] * 3,
+        )
+        for i, run in enumerate(runs)
+    ]
+    return sorted(rows, key=lambda row: (math.isnan(row.mean), -sign * row.mean))
+
+
 def significantly_ahead(scores: np.ndarray) -> np.ndarray:
     """`[M, M]`: whether the row's model is ahead of the column's, by Student's t of paired differences, two-sided, with
     Holm's correction over all pairs; one false answer or more has a probability of at most 1 - LEVEL.
     """
     n, m = scores.shape
-    ahead = np.zeros((m, m), dtype=bool)
     if n < 2:
-        return ahead
-    pairs = list(combinations(range(m), 2))
-    differences = np.stack([scores[:, i] - scores[:, j] for i, j in pairs], axis=1)
-    mean, error = differences.mean(axis=0), stats.sem(differences, axis=0)
+        return np.zeros((m, m), dtype=bool)
+    differences = np.stack([scores[:, i] - scores[:, j] for i, j in combinations(range(m), 2)], axis=1)
+    return _ahead(m, differences.mean(axis=0), stats.sem(differences, axis=0), n - 1)
+
+
+def _ahead(m: int, difference: np.ndarray, error: np.ndarray, freedom: int) -> np.ndarray:
+    """The same from the pairs' differences and their standard errors, in the order of `combinations`."""
+    ahead = np.zeros((m, m), dtype=bool)
     # Models that are equal on every prompt are no different; a difference that never varies is certain.
-    t = np.divide(mean, error, out=np.where(mean == 0, 0.0, np.copysign(np.inf, mean)), where=error > 0)
-    found = holm(2 * stats.t.sf(abs(t), n - 1)) <= 1 - LEVEL
-    for (i, j), is_found, difference in zip(pairs, found, mean, strict=True):
+    certain = np.where(difference == 0, 0.0, np.copysign(np.inf, difference))
+    t = np.divide(difference, error, out=certain, where=error > 0)
+    found = holm(2 * stats.t.sf(abs(t), freedom)) <= 1 - LEVEL
+    for (i, j), is_found, gain in zip(combinations(range(m), 2), found, difference, strict=True):
         if is_found:
-            ahead[(i, j) if difference > 0 else (j, i)] = True
+            ahead[(i, j) if gain > 0 else (j, i)] = True
     return ahead
 
 
@@ -204,7 +248,7 @@ def show(runs: Sequence[Records], ranking: Ranking) -> None:
             escape(row.model),
             f"{row.n:,}",
             f"{row.mean:.4f}",
-            f"{row.strength:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+            "" if math.isnan(row.strength) else f"{row.strength:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
         )
         before = row.metric
     console = printer()

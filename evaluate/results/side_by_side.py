@@ -52,7 +52,7 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
             figures.append(SharedMetric(metric, "", model, row.mean, row.error, row.low, row.high))
         for over in models[:-1]:
             for model in models:
-                if won := wins.get((metric, over, model)):
+                if (won := wins.get((metric, over, model))) and not math.isnan(won.win_rate):
                     figures.append(SharedMetric(metric, over, model, won.win_rate, math.nan, won.win_low, won.win_high))
     return figures
 

@@ -91,6 +91,20 @@ def macro_values(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return values
 
 
+def jackknife_error(value: float, without: np.ndarray, counts: np.ndarray) -> float:
+    """Standard error of a figure of a set that falls into groups (delete-a-group jackknife for unequal groups: Busing,
+    Meijer and van der Leeden 1999).
+
+    value: of the whole set. without, counts: `[G]`, the figure without each group, and how many items that has.
+    """
+    n = counts.sum()
+    share = n / counts
+    pseudo = share * value - (share - 1) * without
+    # Busing et al.'s estimate is the pseudo-values' mean weighted by 1 / share.
+    centre = (pseudo / share).sum()
+    return math.sqrt(((pseudo - centre) ** 2 / (share - 1)).mean())
+
+
 def bootstrap_means(rows: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """Means `[resamples, K]` of `rows` `[N, K]` drawn again with replacement.
 
