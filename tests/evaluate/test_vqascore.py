@@ -163,6 +163,9 @@ def folder(hub: Hub, name: str, path: Path) -> Path:
 
 def test_the_output_layer_is_not_the_table_of_embeddings(real_scorers: Hub) -> None:
     """transformers 5 would make it so, whatever the config says."""
+    config = real_scorers.folder(*vqascore.REPOSITORIES["clip-flant5-xl"]) / "config.json"
+    made = vqascore.make_language(config)
+    assert made.lm_head.weight is not made.shared.weight and made.encoder.embed_tokens is made.shared
     language: Any = scorers.load(XL).language
     tensors = vqascore_parts.weights("clip-flant5-xl", of(XL, "layout"))
     assert torch.equal(language.lm_head.weight, tensors["lm_head.weight"].float())
