@@ -5,6 +5,7 @@ or of each prompt's and then the mean over prompts, which tells how a model vari
 number of images, so compare only equal ones.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -52,4 +53,11 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     if name.endswith(WITHIN):
         return WithinPrompt(name, features, vendi, weights_sha256=features.weights_sha256)
     groups = MANY_GROUPS if on_shapes else GROUPS
-    return SampleMetric(name, features, vendi_statistic, weights_sha256=features.weights_sha256, groups=groups)
+    return SampleMetric(
+        name,
+        features,
+        vendi_statistic,
+        weights_sha256=features.weights_sha256,
+        groups=groups,
+        bounds=(1.0, math.inf),
+    )
