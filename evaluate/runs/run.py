@@ -116,7 +116,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
             name,
             device=settings.device,
             weights=settings.weights.get(name),
-            reference=str(settings.reference) if settings.reference and name.startswith("fid/") else None,
+            reference=str(settings.reference) if settings.reference and name in distribution.references() else None,
         )
         for name in names[distribution]
     ]
