@@ -3,8 +3,9 @@ answer "Yes".
 
 The image, squared with CLIP's mean colour, becomes 576 tokens between two texts, from the system's first words to
 "USER: " and from the question on. Each text is tokenised apart and keeps its `</s>`. The answer is two tokens, `Yes`
-and `</s>`; the score is the geometric mean of their probabilities, so its range is [0, 1]. Of question and answer at
-most 2,048 tokens are read, the image being one; what is cut off is the end, with the words that ask for an answer.
+and `</s>`; the score is the geometric mean of their probabilities, so its range is [0, 1]. Of the question at most
+2,048 tokens are read, the image being one; what is cut off is the end, with the words that ask for an answer. A prompt
+that holds the word `<image>` is read as it is, where the original would look for a second image.
 
 Hub: `zhiqiulin/clip-flant5-xl`, file `pytorch_model.bin` (6.3 GB, its CLIP ViT-L/14 at 336 among it), and
 `zhiqiulin/clip-flant5-xxl`, whose files `pytorch_model.bin.index.json` names (22.9 GB), each with `config.json`; words
