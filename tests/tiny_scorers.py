@@ -188,8 +188,10 @@ def shrink(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.setattr(vqascore, "VISION", vqascore_parts.VISION)
     head = hub.folder(aesthetic.HEAD, aesthetic.HEAD_REVISION) / aesthetic.HEAD_FILE
     monkeypatch.setattr(aesthetic, "HEAD_SHA256", weights.sha256(head))
-    # Small judges are float32, so that the last digits can be compared.
+    # Small ones are float32, so that the last digits can be compared.
     monkeypatch.setattr(_judge, "DTYPE", torch.float32)
+    for scorer in (hpsv3.HPSv3, vqascore.VQAScore):
+        monkeypatch.setattr(scorer, "dtype", torch.float32)
     shrink_preferences(monkeypatch, hub)
     shrink_geneval(monkeypatch, hub)
 

@@ -10,8 +10,8 @@ that holds the word `<image>` is read as it is, where the original would look fo
 Hub: `zhiqiulin/clip-flant5-xl`, file `pytorch_model.bin` (6.3 GB, its CLIP ViT-L/14 at 336 among it), and
 `zhiqiulin/clip-flant5-xxl`, whose files `pytorch_model.bin.index.json` names (22.9 GB), each with `config.json`; words
 of `google/flan-t5-xl` and `-xxl`, file `tokenizer.json`. No commit of the xxl could be found, so it is not pinned: what
-`main` held is told by the hash in the records. The original runs in bfloat16 throughout; here precision is `load`'s
-`dtype`, and probabilities are taken in float32 or better. Its slow tokenizer and the file used here give the same
+`main` held is told by the hash in the records. Like the original it runs in bfloat16 unless another precision is asked
+for, but takes probabilities in float32 or better. The original's slow tokenizer and the file used here give the same
 tokens (0 of 20,000 prompts of words, signs and emoji differ, 1 of 20,000 of random characters).
 """
 
@@ -97,6 +97,8 @@ class VQAScore(Scorer):
 
     language: as `make_language` makes it. tokenizer: of the library `tokenizers`; it ends a text with `</s>`.
     """
+
+    dtype = torch.bfloat16
 
     def __init__(self, protocol: str, language: Any, tokenizer: Any, *, weights_sha256: str) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel
