@@ -8,8 +8,8 @@ Hub: `MizzenAI/HPSv3`, file `HPSv3.safetensors` (16 GB, bfloat16, the whole netw
 
 The original hands the language model embeddings and no positions, so its tokens are numbered one after the other, those
 of the image too, and so they were in training: `hpsv3`. Qwen2-VL itself gives an image's tokens a row and a column
-(M-RoPE), and other scores: `hpsv3/mrope`. The network computes in bfloat16, as it is published, unless another precision
-is asked for, and the head in float32 whatever that is.
+(M-RoPE), and other scores: `hpsv3/mrope`. The network computes in bfloat16, as it is published, unless another
+precision is asked for, and the head in float32 whatever that is.
 """
 
 import json

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from evaluate.preprocess import Preprocess, Resize
 from evaluate.scorers import Scorer
+from evaluate.scorers._judge import EDGE, Answer, Patched, load_judge
 from evaluate.weights import Files
 from prompts.io.errors import UserError
 
@@ -41,11 +42,13 @@ WORDS = {
 FILE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARDED, SHARD = ("clip-flant5-xxl",), re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
 
+JUDGE = "vqascore/qwen3-vl-8b"
 VARIANTS = {
     "vqascore/clip-flant5-xxl": "VQAScore by CLIP-FlanT5-XXL (11B), which its authors report",
     "vqascore/clip-flant5-xl": "VQAScore by CLIP-FlanT5-XL (3B)",
 }
 VERIFIED_BY = dict.fromkeys(VARIANTS, "t2v-metrics 3.0")
+VARIANTS[JUDGE] = "the probability that Qwen3-VL-8B's answer begins with Yes, as t2v-metrics 3.1 asks it"
 
 #: Before the image, and after it; the prompt is put in as it is.
 BEFORE = (
@@ -54,6 +57,8 @@ BEFORE = (
 )
 AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
+#: What t2v-metrics 3.1 asks Qwen3-VL, whose images `qwen-vl-utils` resizes, to four tokens at least.
+QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
 LENGTH = 2048  # tokens of both texts, and one for the image
 PAD = 0
 
@@ -186,8 +191,12 @@ def shards(index: Path) -> list[str]:
 
 def load(name: str, files: Files) -> Scorer:
     """`files.path`: a folder with `config.json` and the weights' files, and with `tokenizer.json` if that is local
-    too.
+    too; a judge's has all.
     """
+    if name == JUDGE:
+        judge, digest = load_judge(files)
+        prepare = Patched(smallest=4 * EDGE**2, library="pillow")
+        return Answer(name, judge, prepare, question=QUESTION, answer=ANSWER, weights_sha256=digest)
     model = name.partition("/")[2]
     (repository, revision), (words, words_revision) = REPOSITORIES[model], WORDS[model]
     config = files.fetch(repository, "config.json", revision, local=files.path)
