@@ -163,7 +163,7 @@ def check(
     if (n := baseline.frame["id"].nunique()) < 2:
         raise UserError(f"{n} prompt is too few for the gate; run more of the suite")
     judged = [name for name in sets if jackknife_groups(baseline, name)]
-    notes = [f"{name} is not judged: the baseline has {UNGROUPED}" for name in sets if name not in judged]
+    notes = [f"{name} is not judged: the baseline {UNGROUPED}" for name in sets if name not in judged]
     evidence = _of_scores(current, baseline, min_effect, limits, alpha)
     evidence += [_of_set(name, current, baseline, min_effect, limits, alpha) for name in judged]
     p_drop = holm(np.array([each.p_drop for each in evidence]))

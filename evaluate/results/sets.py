@@ -9,7 +9,7 @@ import numpy as np
 from evaluate.results.records import Records
 from evaluate.results.stats import jackknife_error
 
-UNGROUPED = "no groups of prompts to leave out, as a run of an older version or of few prompts has not"
+UNGROUPED = "holds no value of it without each group of prompts, being of an older version or of too few prompts"
 
 
 class SetDifference(NamedTuple):
@@ -37,7 +37,7 @@ def unpaired(a: Records, b: Records, metric: str) -> str | None:
     """Why the difference of a shared metric has no error, in words; None where it has one."""
     sizes = [{group: n for group, (n, _) in jackknife_groups(run, metric).items()} for run in (a, b)]
     if not all(sizes):
-        return f"one of the runs has {UNGROUPED}"
+        return f"one of the runs {UNGROUPED}"
     return None if sizes[0] == sizes[1] else "the runs are not of the same prompts and numbers of images"
 
 
