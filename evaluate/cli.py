@@ -620,13 +620,12 @@ def bench(
     from evaluate.bench import scorers as benchmark
     from evaluate.precision import dtype_of
 
-    precision = dtype_of(dtype)
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = benchmark.bench(
         names,
         device=where,
-        dtype=precision,
+        dtype=dtype_of(dtype),
         repeats=repeats,
         random_weights=random_weights,
         originals=originals,
