@@ -38,7 +38,7 @@ class Detector(nn.Module):
         self.network = _mask2former.network()
 
     def forward(self, image: Tensor, *, threshold: float) -> list[Detection]:
-        """The objects of an image `[3, H, W]`, uint8, in whom the confidence is above `threshold`."""
+        """The objects of an image `[3, H, W]`, uint8, of more confidence than `threshold`."""
         size = resized(*image.shape[1:])
         pixels = prepare(image)
         out = self.network(pixel_values=pixels[None].to(self.network.dtype))

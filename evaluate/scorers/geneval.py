@@ -3,7 +3,7 @@
 A detector finds objects, a CLIP names their colours, and rules compare them with what the prompt says: see
 `_mask2former`, `_detector` and `_geneval`. The score of a run is the mean of the six tasks' means.
 
-Detector: MMDetection's Mask2Former, a file of about 276 MB that the hub does not have, fetched from its authors and
+Detector: MMDetection's Mask2Former, a file of about 263 MiB that the hub does not have, fetched from its authors and
 known by the digits of its hash in its name. Colours: OpenAI's CLIP ViT-L/14, `openai/clip-vit-large-patch14` on the
 hub, files `config.json`, `model.safetensors`, `vocab.json` and `merges.txt`. On a GPU the original runs CLIP under fp16
 autocast; here precision is `load`'s `dtype`, of both networks.
@@ -93,9 +93,7 @@ def to_bytes(image: Tensor) -> Tensor:
 def load(name: str, files: Files) -> Scorer:
     """`files.path`: a local copy of the detector's file, or a folder with it and with the CLIP's four."""
     path = files.path
-    detector = files.download(
-        _mask2former.URL, _mask2former.SHA256, what="GenEval's detector, about 263 MiB", local=path
-    )
+    detector = files.download(_mask2former.URL, _mask2former.SHA256, what="GenEval's detector, 263 MiB", local=path)
     folder = path if path and Path(path).is_dir() else None
     config, clip, *words = (
         files.fetch(OPENAI, part, OPENAI_REVISION, local=folder)
