@@ -82,7 +82,7 @@ def test_another_head_than_the_authors_is_refused(
         scorers.load("aesthetic/v2.5")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(aesthetic, "SIGLIP_HEAD_URL", aesthetic.SIGLIP_HEAD_URL.replace("models", "nowhere"))
-    with pytest.raises(UserError, match=r"cannot be fetched .*; run it again, or give the path of a local copy"):
+    with pytest.raises(UserError, match=r"cannot be fetched .*; run it again, or give a local copy of"):
         scorers.load("aesthetic/v2.5")
 
 

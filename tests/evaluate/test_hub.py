@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 from hub import Hub
+from tiny_scorers import DETECTOR_FILE, MMDETECTION
 from upstream import seeded
 
 from evaluate import scorers, weights
@@ -16,7 +17,13 @@ from prompts.io.errors import UserError
 
 IMAGE = torch.from_numpy(seeded.pictures()["small"]).permute(2, 0, 1)[None]
 #: What suites tell scorers that need to know more than a prompt's text.
-META = [{"vqa_list": [["How many cats are in the image?", "one"], ["Is the cat red?", "Yes"]]}]
+META = [
+    {
+        "vqa_list": [["How many cats are in the image?", "one"], ["Is the cat red?", "Yes"]],
+        "tag": "single_object",
+        "include": [{"class": "cat", "count": 1}],
+    }
+]
 #: What each variant asks a hub for: repository, revision, file.
 OPENAI = [(clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("config.json", "model.safetensors")]
 PICKSCORE = [
@@ -58,6 +65,11 @@ FILES = {
     ],
     "clipscore/vit-g-14-dmd2": [(clipscore.LAION, clipscore.LAION_REVISION, "open_clip_pytorch_model.bin")],
     "clipscore/vit-l-14-torchmetrics": [
+        *OPENAI,
+        *((clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("vocab.json", "merges.txt")),
+    ],
+    "geneval": [
+        (*MMDETECTION, DETECTOR_FILE),  # in MMDetection's place
         *OPENAI,
         *((clipscore.OPENAI, clipscore.OPENAI_REVISION, name) for name in ("vocab.json", "merges.txt")),
     ],
