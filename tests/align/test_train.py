@@ -256,6 +256,8 @@ def test_the_guard_names_the_scorer_that_fell(
     looks = iter(range(100))
 
     class Falling:
+        def check_meta(self, meta: Any) -> None: ...
+
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), 5.0 - next(looks))
 

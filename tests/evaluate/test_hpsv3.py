@@ -55,7 +55,7 @@ def test_both_sides_saw_the_same(folder: Path) -> None:
 @compares("hpsv3", "hpsv3/mrope")
 def test_scores_are_the_originals(name: str, prefix: str, tmp_path: Path) -> None:
     write_hpsv3(tmp_path, tmp_path, prefix)
-    scorer: Any = scorers.load(name, weights=str(tmp_path))
+    scorer: Any = scorers.load(name, weights=str(tmp_path), dtype=torch.float32)
     prepared = scorer.prepare(images(prefix))
     table = torch.tensor(REFERENCE["prefixes"][prefix]["scores"][name])
     prompts = make_hpsv3.prompts(prefix)[:: 3 if name == "hpsv3/mrope" else 1]
@@ -78,7 +78,7 @@ def test_the_originals_tell_images_prompts_and_positions_apart(prefix: str) -> N
 
 
 def test_tokens_and_grids_are_the_originals(folder: Path) -> None:
-    scorer: Any = scorers.load("hpsv3", weights=str(folder))
+    scorer: Any = scorers.load("hpsv3", weights=str(folder), dtype=torch.float32)
     for prefix, result in REFERENCE["prefixes"].items():
         for image, grid, tokens in zip(images(prefix), result["grids"], result["tokens"], strict=True):
             height, width = hpsv3.PREPARE.target(*image.shape[1:])
@@ -110,7 +110,7 @@ def test_patches_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("grid", [(32, 32), (4, 90), (50, 20)])
 def test_positions_are_those_of_transformers(folder: Path, grid: tuple[int, int]) -> None:
-    scorer: Any = scorers.load("hpsv3/mrope", weights=str(folder))
+    scorer: Any = scorers.load("hpsv3/mrope", weights=str(folder), dtype=torch.float32)
     ids = torch.tensor([scorer.tokens("a cat", grid[0] * grid[1] // 4)])
     image = ids == scorer.tokenizer.token_to_id(hpsv3.IMAGE)
     stock, _ = scorer.model.get_rope_index(ids, image.int(), image_grid_thw=torch.tensor([[1, *grid]]))
@@ -120,7 +120,7 @@ def test_positions_are_those_of_transformers(folder: Path, grid: tuple[int, int]
 @pytest.mark.parametrize("name", ["hpsv3", "hpsv3/mrope"])
 def test_neither_padding_nor_company_changes_a_score(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpsv3, "CPU_BATCH", 8)
-    scorer = scorers.load(name, weights=str(folder))
+    scorer = scorers.load(name, weights=str(folder), dtype=torch.float32)
     eight, prompts = images()[:4] * 2, ["a cat", "", "a very long prompt that goes on, " * 12, "{} 猫", *"abcd"]
     alone = torch.cat([scorer.score([image], [prompt]) for image, prompt in zip(eight, prompts, strict=True)])
     torch.testing.assert_close(scorer.score(eight, prompts), alone, atol=WITHIN, rtol=0)
@@ -213,7 +213,7 @@ def test_what_was_published_in_bfloat16_stays_so_and_the_head_is_float32(folder:
 
 
 def test_a_prompt_that_holds_the_networks_own_tokens_is_refused(folder: Path) -> None:
-    scorer = scorers.load("hpsv3", weights=str(folder))
+    scorer = scorers.load("hpsv3", weights=str(folder), dtype=torch.float32)
     for token in (hpsv3.REWARD, hpsv3.IMAGE):
         with pytest.raises(UserError, match="means something else") as caught:
             scorer.score([images()[0]], [f"a {token} cat"])
@@ -224,13 +224,13 @@ def test_other_files_are_refused(folder: Path) -> None:
     tensors = load_file(folder / hpsv3.FILE)
     save_file({key: tensor for key, tensor in tensors.items() if key != "rm_head.5.bias"}, folder / hpsv3.FILE)
     with pytest.raises(UserError, match=r"'head\.5\.bias' is missing"):
-        scorers.load("hpsv3", weights=str(folder))
+        scorers.load("hpsv3", weights=str(folder), dtype=torch.float32)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl", "vision_config": 1}')
     with pytest.raises(UserError, match=r"config\.json: not the config of a Qwen2-VL"):
-        scorers.load("hpsv3", weights=str(folder))
+        scorers.load("hpsv3", weights=str(folder), dtype=torch.float32)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
-        scorers.load("hpsv3", weights=str(folder))
+        scorers.load("hpsv3", weights=str(folder), dtype=torch.float32)
 
 
 def test_images_are_read_as_files_have_them(tmp_path: Path) -> None:

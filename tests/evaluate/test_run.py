@@ -415,7 +415,7 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
     )
     assert asked.metrics == ("hpsv2.1/aa", "aesthetic/v2", "fd-shapes")
     assert asked.weights == {"hpsv2.1/aa": "a/b"}
-    for metrics, weights, said in ((["hpsv3"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
+    for metrics, weights, said in ((["hpsv9"], [], "did you mean"), (["hpsv2"], ["fid=x"], "METRIC=PATH")):
         with pytest.raises(UserError, match=said):
             from_options("shapes", ["shapes/base"], metrics, weights=weights, **given)
     for name in USUAL:
