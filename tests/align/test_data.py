@@ -209,6 +209,7 @@ def test_every_preset_reads_prompts() -> None:
         assert source.startswith("shapes:") or dataset_id(source), name
 
 
+@pytest.mark.slow
 def test_prompts_are_not_in_memory(tmp_path: Path, quick_programs: None) -> None:
     """Half a million of them take no memory of the process's own worth naming."""
     import subprocess

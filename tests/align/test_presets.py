@@ -91,12 +91,13 @@ def draw(folder: Path, family: str) -> torch.Tensor:
     return image
 
 
-def those_of_a_memory_take_long(preset: str) -> Any:
-    """What a smaller GPU's preset changes of its base's, other tests hold to the base's gradients."""
-    return pytest.param(preset, marks=pytest.mark.slow) if preset.endswith("gb") else preset
+#: One of each kind; the others, which take as long each, are run by the slow tests.
+QUICK = ["sd15-dipp", "pixart-dipp", "sdxl-distar-4step", "sd35m-distar-4step"]
 
 
-@pytest.mark.parametrize("preset", map(those_of_a_memory_take_long, PAPERS))
+@pytest.mark.parametrize(
+    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPERS]
+)
 def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tmp_path: Path, preset: str) -> None:
     config = resolve(preset)
     folder = tmp_path / "run"

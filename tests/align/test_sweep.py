@@ -149,6 +149,7 @@ def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path, tmp_path: Path) -> None:
     config = make(tiny)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content(tiny)))

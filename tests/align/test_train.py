@@ -404,8 +404,10 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("storage",
-[{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}, "ema": 0.0}],
-ids=["full", "lora"])  # fmt: skip
+[{}, pytest.param(
+    {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}, "ema": 0.0},
+    marks=pytest.mark.slow,
+)], ids=["full", "lora"])  # fmt: skip
 def test_two_sharded_processes_equal_one_resumed_or_not(
     tiny: Path, tmp_path: Path, quick_programs: None, storage: dict[str, Any]
 ) -> None:

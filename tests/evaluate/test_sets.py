@@ -125,6 +125,7 @@ def test_names_and_arguments(tiny_clip: None, tmp_path: Path) -> None:
         distribution.load("fid/coco2014-30k")
 
 
+@pytest.mark.slow
 def test_two_processes_gather_what_one_would(tmp_path: Path, quick_programs: None) -> None:
     code = """
         import sys, torch
