@@ -28,7 +28,7 @@ class SlowScorer:
     def __init__(self, hours: Hours) -> None:
         self.hours, self.seen = hours, list[str]()
 
-    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    def score(self, images: torch.Tensor, prompts: list[str], meta: Any) -> torch.Tensor:
         assert images.shape == (bench.IMAGES, 3, bench.EDGE, bench.EDGE)
         self.seen += prompts
         self.hours.sleep(0.0625)
@@ -91,7 +91,7 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
     assert score.isfinite()
 
 
-@pytest.mark.parametrize("name", ["hpsv3", "mps", "aesthetic/v2.5"])
+@pytest.mark.parametrize("name", ["hpsv3", "mps", "aesthetic/v2.5", "geneval", "geneval2", "dpg/qwen3-vl-8b-strict"])
 def test_a_scorer_without_its_weights(
     name: str, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
