@@ -1,6 +1,7 @@
-"""The precisions that commands take by name."""
+"""The precisions that commands take by name, and the least that scores are taken in."""
 
 import torch
+from torch import Tensor
 
 from prompts.io.errors import UserError
 
@@ -12,3 +13,8 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: unknown; choose {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """As it is, or from half precision in float32: what a cosine or a probability is taken in."""
+    return x if x.dtype.itemsize >= 4 else x.float()

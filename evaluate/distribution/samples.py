@@ -1,6 +1,5 @@
 """Distribution metrics that need the features of every image, not their moments alone."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.jackknife import GROUPS, LeaveOut, group_of, jackknife
-from evaluate.features import as_bytes
+from evaluate.features import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +100,8 @@ class SampleMetric(DistributionMetric):
                 f"{self.protocol}: {len(images)} images but {len(prompts)} prompts; give one prompt per image"
             )
         if len(images):
-            digests = tuple(hashlib.sha256(as_bytes(image).cpu().numpy().tobytes()).digest() for image in images)
-            self.state = (*self.state, Rows(tuple(prompts), digests, self.features(images)))
+            batch = images if isinstance(images, Batch) else Batch(list(images))
+            self.state = (*self.state, Rows(tuple(prompts), batch.digests, self.features(images)))
 
     def merge(self, other: DistributionMetric) -> None:
         """Add another's features."""

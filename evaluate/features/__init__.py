@@ -5,6 +5,7 @@ one run that are given their images as a `Batch` have each image go through a ne
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -58,11 +59,16 @@ class Extractor:
 
 
 class Batch(list[Tensor]):
-    """Images of one batch, and what extractors made of them."""
+    """Images of one batch, and what was made of them: by each extractor, and digests of their pixels."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         super().__init__(images)
         self.features: dict[Extractor, Tensor] = {}
+
+    @functools.cached_property
+    def digests(self) -> tuple[bytes, ...]:
+        """Of each image as bytes."""
+        return tuple(hashlib.sha256(as_bytes(image).cpu().numpy().tobytes()).digest() for image in self)
 
 
 _loaded: WeakValueDictionary[tuple[Hashable, ...], Extractor] = WeakValueDictionary()

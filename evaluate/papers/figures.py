@@ -82,7 +82,7 @@ class Column(NamedTuple):
     """What is known of a column: our suite, the group of its prompts, and our metrics.
 
     suite_sha256: the suite's hash, where its prompts are the paper's. ours: metrics, here or to come, the nearest
-    first; one may be a named column of another (`geneval/position` of `geneval`). why: what keeps ours and the paper's
+    first; one may be a column of another (`geneval2/gm` of `geneval2`). why: what keeps ours and the paper's
     from being subtracted; empty where nothing does.
     """
 

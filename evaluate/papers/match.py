@@ -177,8 +177,8 @@ def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, col
 
 
 def metric_of(protocol: str) -> str:
-    """The metric that is run to have the protocol: itself, or the one whose named column it is (`geneval/position`, of
-    `geneval`); empty where there is none.
+    """The metric that is run to have the protocol: itself, or the one whose column it is (`geneval2/gm`, of
+    `geneval2`); empty where there is none.
     """
     known = {*scorers.variants(), *distribution.variants()}
     return next((name for name in (protocol, protocol.rpartition("/")[0]) if name in known), "")

@@ -188,6 +188,9 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     for name, records in (("A", a), ("B", b)):
         if records.missing:
             console.print(f"{name} is incomplete: {records.missing}")
+    for metric in sets.shared_metrics(a, b):
+        if reason := sets.unpaired(a, b, metric):
+            console.print(f"{metric} has no interval: {reason}")
     for name, one, other in (("A", a, b), ("B", b, a)):
         if alone := [protocol for protocol in one.meta["protocols"] if protocol not in other.meta["protocols"]]:
             console.print(f"only in {name}: {', '.join(alone)}")

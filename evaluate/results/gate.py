@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -55,17 +54,15 @@ class Verdict(StrEnum):
 EXIT_CODES = {Verdict.PASS: 0, Verdict.REGRESSED: 1, Verdict.INCONCLUSIVE: 3, Verdict.INCOMPLETE: 4}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One metric: its values, their difference (current - baseline) with its one-sided bounds at alpha, the verdict.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What speaks about one metric before others are looked at: its values, their difference (current - baseline) with
+    its one-sided bounds at alpha, standard error and degrees of freedom.
 
-    p_drop: of "it has not become worse by more than the margin", adjusted for all metrics. p_hold: of "it has become
-    worse by more". error, freedom: the difference's standard error and its degrees of freedom. detectable: the drop
-    that this many prompts, this spread and this many metrics would show in POWER of runs.
+    p_drop: of "it has not become worse by more than the margin". p_hold: of "it has become worse by more".
     """
 
     metric: str
-    verdict: Verdict
     baseline: float
     current: float
     difference: float
@@ -76,8 +73,22 @@ class Finding:
     p_hold: float
     error: float
     freedom: int
+    note: str = ""
+
+    def t(self, probability: float) -> float:
+        """Student's quantile for this many degrees of freedom."""
+        return float(stats.t.ppf(probability, self.freedom))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Evidence):
+    """The verdict on one metric; p_drop is adjusted for all metrics.
+
+    detectable: the drop that this many prompts, this spread and this many metrics would show in POWER of runs.
+    """
+
+    verdict: Verdict
     detectable: float
-    note: str
 
 
 @dataclass(frozen=True)
@@ -166,13 +177,15 @@ def check(
     notes = [f"{name} is not judged: the baseline {UNGROUPED}" for name in sets if name not in judged]
     evidence = _of_scores(current, baseline, min_effect, limits, alpha)
     evidence += [_of_set(name, current, baseline, min_effect, limits, alpha) for name in judged]
+    if not evidence:
+        return Outcome(Verdict.INCOMPLETE, "nothing can be judged", n, alpha, (), tuple(notes))
     p_drop = holm(np.array([each.p_drop for each in evidence]))
     verdicts = decide(p_drop, np.array([each.p_hold for each in evidence]), alpha)
     findings = tuple(
         Finding(
-            **{**each._asdict(), "p_drop": float(p)},
+            **{**vars(each), "p_drop": float(p)},
             verdict=Verdict(verdict),
-            detectable=each.margin + each.error * (_t(1 - alpha / len(evidence), each) + _t(POWER, each)),
+            detectable=each.margin + each.error * (each.t(1 - alpha / len(evidence)) + each.t(POWER)),
         )
         for each, p, verdict in zip(evidence, p_drop, verdicts, strict=True)
     )
@@ -181,33 +194,9 @@ def check(
     return Outcome(verdict, f"{verdict}: {', '.join(decisive)}", n, alpha, findings, tuple(notes))
 
 
-class _Evidence(NamedTuple):
-    """What `Finding` says of a metric before other metrics are looked at: p_drop is not adjusted.
-
-    error, freedom: the difference's standard error and its degrees of freedom.
-    """
-
-    metric: str
-    baseline: float
-    current: float
-    difference: float
-    low: float
-    high: float
-    margin: float
-    p_drop: float
-    p_hold: float
-    error: float
-    freedom: int
-    note: str
-
-
-def _t(probability: float, evidence: _Evidence) -> float:
-    return float(stats.t.ppf(probability, evidence.freedom))
-
-
 def _of_scores(
     current: Records, baseline: Records, min_effect: float, margins: Mapping[str, float], alpha: float
-) -> list[_Evidence]:
+) -> list[Evidence]:
     metrics = list(baseline.meta["protocols"])
     if not metrics:
         return []
@@ -226,8 +215,8 @@ def _of_scores(
     low, high = np.quantile(drawn, [shrink(alpha, n), 1 - shrink(alpha, n)], axis=0)
     changes, errors = differences.mean(0), stats.sem(differences, axis=0)
     return [
-        _Evidence(
-            name,
+        Evidence(
+            metric=name,
             baseline=float(means[i]),
             current=float(means[i] + changes[i]),
             difference=float(changes[i]),
@@ -246,26 +235,25 @@ def _of_scores(
 
 def _of_set(
     name: str, current: Records, baseline: Records, min_effect: float, margins: Mapping[str, float], alpha: float
-) -> _Evidence:
+) -> Evidence:
     found = set_difference(baseline, current, name)
     margin = margins.get(name, min_effect * abs(found.a))
     gain = -found.difference if distribution.lower_is_better(name) else found.difference
     # A difference that no group of prompts moves is certain.
     t = (gain + margin) / found.error if found.error > 0 else math.copysign(math.inf, gain + margin)
     half = float(stats.t.ppf(1 - alpha, found.freedom)) * found.error
-    return _Evidence(
-        name,
-        found.a,
-        found.b,
-        found.difference,
-        found.difference - half,
-        found.difference + half,
-        margin,
+    return Evidence(
+        metric=name,
+        baseline=found.a,
+        current=found.b,
+        difference=found.difference,
+        low=found.difference - half,
+        high=found.difference + half,
+        margin=margin,
         p_drop=float(stats.t.cdf(t, found.freedom)),
         p_hold=float(stats.t.sf(t, found.freedom)),
         error=found.error,
         freedom=found.freedom,
-        note="",
     )
 
 

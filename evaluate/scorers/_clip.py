@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluate.precision import at_least_fp32
 from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
+from evaluate.scorers._files import from_config
 from evaluate.weights import Files
 from prompts.io.errors import UserError
 
@@ -32,7 +34,7 @@ class Cosine(Scorer):
 
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The scaled cosine, `[B]`, taken in float32 or better."""
-        image, words = (x if x.dtype.itemsize >= 4 else x.float() for x in (self.embed(pixels), text["features"]))
+        image, words = map(at_least_fp32, (self.embed(pixels), text["features"]))
         scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
         return scale * F.cosine_similarity(image, words, dim=-1)
 
@@ -96,16 +98,13 @@ def open_clip_model(name: str, path: Path, files: Files) -> nn.Module:
 
 def empty_clip(config: Path, *, vision_only: bool = False) -> Any:
     """transformers' CLIPModel, or its image tower with the projection, as `config` describes it."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
-    try:
-        described = CLIPConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
+    def make(content: Any) -> Any:
+        described = CLIPConfig.from_dict(content)
         return CLIPVisionModelWithProjection(_vision(described)) if vision_only else CLIPModel(described)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(
-            f"{config}: not the config of a CLIP ({' '.join(str(error).split())}); fetch it again"
-        ) from None
+
+    return from_config(config, make, what="CLIP")
 
 
 def transformers_clip(config: Path, path: Path, files: Files, *, vision_only: bool = False) -> Any:
@@ -125,16 +124,11 @@ def siglip_vision(config: Path, path: Path, files: Files) -> Any:
     """The image tower of transformers' SiglipModel, described by `config` and read from `path`, where a text tower may
     be too.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))["vision_config"]
-        model = SiglipVisionModel(SiglipVisionConfig(**described))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(
-            f"{config}: not the config of a SigLIP ({' '.join(str(error).split())}); fetch it again"
-        ) from None
+    model = from_config(
+        config, lambda content: SiglipVisionModel(SiglipVisionConfig(**content["vision_config"])), what="SigLIP"
+    )
     image = {
         key.removeprefix("vision_model."): value
         for key, value in files.read(path).items()

@@ -11,8 +11,7 @@ max(h, w) of them.
 
 import inspect
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from evaluate.preprocess import Prepare, Prepared, check_images, resample_bytes, resample_floats
 from evaluate.scorers import Assessment, Meta, Scorer
+from evaluate.scorers._files import from_config, read_tokenizer, shards
 from evaluate.weights import Files
 from prompts.io.errors import UserError
 
@@ -276,19 +276,18 @@ def load_judge(files: Files, repository: str = REPOSITORY, revision: str = REVIS
     `files.path`: a local folder with its config.json, tokenizer.json and weights. Raises UserError for weights in
     another precision than DTYPE: what is published in another one is another judge.
     """
-    from tokenizers import Tokenizer
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     def fetch(name: str) -> Path:
         return files.fetch(repository, name, revision, local=files.path)
 
     described = fetch("config.json")
-    config = Qwen3VLConfig.from_dict(json.loads(described.read_text(encoding="utf-8")))
-    tokenizer = Tokenizer.from_file(str(fetch("tokenizer.json")))
-    shards = _shards(fetch)
+    config = from_config(described, Qwen3VLConfig.from_dict, what="Qwen3-VL")
+    tokenizer = read_tokenizer(fetch("tokenizer.json"))
+    parts = _parts(fetch)
     # A judge is large: it is made without numbers, and takes the tensors that are read as they are.
     network = files.build(lambda: Qwen3VLForConditionalGeneration._from_config(config, dtype=DTYPE))
-    tensors = files.read(*shards)
+    tensors = files.read(*parts)
     if wrong := next((key for key, value in tensors.items() if value.dtype != DTYPE), None):
         raise UserError(
             f"{described.parent}: {wrong} is in {_name(tensors[wrong].dtype)}, but this judge is defined in"
@@ -298,16 +297,16 @@ def load_judge(files: Files, repository: str = REPOSITORY, revision: str = REVIS
         tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     files.fill(network, tensors, described.parent)
     network.tie_weights()
-    return Judge(network, tokenizer), files.sha256(*shards)
+    return Judge(network, tokenizer), files.sha256(*parts)
 
 
-def _shards(fetch: Any) -> list[Path]:
+def _parts(fetch: Callable[[str], Path]) -> list[Path]:
     """A model's files of weights, as its index names them; without an index there is one."""
     try:
         index = fetch("model.safetensors.index.json")
     except UserError:
         return [fetch("model.safetensors")]
-    return [fetch(name) for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+    return [fetch(name) for name in shards(index)]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluate.precision import at_least_fp32
 from evaluate.preprocess import CLIP_224, Preprocess, Resize
 from evaluate.scorers import Scorer
 from evaluate.scorers._clip import regressor, siglip_vision, transformers_clip
@@ -67,7 +68,7 @@ class Aesthetic(Scorer):
     def forward(self, pixels: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The rating, `[B]`."""
         embedding = self.embed(pixels)
-        unit = F.normalize(embedding if embedding.dtype.itemsize >= 4 else embedding.float(), dim=-1)
+        unit = F.normalize(at_least_fp32(embedding), dim=-1)
         scores: Tensor = self.head(unit.to(embedding))[:, 0]
         return scores
 

@@ -12,7 +12,6 @@ of the image too, and so they were in training: `hpsv3`. Qwen2-VL itself gives a
 precision is asked for, and the head in float32 whatever that is.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from evaluate.preprocess import Prepared, SmartResize
 from evaluate.scorers import CPU_BATCH, Assessment, Meta, Scorer
+from evaluate.scorers._files import from_config, read_tokenizer
 from evaluate.weights import Files
 from prompts.io.errors import UserError
 
@@ -226,28 +226,17 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_config(path: Path, tokenizer: Any) -> Any:
     """Qwen2-VL's config, with a word more than its tokenizer had. Raises UserError for another model's."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import Qwen2VLConfig
 
-    try:
-        config = Qwen2VLConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(
-            f"{path}: not the config of a Qwen2-VL ({' '.join(str(error).split())}); fetch it again"
-        ) from None
+    config = from_config(path, Qwen2VLConfig.from_dict, what="Qwen2-VL")
     config.text_config.vocab_size = tokenizer.get_vocab_size()
     config.image_token_id = tokenizer.token_to_id(IMAGE)
     return config
 
 
-def read_tokenizer(path: Path) -> Any:
+def with_reward(path: Path) -> Any:
     """The tokenizer of a `tokenizer.json`, with `<|Reward|>` added behind its words."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise UserError(f"{path}: not a tokenizer ({str(error).splitlines()[0]}); fetch it again") from None
+    tokenizer = read_tokenizer(path)
     if missing := [token for token in (IMAGE, PAD) if tokenizer.token_to_id(token) is None]:
         raise UserError(f"{path}: has no {missing[0]}, so it is not Qwen2-VL's; fetch it again")
     tokenizer.add_special_tokens([REWARD])
@@ -261,7 +250,7 @@ def load(name: str, files: Files) -> Scorer:
     file = files.fetch(REPOSITORY, FILE, REVISION, local=files.path)
     folder = files.path if files.path and (Path(files.path) / "tokenizer.json").is_file() else None
     config, words = (files.fetch(BASE, part, BASE_REVISION, local=folder) for part in ("config.json", "tokenizer.json"))
-    tokenizer, tensors = read_tokenizer(words), rename(files.read(file))
+    tokenizer, tensors = with_reward(words), rename(files.read(file))
     described = read_config(config, tokenizer)
     scorer = files.build(lambda: HPSv3(name, described, tokenizer, weights_sha256=files.sha256(file)))
     files.fill(scorer, tensors, file)

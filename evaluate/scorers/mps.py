@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluate.precision import at_least_fp32
 from evaluate.preprocess import PROCESSOR_224
 from evaluate.scorers import Scorer
 from evaluate.weights import Files
@@ -163,7 +164,7 @@ class MPS(Scorer):
 
     def mask(self, words: Tensor, condition: Tensor) -> Tensor:
         """Which of tokens `[B, 77, D]` have to do with the condition `[77, D]`, both embedded: `[B, 77]`."""
-        words, condition = (x if x.dtype.itemsize >= 4 else x.float() for x in (words, condition))
+        words, condition = map(at_least_fp32, (words, condition))
         similarity = (words @ condition.T).amax(-1)
         return similarity / similarity.amax(1, keepdim=True) > self.threshold
 
@@ -174,7 +175,7 @@ class MPS(Scorer):
         image = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).last_hidden_state)
         for layer in self.cross:
             image = layer(image, words[:-1], mask)
-        a, b = (x if x.dtype.itemsize >= 4 else x.float() for x in (prompt[:-1], image[:, 0]))
+        a, b = map(at_least_fp32, (prompt[:-1], image[:, 0]))
         return self.clip.logit_scale.exp() * F.cosine_similarity(a, b, dim=-1)
 
 

@@ -15,8 +15,6 @@ for, but takes probabilities in float32 or better. The original's slow tokenizer
 tokens (0 of 20,000 prompts of words, signs and emoji differ, 1 of 20,000 of random characters).
 """
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluate.precision import at_least_fp32
 from evaluate.preprocess import Preprocess, Resize
 from evaluate.scorers import Scorer
+from evaluate.scorers._files import from_config, read_tokenizer, shards
 from evaluate.scorers._judge import EDGE, Answer, Patched, load_judge
 from evaluate.weights import Files
-from prompts.io.errors import UserError
 
 REPOSITORIES = {
     "clip-flant5-xxl": ("zhiqiulin/clip-flant5-xxl", "main"),
@@ -40,7 +39,7 @@ WORDS = {
     "clip-flant5-xl": ("google/flan-t5-xl", "7d6315df2c2fb742f0f5b556879d730926ca9001"),
 }
 FILE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SHARDED, SHARD = ("clip-flant5-xxl",), re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
+SHARDED = ("clip-flant5-xxl",)
 
 JUDGE = "vqascore/qwen3-vl-8b"
 VARIANTS = {
@@ -138,55 +137,38 @@ class VQAScore(Scorer):
         # The decoder predicts each token of the answer from those before it; before the first stands the padding.
         given = F.pad(answer[:, :-1], (1, 0), value=PAD).expand(len(ids), -1)
         logits = self.language(inputs_embeds=embeddings, attention_mask=read, decoder_input_ids=given).logits
-        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        logits = at_least_fp32(logits)
         tokens = logits.log_softmax(-1).gather(-1, answer.expand(len(ids), -1)[..., None])
         return tokens.mean((1, 2)).exp()
 
 
 def make_language(config: Path) -> Any:
     """transformers' T5 as a `config.json` describes it, with an output layer of its own."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import T5Config, T5ForConditionalGeneration
     from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-    try:
-        described = T5Config.from_dict(json.loads(config.read_text(encoding="utf-8")))
+    def make(content: Any) -> Any:
+        described = T5Config.from_dict(content)
         # transformers 5 makes the output layer the table of embeddings, whatever the file says; FLAN-T5 has two.
         described.tie_word_embeddings = False
-        language = T5ForConditionalGeneration(described)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{config}: not the config of a T5 ({' '.join(str(error).split())}); fetch it again") from None
+        return T5ForConditionalGeneration(described)
+
+    language = from_config(config, make, what="T5")
     language.set_input_embeddings(language.shared)
     # T5's own norm takes the mean square in float32, which is half of what float64 promises.
     for module in list(language.modules()):
         for name, child in module.named_children():
             if isinstance(child, T5LayerNorm):
-                setattr(module, name, nn.RMSNorm(described.d_model, eps=described.layer_norm_epsilon))
+                setattr(module, name, nn.RMSNorm(language.config.d_model, eps=language.config.layer_norm_epsilon))
     return language
 
 
 def make_tokenizer(path: Path) -> Any:
-    """The tokenizer of a `tokenizer.json`."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library knows no narrower one
-        raise UserError(f"{path}: not a tokenizer ({str(error).splitlines()[0]}); fetch it again") from None
+    """The tokenizer of a `tokenizer.json`, which neither pads nor cuts."""
+    tokenizer = read_tokenizer(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def shards(index: Path) -> list[str]:
-    """The files that an index names, in order. Raises UserError for a name that is not a file of weights'."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if all(SHARD.fullmatch(name) for name in names):
-            return names
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    raise UserError(f"{index}: does not say which files hold the weights; fetch it again")
 
 
 def load(name: str, files: Files) -> Scorer:

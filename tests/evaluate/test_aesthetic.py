@@ -14,7 +14,6 @@ from tiny_scorers import upstream, write_aesthetic
 from torchvision import transforms
 from upstream import seeded
 
-from align.rewards.differentiable import Reward, Rewards
 from evaluate import layouts, scorers, weights
 from evaluate.images import read_image
 from evaluate.scorers import aesthetic
@@ -102,17 +101,3 @@ def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not the config of a SigLIP"):
         scorers.load("aesthetic/v2.5", weights=str(tmp_path))
-
-
-def test_it_is_a_reward(tiny: Path, real_scorers: Hub) -> None:
-    from align.rewards.decoder import Decoder
-    from evaluate import pipelines
-
-    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    given = [Reward(scorer="aesthetic/v2.5", scale=2.0)]
-    rewards = Rewards(given, Decoder(pipelines.load(str(tiny)).vae), device="cpu")
-    total, each = rewards.some_at_a_time(x0, ["a red cat", "two dogs"])
-    total.sum().backward()
-    assert x0.grad is not None
-    assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
-    torch.testing.assert_close(total.detach(), 2 * each["aesthetic/v2.5"])

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tiny_scorers import upstream, write_hpsv3
 from upstream import make_hpsv3, seeded
 
-from align.rewards.differentiable import Reward, Rewards
 from evaluate import layouts, scorers, weights
 from evaluate.images import read_image
 from evaluate.preprocess import SmartResize
@@ -167,20 +166,6 @@ def test_the_gradient_is_that_of_the_score(name: str, folder: Path, real_scorers
         difference = (score(1e-5) - score(-1e-5)) / 2e-5
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     torch.testing.assert_close(along, difference, rtol=1e-5, atol=1e-8)
-
-
-def test_it_is_a_reward(tiny: Path, folder: Path, real_scorers: Hub) -> None:
-    from align.rewards.decoder import Decoder
-    from evaluate import pipelines
-
-    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    given = [Reward(scorer="hpsv3", scale=2.0, weights=str(folder))]
-    rewards = Rewards(given, Decoder(pipelines.load(str(tiny)).vae), device="cpu")
-    total, each = rewards.some_at_a_time(x0, ["a red cat", "a photo of {}"])
-    total.sum().backward()
-    assert x0.grad is not None
-    assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
-    torch.testing.assert_close(total.detach(), 2 * each["hpsv3"])
 
 
 def test_at_full_size_it_has_the_originals_tensors() -> None:

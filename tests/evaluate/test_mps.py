@@ -14,7 +14,6 @@ from tiny_scorers import torched, upstream
 from torch import nn
 from upstream import make_mps, seeded
 
-from align.rewards.differentiable import Reward, Rewards
 from evaluate import layouts, scorers, weights
 from evaluate.images import read_image
 from evaluate.scorers import mps
@@ -109,19 +108,6 @@ def test_a_pickle_of_the_whole_module_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1), tmp_path / "MPS_overall_checkpoint.pth")
     with pytest.raises(UserError, match="convert it to safetensors"):
         scorers.load("mps", weights=str(tmp_path / "MPS_overall_checkpoint.pth"))
-
-
-def test_it_is_a_reward(tiny: Path) -> None:
-    from align.rewards.decoder import Decoder
-    from evaluate import pipelines
-
-    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    rewards = Rewards([Reward(scorer="mps", scale=2.0)], Decoder(pipelines.load(str(tiny)).vae), device="cpu")
-    total, each = rewards.some_at_a_time(x0, ["a red cat", "two dogs"])
-    total.sum().backward()
-    assert x0.grad is not None
-    assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
-    torch.testing.assert_close(total.detach(), 2 * each["mps"])
 
 
 def test_at_full_size_it_has_the_originals_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

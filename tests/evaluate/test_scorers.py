@@ -10,7 +10,9 @@ import torch
 from hub import Hub
 from upstream import seeded
 
-from evaluate import scorers
+from align.rewards.decoder import Decoder
+from align.rewards.differentiable import Reward, Rewards
+from evaluate import pipelines, scorers
 from evaluate.preprocess import Preprocess
 from evaluate.scorers._judge import JudgeScorer
 from prompts.extensions import names
@@ -252,3 +254,14 @@ def test_seeded_images_are_worth_comparing_on() -> None:
     assert any(len(size) == 2 for size in sizes)
     assert max(max(size) for size in sizes) == 1024
     assert sum(size[0] != size[1] for size in sizes) >= 4
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "mps", "aesthetic/v2.5"])
+def test_large_scorers_are_rewards(name: str, tiny: Path, real_scorers: Hub) -> None:
+    x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rewards = Rewards([Reward(scorer=name, scale=2.0)], Decoder(pipelines.load(str(tiny)).vae), device="cpu")
+    total, each = rewards.some_at_a_time(x0, ["a red cat", "a photo of {}"])
+    total.sum().backward()
+    assert x0.grad is not None
+    assert x0.grad.flatten(1).norm(dim=1).gt(0).all()
+    torch.testing.assert_close(total.detach(), 2 * each[name])

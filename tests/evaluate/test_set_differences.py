@@ -159,6 +159,12 @@ def test_a_baseline_without_groups_is_not_judged_and_it_is_said() -> None:
     assert "fd-shapes is not judged" in outcome.notes[0]
 
 
+def test_where_nothing_can_be_judged_nothing_passes() -> None:
+    outcome = gate.check(run_of(1.0, {}), run_of(1.0, {}))
+    assert (outcome.verdict, outcome.findings) == (Verdict.INCOMPLETE, ())
+    assert "fd-shapes is not judged" in outcome.notes[0]
+
+
 def test_an_unchanged_distance_passes() -> None:
     (before, _), *_ = simulated(1, 10, 0.0, seed=6)
     assert gate.check(before, before, min_effect=0.0).verdict == Verdict.PASS
