@@ -610,8 +610,11 @@ def bench(
         ),
     ] = False,
     device: Device = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers.")] = "fp32",
+    dtype: Annotated[
+        Optional[str], typer.Option("--dtype", help="fp32, fp16 or bf16, of the scorers; by default each one's own.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls, after two that are not counted.")] = 5,
+    images: Annotated[int, typer.Option("--images", min=1, help="Images per call.")] = 32,
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
 ) -> None:
     """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
@@ -625,8 +628,9 @@ def bench(
     result = benchmark.bench(
         names,
         device=where,
-        dtype=dtype_of(dtype),
+        dtype=dtype_of(dtype) if dtype else None,
         repeats=repeats,
+        images=images,
         random_weights=random_weights,
         originals=originals,
         frechet=frechet,

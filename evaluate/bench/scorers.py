@@ -27,15 +27,15 @@ from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 
-#: Images per call, and their edge in pixels.
+#: Images per call unless another number is asked for, and their edge in pixels.
 IMAGES, EDGE = 32, 512
 #: Records that the harness's own cost is given for.
 RECORDS = 10_000
 
 
-def noise_images() -> Tensor:
-    """What every scorer is given: noise, `[IMAGES, 3, EDGE, EDGE]`, uint8."""
-    return torch.randint(0, 256, (IMAGES, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def noise_images(n: int = IMAGES) -> Tensor:
+    """What every scorer is given: noise, `[n, 3, EDGE, EDGE]`, uint8."""
+    return torch.randint(0, 256, (n, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 #: Of all images: the originals' public calls take one prompt and several images.
@@ -82,7 +82,7 @@ class Originals(BaseModel):
     scorers: dict[str, Original]
 
     @classmethod
-    def read(cls, path: Path, hardware: str) -> "Originals":
+    def read(cls, path: Path, hardware: str, images: int = IMAGES) -> "Originals":
         """Raises UserError for timings that were made elsewhere or of other images."""
         try:
             originals = cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ class Originals(BaseModel):
             detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             field = ".".join(map(str, detail["loc"])) or "file"
             raise UserError(f"{path}: {field}: {detail['msg']}; write it again in the originals' environment") from None
-        for field, wanted in (("hardware", hardware), ("images", IMAGES), ("edge", EDGE), ("prompt", PROMPT)):
+        for field, wanted in (("hardware", hardware), ("images", images), ("edge", EDGE), ("prompt", PROMPT)):
             if (value := getattr(originals, field)) != wanted:
                 raise UserError(
                     f"{path}: {field} is {value!r}, here it is {wanted!r}; time the originals on this machine"
@@ -103,10 +103,15 @@ class ScorerTiming:
     """One scorer: images per second of ours and of the original, None where none could be timed.
 
     weights: the sha256 of both. difference: the largest between their scores; None where the original returns none.
+    dtype: what ours computes in. weights_gib: its networks'. peak_gib: the most that is allocated on a GPU while it
+    scores, its weights included; None on a CPU.
     """
 
     scorer: str
     weights: str | None
+    dtype: str
+    weights_gib: float
+    peak_gib: float | None
     ours: float
     original: float | None
     ratio: float | None
@@ -151,24 +156,34 @@ IMPORTABLE: dict[str, tuple[str, Callable[[Any], Callable[[Tensor, list[str]], o
 
 @torch.no_grad()
 def bench_scorer(
-    scorer: Scorer, weights: str | None, *, device: str, repeats: int, originals: Originals | None = None
+    scorer: Scorer,
+    weights: str | None,
+    *,
+    device: str,
+    repeats: int,
+    n: int = IMAGES,
+    originals: Originals | None = None,
 ) -> ScorerTiming:
-    """Time `scorer.score` on `noise_images()`, its prompt encoded anew each time, and its original.
+    """Time `scorer.score` on `noise_images(n)`, its prompt encoded anew each time, and its original.
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    images, rounds = noise_images().to(device), itertools.count()
+    images, rounds = noise_images(n).to(device), itertools.count()
 
     def ours() -> None:
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
-        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * IMAGES, [META] * IMAGES)
+        scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * n, [META] * n)
 
-    rate = IMAGES / time_call(ours, device=device, repeats=repeats).median
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    rate = n / time_call(ours, device=device, repeats=repeats).median
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None
     name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
         call = make(scorer)
-        theirs = IMAGES / time_call(lambda: call(images, [PROMPT] * IMAGES), device=device, repeats=repeats).median
+        theirs = n / time_call(lambda: call(images, [PROMPT] * n), device=device, repeats=repeats).median
     elif originals and name in originals.scorers:
         original = originals.scorers[name]
         if original.weights_sha256 != weights:
@@ -176,10 +191,13 @@ def bench_scorer(
                 f"{name}: the original was timed with weights {original.weights_sha256}, ours are {weights}; give both"
                 " the same file"
             )
-        by, theirs = originals.versions, IMAGES / original.seconds
-        scores = scorer.score(images, [PROMPT] * IMAGES, [META] * IMAGES).double().cpu()
+        by, theirs = originals.versions, n / original.seconds
+        scores = scorer.score(images, [PROMPT] * n, [META] * n).double().cpu()
         difference = (scores - torch.tensor(original.scores, dtype=torch.float64)).abs().max().item()
-    return ScorerTiming(name, weights, rate, theirs, rate / theirs if theirs else None, difference, by)
+    size = sum(each.numel() * each.element_size() for each in (*scorer.parameters(), *scorer.buffers())) / 2**30
+    dtype = str(next((each.dtype for each in scorer.parameters()), torch.float32)).removeprefix("torch.")
+    ratio = rate / theirs if theirs else None
+    return ScorerTiming(name, weights, dtype, size, peak, rate, theirs, ratio, difference, by)
 
 
 # ---- the harness -----------------------------------------------------------------------------------------------------
@@ -321,8 +339,9 @@ def bench(
     names: Mapping[str, str | None],
     *,
     device: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     repeats: int,
+    images: int = IMAGES,
     random_weights: bool = False,
     originals: Path | None = None,
     frechet: bool = False,
@@ -333,19 +352,18 @@ def bench(
     random_weights: none are read, and what is published of sizes stands for configs.
     """
     hardware = environment.hardware(device)
-    known = Originals.read(originals, hardware) if originals else None
+    known = Originals.read(originals, hardware, images) if originals else None
     rows = []
     for name, path in names.items():
         with layouts.first() if random_weights else nullcontext():
             scorer = scorers.load(name, device=device, dtype=dtype, weights=path, random_weights=random_weights)
         sha256 = getattr(scorer, "weights_sha256", None)
-        rows.append(bench_scorer(scorer, sha256, device=device, repeats=repeats, originals=known))
+        rows.append(bench_scorer(scorer, sha256, device=device, repeats=repeats, n=images, originals=known))
     return {
         "hardware": hardware,
         "versions": environment.versions("onestep-align", "torch", "transformers", "open_clip_torch"),
-        "images": IMAGES,
+        "images": images,
         "edge": EDGE,
-        "dtype": str(dtype).removeprefix("torch."),
         "weights": "random" if random_weights else "their own",
         "scorers": [asdict(row) for row in rows],
         "frechet": bench_frechet() if frechet else None,
@@ -368,15 +386,28 @@ def show(result: Mapping[str, Any]) -> None:
     console = printer()
     if result["scorers"]:
         table = Table(
-            title=f"{result['hardware']}, {result['dtype']}, weights: {result['weights']}",
-            caption=f"images per second, {IMAGES} of {EDGE} x {EDGE} per call, warm",
+            title=f"{result['hardware']}, weights: {result['weights']}",
+            caption=f"images per second, {result['images']} of {EDGE} x {EDGE} per call, warm; GiB of weights, and"
+            " the most that is allocated on a GPU",
         )
-        for column in ("scorer", "ours", "original", "ratio", "scores differ by", "original's"):
+        for column in (
+            "scorer",
+            "dtype",
+            "weights",
+            "peak",
+            "ours",
+            "original",
+            "ratio",
+            "scores differ by",
+            "original's",
+        ):
             table.add_column(column, justify="left" if column in ("scorer", "original's") else "right")
         for row in result["scorers"]:
             theirs = (f"{row['original']:.2f}", f"{row['ratio']:.1f}") if row["original"] else ("-", "-")
             differ = "-" if row["difference"] is None else f"{row['difference']:.1e}"
-            table.add_row(row["scorer"], f"{row['ours']:.2f}", *theirs, differ, row["by"])
+            peak = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}"
+            sizes = (row["dtype"], f"{row['weights_gib']:.2f}", peak)
+            table.add_row(row["scorer"], *sizes, f"{row['ours']:.2f}", *theirs, differ, row["by"])
         console.print(table)
     if frechet := result["frechet"]:
         console.print(

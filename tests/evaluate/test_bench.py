@@ -20,16 +20,18 @@ from prompts.io.errors import UserError
 SHA = "a" * 64
 
 
-class SlowScorer:
+class SlowScorer(torch.nn.Module):
     """A scorer that takes a sixteenth of a second per call."""
 
-    protocol = "slow"
+    protocol, dtype = "slow", torch.bfloat16
 
     def __init__(self, hours: Hours) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2**19, dtype=torch.bfloat16))
         self.hours, self.seen = hours, list[str]()
 
     def score(self, images: torch.Tensor, prompts: list[str], meta: Any) -> torch.Tensor:
-        assert images.shape == (bench.IMAGES, 3, bench.EDGE, bench.EDGE)
+        assert images.shape == (len(prompts), 3, bench.EDGE, bench.EDGE)
         self.seen += prompts
         self.hours.sleep(0.0625)
         return torch.zeros(len(prompts))
@@ -54,9 +56,11 @@ def test_a_scorer_beside_its_original(tmp_path: Path, hours: Hours) -> None:
     assert row.ratio == 8
     assert row.by == "hpsv2 1.2.0"
     assert row.difference == 0.25
+    assert (row.dtype, row.weights_gib, row.peak_gib) == ("bfloat16", 2**-10, None)
     timed = scorer.seen[: -bench.IMAGES]
     assert len(set(timed)) * bench.IMAGES == len(timed), "no prompt twice: nothing is remembered from call to call"
-    assert bench_scorer(scorer, SHA, device="cpu", repeats=1).ratio is None
+    few = bench_scorer(scorer, SHA, device="cpu", repeats=1, n=2)
+    assert few.ours == 2 / 0.0625 and few.ratio is None
     with pytest.raises(UserError, match="same file"):
         bench_scorer(scorer, "b" * 64, device="cpu", repeats=1, originals=known)
 
@@ -96,18 +100,32 @@ def test_a_scorer_without_its_weights(
     name: str, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the command, at the loopback hub's sizes; no file of weights is asked for."""
-    monkeypatch.setattr(bench, "IMAGES", 2)
     monkeypatch.setattr(bench, "EDGE", 64)
     monkeypatch.setattr(layouts, "known", dict)
     real_scorers.requests.clear()
-    arguments = ["bench", "--scorer", name, "--random-weights", "--device", "cpu", "--repeats", "1"]
+    arguments = ["bench", "--scorer", name, "--random-weights", "--device", "cpu", "--repeats", "1", "--images", "2"]
     shown = CliRunner().invoke(cli.app, [*arguments, "--output", str(tmp_path / "bench.json")])
     assert shown.exit_code == 0, shown.output
     result = json.loads((tmp_path / "bench.json").read_text())
     assert result["weights"] == "random"
     (row,) = result["scorers"]
     assert row["scorer"] == name and not row["weights"] and row["ours"] > 0
+    assert result["images"] == 2 and row["dtype"] == "float32" and row["weights_gib"] > 0
     assert not [path for path in real_scorers.requests if path.endswith(weights.SUFFIXES)]
+
+
+@pytest.mark.parametrize(("dtype", "computed"), [("bf16", "bfloat16"), (None, "float32")])
+def test_a_scorer_in_another_precision(
+    dtype: str | None, computed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """shapes/clip is defined in float32."""
+    monkeypatch.setattr(bench, "EDGE", 32)
+    asked = ["--dtype", dtype] if dtype else []
+    arguments = ["--scorer", "shapes/clip", "--device", "cpu", "--repeats", "1", "--images", "2", *asked]
+    shown = CliRunner().invoke(cli.app, ["bench", *arguments, "--output", str(tmp_path / "bench.json")])
+    assert shown.exit_code == 0, shown.output
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["scorers"]
+    assert row["dtype"] == computed
 
 
 def test_overhead_is_what_is_outside_the_forwards(hours: Hours, monkeypatch: pytest.MonkeyPatch) -> None:
