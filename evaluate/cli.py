@@ -592,15 +592,11 @@ def bench(
     ] = None,
     frechet: Annotated[
         bool,
-        typer.Option(
-            "--frechet", help="The Fréchet distance at 2,048 dimensions too: minutes, most of them the original's."
-        ),
+        typer.Option("--frechet", help="The Fréchet distance at 2,048 dimensions: minutes, most the original's."),
     ] = False,
     harness: Annotated[
         bool,
-        typer.Option(
-            "--harness", help="What a run of 10,000 records costs outside its networks, which only sleep here: minutes."
-        ),
+        typer.Option("--harness", help="What 10,000 records cost outside the networks, which only sleep: minutes."),
     ] = False,
     random_weights: Annotated[
         bool,
