@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from evaluate.preprocess import Prepare, Prepared, check_images, resample_bytes, resample_floats
+from evaluate.preprocess import Prepare, Prepared, SmartResize, check_images, resample_bytes, resample_floats
 from evaluate.scorers import Assessment, Meta, Scorer
 from evaluate.scorers._files import from_config, read_tokenizer, shards
 from evaluate.weights import Files
@@ -86,10 +86,9 @@ class Patched:
 
     def _resized(self, image: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional as transforms
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        before = tuple(image.shape[-2:])
-        size = smart_resize(*before, factor=EDGE, min_pixels=self.smallest, max_pixels=self.largest)
+        before = (image.shape[-2], image.shape[-1])
+        size = SmartResize(factor=EDGE, min_pixels=self.smallest, max_pixels=self.largest).target(*before)
         if size == before:
             return image
         if image.dtype != torch.uint8:

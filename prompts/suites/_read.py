@@ -7,7 +7,8 @@
 .txt    one prompt per line; blank lines are none
 
 Tables name their columns in the first line. The prompt is the column (or key) `prompt`, `text` or `caption`, whatever
-its case, or the only one; of the others, texts and numbers become groups, and lists and objects become meta.
+its case, or the only one; of the others, texts and numbers become groups. A row that has lists or objects says more
+than groups do, so that all of it is meta as well.
 """
 
 import csv
@@ -42,7 +43,7 @@ def table_rows(
     """The prompts of a file.
 
     text: the prompt's column, found by the rule above where it is None. groups, meta: name -> column; by default every
-    other column is one or the other, a group under its own name in lower case.
+    other text or number is a group under its own name in lower case, and a row with lists or objects is all meta.
     """
     rows: list[Row] = []
     for place, fields in _records(path):
@@ -55,7 +56,8 @@ def table_rows(
         if not prompt.strip():
             raise UserError(f"{path}, {place}: an empty prompt; write one or remove the line")
         if meta is None:
-            told = {k: v for k, v in fields.items() if k != column and isinstance(v, list | dict)}
+            others = {k: v for k, v in fields.items() if k != column}
+            told = others if any(isinstance(v, list | dict) for v in others.values()) else {}
         else:
             told = {name: fields[source] for name, source in meta.items() if source in fields}
         rows.append(Row(prompt, group, told))

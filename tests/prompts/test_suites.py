@@ -21,7 +21,7 @@ from prompts import suites
 from prompts.io.errors import UserError
 from prompts.shapes import captions
 from prompts.shapes.grammar import FAMILIES
-from prompts.suites import _recipe
+from prompts.suites import _recipe, geneval
 
 #: What a careless reader would alter, drop or run together.
 ODD = [
@@ -210,6 +210,16 @@ def test_suites_tell_scorers_what_they_need(home: Path) -> None:
     (prompt,) = suites.load("atoms", path=home).prompts
     assert (prompt.text, prompt.group) == ("a cat", {"atom_count": "3"})
     assert prompt.meta == {"vqa_list": [["Is it?", "Yes"]], "skills": ["object"]}
+
+
+def test_a_copy_of_a_benchmarks_own_file_tells_scorers_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(geneval.FILE.read_bytes())
+    mine, shipped = suites.load(str(path)), suites.load("geneval")
+    assert [prompt.meta for prompt in mine.prompts] == [prompt.meta for prompt in shipped.prompts]
+    assert mine.prompts[0].group == {"tag": "single_object"}
+    path.write_text('{"prompt": "a cat", "tag": "animal"}')
+    assert not suites.load(str(path)).prompts[0].meta
 
 
 def test_a_table_of_questions_is_a_format(home: Path) -> None:
