@@ -2,19 +2,21 @@
 neither the number of processes nor an interruption changes what is drawn.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.options import Config
 from evaluate import pipelines
+from evaluate.diffusion import NOISE_LEVELS
 
 #: `(positions of prompts) -> (conditioning, the null prompt's, the prompts)`, rows `[B, ...]` each.
 Texts = Callable[[Any], tuple[dict[str, Tensor], dict[str, Tensor], list[str]]]
@@ -26,7 +28,23 @@ class NoiseLevelOptions(Config):
     """
 
     name: Literal["lognormal", "uniform", "logit_normal", "flow_uniform"] = "lognormal"
-    parameters: dict[str, float] = Field({"mean": -2.0, "std": 2.0})
+    #: By default those of DI*'s lognormal, and for another distribution its own.
+    parameters: dict[str, float] = Field(
+        default_factory=lambda given: {"mean": -2.0, "std": 2.0} if given.get("name") == "lognormal" else {}
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        _, *known = inspect.signature(NOISE_LEVELS[self.name]).parameters.values()
+        for name in self.parameters:
+            if name not in [each.name for each in known]:
+                raise ValueError(
+                    f"noise_levels: {self.name} takes {', '.join(each.name for each in known)}, not {name}"
+                )
+        for each in known:
+            if each.default is each.empty and each.name not in self.parameters:
+                raise ValueError(f"noise_levels: {self.name} needs {each.name}; write it under parameters")
+        return self
 
 
 TRIES = 1000  # noise levels that are drawn for one within an interval

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from align.data import batches
-from align.data.batches import Batch, BatchSampler
+from align.data.batches import Batch, BatchSampler, NoiseLevelOptions
 from evaluate.diffusion import Schedule, lognormal
 
 SHAPE = (4, 3, 5)
@@ -105,3 +106,23 @@ def test_noise_levels_are_drawn_within_an_interval() -> None:
     assert upper.min() >= 1 and upper.max() <= 3 and len(upper.unique()) == len(upper)
     (far, *_) = sampler(interval=lambda k, seed: (100.0, 200.0))(0)
     assert far.sigma.tolist() == [100.0] * len(far.sigma)
+
+
+@pytest.mark.parametrize(
+    ("given", "parameters"),
+    [({}, {"mean": -2.0, "std": 2.0}), ({"name": "logit_normal"}, {}), ({"name": "flow_uniform"}, {})],
+)
+def test_a_distribution_has_its_own_parameters(given: dict[str, Any], parameters: dict[str, float]) -> None:
+    assert NoiseLevelOptions(**given).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": "flow_uniform", "parameters": {"mean": 0.0}}, "flow_uniform takes low, high, shift, not mean"),
+        ({"name": "uniform", "parameters": {"low": 20}}, "uniform needs high; write it under parameters"),
+    ],
+)
+def test_parameters_of_another_distribution_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        NoiseLevelOptions(**given)

@@ -43,7 +43,7 @@ def make(stock: Any, family: str, folder: Path, **changes: Any) -> TrainConfig:
     content = SMALL_RUN | {
         "method": "sim", "family": family, "reference": str(folder / "reference"), "size": SIZE,
         "prompts": str(folder / "prompts.txt"), "text_cache": str(folder / "texts"), "steps": 3, "batch_size": 2,
-        "generator": TWO_STEPS, "noise_levels": {"name": "logit_normal", "parameters": {}}, "ema": 0.0,
+        "generator": TWO_STEPS, "noise_levels": {"name": "logit_normal"}, "ema": 0.0,
         "guidance": {"embedded": 3.5} if network.config.get("guidance_embeds") else {}, "held_out": {},
         "sample_every": 0,
     }  # fmt: skip
