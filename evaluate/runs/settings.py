@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from evaluate import distribution, pipelines, scorers
+from evaluate.pipelines import Recipe
 from evaluate.precision import dtype_of
 from prompts import suites
 from prompts.io import hub
@@ -91,6 +92,8 @@ def from_options(
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: no GPU there; choose cpu")
+    # All of them now: the last one's name is not to be found wrong when the others have been drawn.
+    recipes = [None if images else pipelines.read_recipe(model) for model in models]
     metrics = tuple(dict.fromkeys(map(_metric, metrics or whole.metrics or METRICS)))
     paths = dict(_weights(text, metrics) for text in weights)
     return [
@@ -101,7 +104,7 @@ def from_options(
             images=images,
             seeds=tuple(range(seed, seed + (per_prompt or whole.per_prompt))),
             batch=batch,
-            dtype=dtype or _dtype(model, device, images),
+            dtype=dtype or _dtype(recipe, device),
             device=device,
             output=output,
             shard=_shard(shard),
@@ -109,7 +112,7 @@ def from_options(
             weights=paths,
             reference=reference,
         )
-        for model in models
+        for model, recipe in zip(models, recipes, strict=True)
     ]
 
 
@@ -122,10 +125,9 @@ def _metric(name: str) -> str:
     return variant
 
 
-def _dtype(model: str, device: str, images: Path | None) -> str:
+def _dtype(recipe: Recipe | None, device: str) -> str:
     """What a model is drawn in where nobody says: what its recipe was published with, on a GPU."""
-    recipe = None if images or not device.startswith("cuda") else pipelines.read_recipe(model)
-    return recipe.dtype if recipe and recipe.dtype else "fp32"
+    return recipe.dtype if recipe and recipe.dtype and device.startswith("cuda") else "fp32"
 
 
 def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:

@@ -361,6 +361,7 @@ def test_a_table_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"models": ["shapes/base", "shapes/base"]}, "two models"),
+        ({"models": ["shapes/base", "shapes/bass"]}, "shapes/bass: no such"),
         ({"shard": "4/3"}, "--shard 4/3"),
         ({"dtype": "fp8"}, "--dtype fp8"),
         ({"device": "cuda:0"}, "no GPU"),
