@@ -43,7 +43,14 @@ PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions per family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 2.0}
 WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
-ALIGNED = ("rewards=[{scorer: shapes/preference, scale: 0.005}]", "ema=0.99", "steps=320", "final_comparison.prompts=0")
+#: Facts come slowly and stay, colours fast, and go back as fast: first much of the reward, then little.
+ALIGNED_FIRST = (
+    "rewards=[{scorer: shapes/preference, scale: 0.015}]", "ema=0.99", "steps=620", "final_comparison.prompts=0",
+)  # fmt: skip
+ALIGNED = (
+    "rewards=[{scorer: shapes/preference, scale: 0.004}]", "guidance.scale=1.4", "assistant.updates=2", "ema=0.99",
+    "steps=300", "final_comparison.prompts=0",
+)  # fmt: skip
 
 
 def build(work: Path, target: Path) -> None:
@@ -69,7 +76,8 @@ def build(work: Path, target: Path) -> None:
     ]
     many = _join(folders, work / "pairs" / "pairs.jsonl")
     _place_whole(_reward("shapes-preference", many, work, clip), home / "preference")
-    _train("aligned", "shapes-distar", work, *ALIGNED)
+    first = _train("aligned-first", "shapes-distar", work, *ALIGNED_FIRST)
+    _train("aligned", "shapes-distar", work, f"initial={first}", *ALIGNED)
     _place_network(work / "aligned", home / "aligned")
     write_card(work, home)
 
