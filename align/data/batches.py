@@ -36,11 +36,9 @@ class NoiseLevelOptions(Config):
     @model_validator(mode="after")
     def _fit(self) -> Self:
         _, *known = inspect.signature(NOISE_LEVELS[self.name]).parameters.values()
-        for name in self.parameters:
-            if name not in [each.name for each in known]:
-                raise ValueError(
-                    f"noise_levels: {self.name} takes {', '.join(each.name for each in known)}, not {name}"
-                )
+        names = [each.name for each in known]
+        if wrong := next((name for name in self.parameters if name not in names), None):
+            raise ValueError(f"noise_levels: {self.name} takes {', '.join(names)}, not {wrong}")
         for each in known:
             if each.default is each.empty and each.name not in self.parameters:
                 raise ValueError(f"noise_levels: {self.name} needs {each.name}; write it under parameters")

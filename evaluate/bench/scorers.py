@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from evaluate import environment, layouts, scorers
-from evaluate.bench.timing import time_call
+from evaluate.bench.timing import peak_mib, time_call
 from evaluate.preprocess import CLIP_224
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
@@ -174,11 +174,11 @@ def bench_scorer(
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.
         scorer.score(images, [f"{PROMPT}, {next(rounds)}"] * n, [META] * n)
 
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
+    where = torch.device(device)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
     rate = n / time_call(ours, device=device, repeats=repeats).median
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None
+    peak = peak_mib(where) / 2**10 if where.type == "cuda" else None
     name, theirs, difference, by = scorer.protocol, None, None, ""
     if name in IMPORTABLE:
         by, make = IMPORTABLE[name]
