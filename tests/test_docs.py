@@ -90,9 +90,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-#: Pages whose commands take minutes.
+#: Pages whose commands take long; the slow tests run them.
 LONG = {
-    "add-a-divergence", "add-a-model", "add-a-reward", "align-a-distilled-model", "align-your-model", "exact-gradients"
+    "add-a-divergence", "add-a-model", "add-a-reward", "add-a-suite", "align-a-distilled-model", "align-your-model",
+    "cost", "exact-gradients", "many-gpus",
 }  # fmt: skip
 
 

@@ -180,8 +180,8 @@ def small(folder: Path) -> Path:
     )
 
 
-#: One of each precision; the others are among the slow tests.
-QUICK = {"full, exact, accumulated", "full, bf16"}
+#: The others are among the slow tests.
+QUICK = {"full, exact, accumulated"}
 
 
 @pytest.mark.parametrize(

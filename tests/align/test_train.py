@@ -437,6 +437,7 @@ def test_two_sharded_processes_equal_one_resumed_or_not(
         assert largest_difference(one, trained(folder)) < 1e-9
 
 
+@pytest.mark.slow
 def test_dropping_one_sharded_process_gradients_is_noticed(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     config = make(tiny, **SHARDED, method="sim")
     run(config.model_copy(update={"parallel": "ddp"}), tmp_path / "one")
@@ -457,6 +458,7 @@ def test_another_start_than_the_reference(tiny: Path, tmp_path: Path) -> None:
     assert largest_difference(trained, weights.read(other / "unet" / "diffusion_pytorch_model.safetensors")) < 1e-6
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_alike(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evaluate.pipelines import fast
 
