@@ -47,7 +47,7 @@ class Health:
             exploded = (
                 name.endswith(("assistant", "gradient"))
                 and len(past) >= 20
-                and value > EXPLOSION * max(statistics.median(past), 1e-12)
+                and value > EXPLOSION * statistics.median(past)
             )
             if not math.isfinite(value) or exploded:
                 if self.writes:
@@ -58,4 +58,7 @@ class Health:
                     f"step {step}: {name} is {value:g}; start again with lower learning rates or a lower reward scale "
                     f"(prompts in {self.file})",
                 )
-            past.append(value)
+            if (
+                value
+            ):  # zero: the term had no part in that step, like a reward of the last step alone in few-step training
+                past.append(value)

@@ -23,7 +23,7 @@ from align.networks.roles import Roles
 from align.training import checkpoints as state
 from align.training import loop as module
 from align.training import validation
-from align.training.health import Diverged
+from align.training.health import Diverged, Health
 from align.training.loop import train
 from align.training.result import finish
 from align.training.setup import Run
@@ -242,6 +242,22 @@ def test_divergence_stops_the_run_and_names_step_term_and_batch(tiny: Path, tmp_
     failed = json.loads((tmp_path / "failed-batch.json").read_text())
     assert failed["step"] >= 2
     assert len(failed["prompts"]) == 8
+
+
+def test_a_reward_that_most_steps_have_no_part_of_is_no_explosion(tiny: Path, tmp_path: Path) -> None:
+    few = {"name": "few_step", "sigma_init": 2.5, "levels": [1.2, 0.6, 0.3], "input_scale": "sigma_init", "eta": 0.0}
+    run(make(tiny, generator=few, method="di*", steps=40, batch_size=2, **REWARDED), tmp_path)
+    gradients = [row["reward_gradient"] for row in log(tmp_path) if "reward_gradient" in row]
+    assert gradients.count(0.0) > 20
+    assert max(gradients[25:]) > 0
+
+
+def test_a_jump_of_a_gradient_is_an_explosion_however_seldom_it_is_there(tmp_path: Path) -> None:
+    health = Health(tmp_path, writes=True)
+    for step in range(1, 81):
+        health.check({"reward_gradient": 0.05 if step % 4 == 0 else 0.0}, step, ["a"])
+    with pytest.raises(Diverged, match="step 84: reward_gradient is 600"):
+        health.check({"reward_gradient": 600.0}, 84, ["a"])
 
 
 @pytest.mark.parametrize("guard", ["stop", "warn"])
