@@ -69,6 +69,18 @@ class Trial:
         """Whether its result is there."""
         return (self.folder / "result.json").is_file()
 
+    @property
+    def stopped(self) -> str | None:
+        """Why a finished run ended before its last step, if it did."""
+        stopped = self.result["stopped"] if self.finished else None
+        return stopped["why"] if stopped else None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What a finished run came to."""
+        content: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return content
+
 
 def cells(config: SweepConfig) -> dict[str, TrainConfig]:
     """Every cell's training, the centre first.
@@ -146,6 +158,8 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
                     process.communicate()
                     del working[run]
                     ended += run.steps
+                    if why := run.stopped:
+                        console.print(f"{run.cell}, seed {run.seed}: {why}")
                     if not run.finished and not stop:
                         failed.append(run)
                 elif stop and run not in terminated:
@@ -197,11 +211,7 @@ def _write_yaml(path: Path, content: Config) -> None:
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
     """The results of finished runs of this sweep. Raises UserError if there is none."""
-    finished = [
-        json.loads((run.folder / "result.json").read_text(encoding="utf-8")) | {"cell": run.cell, "seed": run.seed}
-        for run in plan(config, output)
-        if run.finished
-    ]
+    finished = [run.result | {"cell": run.cell, "seed": run.seed} for run in plan(config, output) if run.finished]
     if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
     return finished

@@ -240,6 +240,22 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(
     assert rows["guarded"]["stopped_at"] == "2"
 
 
+def test_a_run_that_stopped_itself_is_told_when_it_has(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(run: sweep.Trial, _: Any) -> subprocess.Popen[bytes]:
+        run.folder.mkdir(parents=True)
+        why = {"step": 3, "why": "step 3: assistant is nan", "by": "divergence"} if run.cell == "other" else None
+        (run.folder / "result.json").write_text(json.dumps({"stopped": why}))
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(sweep, "_start", start)
+    assert sweep.sweep(make(tiny), tmp_path / "out", processes=1)
+    told = capsys.readouterr().err
+    assert told.count("step 3") == 1
+    assert "other, seed 0: step 3: assistant is nan" in told
+
+
 def test_a_run_that_fails_is_told_with_its_log(tiny: Path, tmp_path: Path) -> None:
     config = make(tiny, cells={}, common={**content(tiny)["common"], "prompts": str(tmp_path / "none.txt")})
     with pytest.raises(UserError, match=r"centre/seed-0: the run failed \(prompts = .*none.txt: no such file"):
