@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from align.training.compare import compare, images_of, score
-from align.world.build import MEASURED, PAIRS_SEED, make_pairs
+from align.world.build import MEASURED, PAIRS_SEED, RENDERER_RECIPE, make_pairs
 from evaluate import embedded, scorers
 from prompts.shapes import sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -46,6 +47,12 @@ def test_a_model_is_as_good_as_its_card_says(
             # Four standard errors of the difference of two shares.
             error = np.sqrt(max(said * (1 - said), 0.02) * (1 / N + 1 / MEASURED))
             assert abs(seen[fact] - said) < 4 * error, (model, family, fact, seen[fact], said)
+
+
+def test_the_renderer_is_there_in_a_models_place() -> None:
+    assert yaml.safe_load((HOME / "renderer" / "recipe.yaml").read_text()) == RENDERER_RECIPE
+    captions = sample_captions(N, split="test", seed=21)
+    assert accuracy(images_of("shapes/renderer", captions, title="renderer").numpy(), captions)["correct"] == 1
 
 
 def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, dict[str, dict[str, float]]]]) -> None:

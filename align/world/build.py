@@ -42,6 +42,8 @@ MANY = {"base": 24_000, "teacher": 2_000, "weak": 8_000}
 PAIRS_SEED = 20_000  # noise that no table is drawn from
 MEASURED = 128  # held-out captions per family and figure
 TEACHER_RECIPE = {"steps": 25, "guidance_scale": 2.0}
+#: No model: the truth, in a model's place. Of the pipeline it takes the form alone.
+RENDERER_RECIPE = {"pipeline": "../teacher", "sampler": {"name": "shapes_renderer"}, "steps": 1, "guidance_scale": 1.0}
 WEAK = ("rewards=[{scorer: shapes/preference-weak, scale: 0.04}]", "steps=320", "final_comparison.prompts=0")
 #: Facts come slowly and stay, colours fast, and go back as fast: first much of the reward, then little.
 ALIGNED_FIRST = (
@@ -79,6 +81,8 @@ def build(work: Path, target: Path) -> None:
     first = _train("aligned-first", "shapes-distar", work, *ALIGNED_FIRST)
     _train("aligned", "shapes-distar", work, f"initial={first}", *ALIGNED)
     _place_network(work / "aligned", home / "aligned")
+    (home / "renderer").mkdir(exist_ok=True)
+    (home / "renderer" / "recipe.yaml").write_text(yaml.safe_dump(RENDERER_RECIPE))
     write_card(work, home)
 
 

@@ -42,6 +42,17 @@ def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> No
     assert (samplers.draw(base, chosen, PROMPTS[2:3], seed=6) - alone).abs().max() > 0.1
 
 
+def test_the_renderer_draws_what_captions_mean_each_image_by_its_own_seed_and_key(base: object) -> None:
+    truth = recipe(name="shapes_renderer")
+    drawn = samplers.draw(base, truth, PROMPTS * 2, seed=5, keys=[str(i) for i in range(12)])
+    assert scorers.load("shapes/oracle").score(drawn, PROMPTS * 2).eq(1).all()
+    assert ((drawn[:6] - drawn[6:]).abs().amax((1, 2, 3)) > 0.1).all()
+    assert samplers.draw(base, truth, PROMPTS[2:3], seed=5, keys=["8"]).equal(drawn[8:9])
+    assert (samplers.draw(base, truth, PROMPTS[2:3], seed=6, keys=["8"]) - drawn[8]).abs().max() > 0.1
+    with pytest.raises(UserError, match="captions of its world alone: 'a dog' is not a caption"):
+        samplers.draw(base, truth, ["a dog"], seed=5)
+
+
 def test_what_chooses_is_part_of_what_was_drawn() -> None:
     assert samplers.make(recipe()).weights_sha256 is None
     made = samplers.make(recipe(name="best_of", n=3, scorer="shapes/clip"))
@@ -51,7 +62,7 @@ def test_what_chooses_is_part_of_what_was_drawn() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "best", "n": 3}, "sampler.name = best: unknown; choose from best_of, stock"),
+        ({"name": "best", "n": 3}, "sampler.name = best: unknown; choose from best_of, shapes_renderer, stock"),
         ({"name": "best_of", "n": 1, "scorer": "shapes/clip"}, "sampler best_of: n: .* greater than or equal to 2"),
         ({"name": "best_of", "n": 2}, "sampler best_of: scorer: field required"),
         ({"name": "best_of", "n": 2, "scorer": "shapes/clop"}, "no scorer 'shapes/clop'"),

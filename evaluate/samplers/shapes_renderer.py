@@ -1,0 +1,56 @@
+"""The world `shapes` itself: what its captions mean, drawn by its renderer in place of a model.
+
+Every image of it is right, so no generator of that world has a better oracle, and one that is always right has no more
+diversity within a caption: what lies above is mistakes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from evaluate import pipelines
+from evaluate.pipelines import Recipe
+from prompts.io.errors import UserError
+
+
+class RendererOptions(BaseModel):
+    """None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Renderer:
+    """Draws a caption's scene, its places, sizes and light by chance."""
+
+    weights_sha256 = None
+
+    def __init__(self, options: RendererOptions):
+        self.options = options
+
+    def draw(
+        self,
+        pipeline: Any,
+        recipe: Recipe,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        keys: Sequence[str],
+        **overrides: Any,
+    ) -> Tensor:
+        """Images `[B, 3, 32, 32]`; of the pipeline only its device is asked. UserError for what is no caption."""
+        from prompts.shapes import render
+
+        try:
+            drawn = [
+                render([prompt], seed=pipelines.generator(seed, key).initial_seed())
+                for prompt, seed, key in zip(prompts, seeds, keys, strict=True)
+            ]
+        except ValueError as error:
+            raise UserError(f"shapes_renderer draws captions of its world alone: {error}") from None
+        return torch.cat([torch.from_numpy(image) for image in drawn]).to(pipeline.device)
+
+
+Options, build = RendererOptions, Renderer
