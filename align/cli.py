@@ -12,7 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train one-step text-to-image generators.",
+    help="Train one- and few-step text-to-image generators.",
 )
 
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="YAML laid over the preset.")]
@@ -53,7 +53,7 @@ def train(
         typer.Option("--processes", min=1, help="With --dry-run: how many GPUs; by default as many as were launched."),
     ] = None,
 ) -> None:
-    """Align or distil a one-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
+    """Align or distil a one- or few-step generator: Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
     from align import commands as runs
     from align.config.train import TRAIN
     from align.options import dump
@@ -199,7 +199,7 @@ def bench(
     counted: Counted = None,
     output: Annotated[
         Optional[Path],
-        typer.Option("--output", metavar="FILE", help="JSON to write; stdout if nothing is to be written."),
+        typer.Option("--output", metavar="FILE", help="JSON to write; without it and --leaderboards it is printed."),
     ] = None,
     leaderboards: Annotated[
         Optional[Path], typer.Option("--leaderboards", metavar="DIR", help="Where training.csv is, to write rows of.")

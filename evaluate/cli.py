@@ -109,7 +109,9 @@ def run(
     output: Leaderboards = Path("leaderboards"),
     shard: Shard = "1/1",
 ) -> None:
-    """Draw a suite's images, score them, and write records and a leaderboard row; again after an interruption.
+    """Draw a suite's images, score them, and write records and a leaderboard row.
+
+    Started again after an interruption it goes on where it was.
 
     Several models are shown side by side at the end, each with its wins over those named before it.
     """

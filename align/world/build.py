@@ -261,7 +261,8 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         "",
         (
             f"Made by `{card['command']}` at commit {card['commit']} with torch {card['torch']} ({card['machine']}, 2"
-            f" CPU cores, other work beside it), from the presets of the same names; {size:.1f} MiB, fp16. All of it"
+            " CPU cores, other work beside it), from the presets of the same names (`base`: shapes-base; `weak` and"
+            f" `aligned`: shapes-distar, otherwise set); {size:.1f} MiB, fp16. All of it"
             " was trained here, from rendered images; nothing was fetched."
         ),
         "",
@@ -272,7 +273,8 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         (
             f"Measured on {MEASURED} held-out captions per family: the share of images in which the pixel oracle reads"
             " every fact of the caption, the share with every colour right, and fd-shapes over all of them (lower is"
-            " better; the renderer's own row is the floor)."
+            " better; the renderer's own row is the floor). So few images have larger distances than more would have,"
+            " and do not put these models in order: `leaderboards/shapes.csv` has 2,048 of each, with intervals."
         ),
         "",
         "| images from | one | count | pair | colours: one | count | pair | fd-shapes |",
