@@ -27,8 +27,9 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
     from align.export.pipeline import describe
     from align.training.compare import final_comparison
     from align.training.loop import train as loop
+    from align.training.process import PATIENCE
 
-    process = PartialState(cpu=not torch.cuda.is_available())
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     main = process.is_main_process
     if main and torch.cuda.is_available() and not resume:
         check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])

@@ -66,7 +66,7 @@ def test_the_teacher_is_good_enough_to_be_a_reference(card: dict[str, dict[str, 
 def test_the_aligned_generator_has_more_reward_than_the_base() -> None:
     captions = sample_captions(1024, split="test", seed=22)
     before, after = (images_of(f"shapes/{model}", captions, title=model) for model in ("base", "aligned"))
-    (row,) = compare(score(before, after, captions, ["shapes/preference"]))
+    (row,) = compare(score(before, after, captions, {"shapes/preference": None}))
     assert row["low"] > 0
 
 

@@ -22,7 +22,9 @@ class HeldOut(Config):
     prompts: str | None = None
     images: PositiveInt = 64
     every: PositiveInt = Field(50, description="steps")
-    guard: Literal["stop", "warn", "off"] = "warn"
+    guard: Literal["stop", "warn", "off"] = Field(
+        "warn", description="when one fell by that while the reward rose, or there is none"
+    )
 
 
 class FinalComparison(Config):
@@ -88,7 +90,7 @@ class TrainConfig(Config):
     student: Optimizer
     assistant: AssistantConfig
     ema: Fraction = 0.95
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     parallel: Literal["ddp", "fsdp2"] = Field(
         "ddp", description="fsdp2 spreads weights and optimiser states over the processes"
     )

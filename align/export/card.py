@@ -14,7 +14,7 @@ from align.config.train import TRAIN, TrainConfig
 from align.generators import GeneratorOptions
 from align.networks.initial import hub_id
 from align.presets.load import presets, resolve
-from evaluate import environment
+from evaluate import environment, families
 from evaluate.pipelines import Recipe
 from evaluate.results.stats import percent
 from prompts.io import hub
@@ -265,7 +265,8 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
     ]
     generator, lora = config.generator, config.lora
     further = {key: value for key, value in generator.model_dump().items() if key not in GeneratorOptions.model_fields}
-    scale = "`sigma_init`" if generator.input_scale == "sigma_init" else "`sqrt(1 + sigma_init^2)`"
+    unit = "`1 + sigma_init`" if families.load(config.family).flow else "`sqrt(1 + sigma_init^2)`"
+    scale = "`sigma_init`" if generator.input_scale == "sigma_init" else unit
     return {
         "Method": f"{plain(paper.name)} (`{config.method}`)",
         "Preset": _preset(config, run),

@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +70,8 @@ class Estimate:
     """Bytes that one process holds when it holds most. phases: the most in each. reserve: what no tensor of ours holds.
 
     operations: of a step's matrix products, convolutions and attention in one process, by phase, those that are
-    carried out twice included. state: what is gathered in the first process's CPU memory while a state is
-    saved, 0 where nothing is sharded.
+    carried out twice included; of a few-step generator, where its last step is trained, which takes most. state: what
+    is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded.
     """
 
     roles: dict[str, Role]
@@ -270,7 +270,8 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
     draw = run.batches.draw
 
     def counted(k: int, m: int) -> Batch:
-        batch = draw(k, m)
+        # Of a few-step generator the last step: it is rewarded, and has all others before it.
+        batch = replace(draw(k, m), number=None)
         parts = [batch.sigma, batch.noise("z"), batch.noise("diffusion"), *batch.cond.values(), *batch.uncond.values()]
         tracker.hold("batch", parts)
         if more and not filler:

@@ -24,7 +24,7 @@ def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
         changes.append(("gradient_accumulation_steps", micro))
     if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
         changes.append(("divergence.gradient", "exact_sequential"))
-    if processes > 1 and config.parallel == "ddp" and config.precision != "fp16":
+    if processes > 1 and config.parallel == "ddp":
         changes.append(("parallel", "fsdp2"))
     tiny = families.load(config.family).tiny_vae
     if config.rewards and config.reward_vae is None and tiny:

@@ -43,14 +43,14 @@ class Adapted(nn.Module):
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within: this adapter is the one in use."""
-        trainable = [p for p in self.base.parameters() if p.requires_grad]
+        trained = [(p, p.requires_grad) for p in self.base.parameters()]
         for layer in self._layers:
             layer.enable_adapters(self.adapter is not None)
             if self.adapter is not None:
                 layer.set_adapter([self.adapter])
-        # peft freezes what it switches off; which parameters are trained is not for it to say here.
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        # peft freezes what it switches off and trains what it switches on, which is not for it to say here.
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
         yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Linear):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.weight
+        destination[f"{prefix}weight"] = self.weight.cpu()  # all of them whole would not fit beside the run
 
 
 class _Product(torch.autograd.Function):

@@ -1,6 +1,8 @@
 """What an alignment did: the result beside its start, on the same held-out captions and the same noise."""
 
+import gc
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.pipelines import Recipe
 from evaluate.results.stats import paired_difference, percent
+from evaluate.runs.retry import RetryInHalves
+from prompts.io.errors import UserError
 
 SEED = 10_000  # noise that no training and no watching has seen
 CHUNK = 64
@@ -63,34 +67,43 @@ def _draw(
 ) -> Tensor:
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampler = samplers.make(recipe)
-    drawn = []
+
+    def draw(rows: Sequence[int]) -> Tensor:
+        some, keys = [prompts[i] for i in rows], [str(i) for i in rows]
+        return sampler.draw(pipeline, recipe, some, seeds=[seed] * len(rows), keys=keys, **overrides).cpu()
+
+    in_halves = RetryInHalves(draw, name=title, say=console.print)
+    drawn: list[Tensor] = []
     with ProgressLog(title, len(prompts)) as progress:
         for first in range(0, len(prompts), CHUNK):
-            chunk = prompts[first : first + CHUNK]
-            drawn.append(
-                sampler.draw(
-                    pipeline,
-                    recipe,
-                    chunk,
-                    seeds=[seed] * len(chunk),
-                    keys=[f"{first + i}" for i in range(len(chunk))],
-                    **overrides,
-                ).cpu()
-            )
-            progress(min(first + CHUNK, len(prompts)))
-    return torch.cat(drawn)
+            for image, error, _ in in_halves(range(first, min(first + CHUNK, len(prompts)))):
+                if image is None:
+                    raise UserError(f"{title}: {error}; try with fewer or smaller images")
+                drawn.append(image)
+            progress(len(drawn))
+    return torch.stack(drawn)
 
 
 @torch.no_grad()
 def score(
-    before: Tensor, after: Tensor, prompts: list[str], names: list[str]
+    before: Tensor, after: Tensor, prompts: list[str], weights: Mapping[str, str | None]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What every scorer says of start and result, by its protocol: `[N]` each."""
-    scores = {}
-    for name in names:
-        scorer = scorers.load(name)
-        a, b = (scorer.score(x, prompts).double().numpy() for x in (before, after))
-        scores[scorer.protocol] = (a, b)
+    """What every scorer says of start and result, by its protocol: `[N]` each.
+
+    weights: each scorer's, None for its own.
+    """
+    device, scores = "cuda" if torch.cuda.is_available() else "cpu", {}
+    for name, path in weights.items():
+        scorer = scorers.load(name, device=device, weights=path)
+
+        def of(images: Tensor, scorer: scorers.Scorer = scorer) -> np.ndarray:
+            parts = [
+                scorer.score(images[first : first + CHUNK].to(device), prompts[first : first + CHUNK]).double().cpu()
+                for first in range(0, len(images), CHUNK)
+            ]
+            return torch.cat(parts).numpy()
+
+        scores[scorer.protocol] = (of(before), of(after))
     return scores
 
 
@@ -104,6 +117,9 @@ def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, 
 
 def final_comparison(config: TrainConfig, output: Path) -> None:
     """Print the comparison, and write `comparison.json` and `comparison.png`."""
+    gc.collect()  # what trained has cycles, and is not needed any more
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     source: dict[str, None] = {}
     wanted = config.final_comparison
     for prompt in read_prompts(wanted.source or config.held_out.prompts or config.prompts):
@@ -115,8 +131,10 @@ def final_comparison(config: TrainConfig, output: Path) -> None:
     start, result = config.initial or config.reference, str(output / "checkpoint")
     before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
     after = images_of(result, prompts, title="drawing the result")
-    rewards = [reward.scorer for reward in config.rewards]
-    scored = score(before, after, prompts, rewards + [name for name in config.held_out.scorers if name not in rewards])
+    rewards = {reward.scorer: reward.weights for reward in config.rewards}
+    scored = score(
+        before, after, prompts, rewards | {name: None for name in config.held_out.scorers if name not in rewards}
+    )
     rows = compare(scored)
 
     table = Table(

@@ -26,12 +26,12 @@ class EMA:
             torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return self.values
+        """The averages by parameter name; nothing where they are the parameters themselves."""
+        return self.values if self.decay else {}
 
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
         """Undo `state_dict`."""
-        for name, value in self.values.items():
+        for name, value in self.values.items() if self.decay else ():
             value.copy_(like(values[name], value))
 
     @contextmanager

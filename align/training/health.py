@@ -38,8 +38,10 @@ class Health:
         self.recent: dict[str, deque[float]] = {}
 
     def check(self, values: Mapping[str, float], step: int, prompts: Sequence[str]) -> None:
-        """Raise Diverged, and leave the batch's prompts in `failed-batch.json`, when a number
+        """Raise Diverged, and leave `prompts` in `failed-batch.json`, when a number
         is not finite or has exploded.
+
+        prompts: of the micro-batch that this process had last.
         """
         for name, value in values.items():
             past = self.recent.setdefault(name, deque(maxlen=50))

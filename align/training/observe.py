@@ -88,7 +88,7 @@ class Observer:
         process.track(values, step)
         if tripped and process.main:
             console.print(f"step {step}: {tripped}")
-        self.guarded = tripped if tripped and config.held_out.guard == "stop" else ""
+        self.guarded = tripped if tripped and config.held_out.guard == "stop" and not last else ""
         self.stopped = any_of(bool(signal) or bool(self.guarded), process.world)
         if self.stopped or last:
             self.run.checkpoints.save(step)

@@ -1,7 +1,9 @@
 """One process of a run: its device, its precision, and what it shares with the others."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from align.objectives.metrics import Metrics
 from evaluate import families, precision
 from prompts.io.errors import UserError
 
+#: How long a process waits for the others: one of them may be writing a state, or a checkpoint, to a slow disk.
+PATIENCE = timedelta(hours=2)
 DTYPES = precision.DTYPES | {"fp64": torch.float64}
 
 
 def precisions(config: TrainConfig) -> tuple[torch.dtype, torch.dtype | None]:
     """What is trained and drawn in, and what autocast computes in, None where it casts nothing."""
     wide = torch.float64 if config.precision == "fp64" else torch.float32
-    return wide, DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
+    return wide, DTYPES["bf16"] if config.precision == "bf16" else None
 
 
 class Alone:
@@ -78,19 +82,16 @@ class Launched(Alone):
 
     def __init__(self, config: TrainConfig, folder: Path):
         """Raises UserError where the config does not go with the machine or the number of processes."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        if config.precision == "fp16" and not torch.cuda.is_available():
-            raise UserError("precision = fp16 needs a GPU; set precision to bf16 or fp32")
         _check_trackers(config)
-        mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
         spare = DistributedDataParallelKwargs(find_unused_parameters=families.load(config.family).spare_layers)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=mixed,
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with=list(config.trackers) or None,
             project_dir=str(folder),
-            kwargs_handlers=[spare],
+            kwargs_handlers=[spare, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         super().__init__(config, self.accelerator.device)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -100,17 +101,15 @@ class Launched(Alone):
                 f" gradient_accumulation_steps {config.gradient_accumulation_steps}; change one"
             )
         self.sharded = config.parallel == "fsdp2"
-        if self.sharded and (self.world == 1 or config.precision == "fp16"):
-            raise UserError(
-                "parallel = fsdp2 needs several processes (torchrun) and a precision other than fp16; change one"
-            )
+        if self.sharded and self.world == 1:
+            raise UserError("parallel = fsdp2 needs several processes (torchrun); start it with them, or set ddp")
 
     def autocast(self) -> Any:
         """As accelerate has it."""
         return self.accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """With accelerate's scaling of the loss, where there is one."""
+        """As accelerate has it."""
         self.accelerator.backward(loss)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -128,7 +127,7 @@ class Launched(Alone):
 
     @property
     def clip_grad_norm(self) -> Callable[..., Any]:
-        """Accelerate's, which undoes the scaling of the loss first."""
+        """Accelerate's, which knows of its ways to spread a network."""
         clip: Callable[..., Any] = self.accelerator.clip_grad_norm_
         return clip
 
@@ -144,7 +143,8 @@ class Launched(Alone):
     def start_trackers(self, config: TrainConfig) -> None:
         """Accelerate's, where a config names some."""
         if config.trackers:
-            self.accelerator.init_trackers("align", config.model_dump(mode="json"))
+            # TensorBoard takes numbers and words alone.
+            self.accelerator.init_trackers("align", dict(_flat(config.model_dump(mode="json"))))
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Nothing where there are none."""
@@ -154,6 +154,14 @@ class Launched(Alone):
         """Not `end_training`, which ends the processes' group too."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def _check_trackers(config: TrainConfig) -> None:

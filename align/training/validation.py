@@ -85,23 +85,21 @@ class Validation:
     def evaluate(self, student: nn.Module) -> tuple[str | None, dict[str, float]]:
         """Scores of the student on the held-out captions, and a sentence if the guard trips.
 
-        The guard trips when the training reward has risen since the first look while a held-out scorer has fallen by
-        more than `held_out.scorers` allows it.
+        The guard trips when the training reward has risen since the first look, or there is none, while a held-out
+        scorer has fallen by more than `held_out.scorers` allows it.
         """
         if not self.scorers:
             return None, {}
         seen = {name: score.mean().item() for name, score in self.scores(student).items()}
         if not self.baseline:
             self.baseline = dict(seen)
-        if self.held.guard == "off" or seen.get("held_out/reward", 0) <= self.baseline.get("held_out/reward", 0):
+        if self.held.guard == "off" or (self.rewards and seen["held_out/reward"] <= self.baseline["held_out/reward"]):
             return None, seen
+        rose = "the reward rose but " if self.rewards else ""
         for name, fall in self.held.scorers.items():
             before, now = self.baseline[f"held_out/{name}"], seen[f"held_out/{name}"]
             if now < before - fall:
-                return (
-                    f"the reward rose but held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}",
-                    seen,
-                )
+                return f"{rose}held-out {name} fell from {before:.4g} to {now:.4g}, more than {fall:g}", seen
         return None, seen
 
     @torch.no_grad()

@@ -35,10 +35,10 @@ def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[PageImage]
     runs, images = [], []
     for t, path in enumerate(paths):
         lines = _lines(path / "log.jsonl")
-        per_point = math.ceil(len(lines) / POINTS)
         names = dict.fromkeys(
             name for line in lines for name, value in line.items() if _is_number(value) and name != "step"
         )
+        curves = {name: _curve(lines, name) for name in names}
         grids = _grids(t, path / "samples")
         name = path.resolve().name
         runs.append(
@@ -47,8 +47,8 @@ def gather(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[PageImage]
                 "folder": str(path),
                 "config": _config(path / "config.yaml"),
                 "steps": lines[-1]["step"],
-                "per_point": per_point,
-                "curves": {name: _curve(lines, name, per_point) for name in names},
+                "per_point": max((per_point for _, per_point in curves.values()), default=1),
+                "curves": {name: points for name, (points, _) in curves.items()},
                 "samples": [
                     {"step": step, **{kind: [p.width, p.height, bool(p.shrink)] for kind, p in kinds.items()}}
                     for step, kinds in sorted(grids.items())
@@ -83,19 +83,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _curve(lines: Sequence[dict[str, Any]], name: str, per_point: int) -> list[list[float | None]]:
-    """Steps and values; a figure that is null at a step is a gap, one that is absent there is no point."""
+def _curve(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[list[float | None]], int]:
+    """Steps and values, and of how many each is the mean; a figure that is null at a step is a gap, one that is absent
+    there is no point.
+    """
     points_of_log = [
         (line["step"], line[name]) for line in lines if name in line and (line[name] is None or _is_number(line[name]))
     ]
     steps, values = (np.array(column, float) for column in zip(*points_of_log, strict=True))
+    per_point = math.ceil(len(steps) / POINTS)
     points: list[list[float | None]] = [[], []]
     for first in range(0, len(steps), per_point):
         some = values[first : first + per_point]
         some = some[np.isfinite(some)]
         points[0].append(float(steps[first : first + per_point].mean()))
         points[1].append(float(f"{some.mean():.6g}") if len(some) else None)
-    return points
+    return points, per_point
 
 
 def _config(path: Path) -> str:

@@ -16,7 +16,7 @@ class RetryInHalves(Generic[T, R]):
     """Does `function` to many items at once; where that fails, to each half, down to the single item that fails.
 
     That item's outcome is its error. Once memory has run short at some size, no more than half of that is tried again,
-    and `say` has said so.
+    and `say` has said so; the outcomes say it too.
     """
 
     def __init__(self, function: Callable[[Sequence[T]], Sequence[R]], *, name: str, say: Callable[[str], Any]):
@@ -37,7 +37,7 @@ class RetryInHalves(Generic[T, R]):
                     torch.cuda.empty_cache()
                 self.largest = (len(items) + 1) // 2
                 short = f"{self.name}: no memory for {len(items)} at once"
-                self.say(f"{short}; continuing with {self.largest}, which the records say")
+                self.say(f"{short}; continuing with {self.largest}")
             if len(items) == 1:
                 return [(None, f"{type(error).__name__}: {error}".splitlines()[0], 1)]
         return self._halves(items)

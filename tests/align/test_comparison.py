@@ -17,6 +17,8 @@ from align.config.train import TrainConfig
 from align.training import compare as report
 from align.training import compare_image as comparison
 from align.training.compare_image import COLUMNS, Scores, Section, sections
+from evaluate import embedded, scorers
+from prompts.shapes import sample_captions
 
 CAPTIONS = [
     "two cyan squares on a white background",
@@ -188,7 +190,33 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     monkeypatch.setattr(report, "_draw", lambda *_, **__: images(9))
     monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
-    monkeypatch.setattr(report, "score", lambda before, after, prompts, names: dict.fromkeys(names, two))
+    monkeypatch.setattr(report, "score", lambda before, after, prompts, weights: dict.fromkeys(weights, two))
     report.final_comparison(config, tmp_path)
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()
+
+
+def test_scores_are_those_of_the_weights_that_were_trained_on() -> None:
+    prompts = sample_captions(70, split="test", seed=3)
+    before, after = torch.rand(2, 70, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    other = str(embedded.folder("shapes/preference-weak"))
+    own, weak = (report.score(before, after, prompts, {"shapes/preference": path}) for path in (None, other))
+    expected = scorers.load("shapes/preference-weak").score(after, prompts).double().numpy()
+    np.testing.assert_allclose(weak["shapes/preference"][1], expected, atol=1e-3)
+    assert abs(own["shapes/preference"][1] - expected).max() > 1
+
+
+def test_drawing_goes_on_with_fewer_where_memory_runs_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Narrow:
+        def draw(self, pipeline: Any, recipe: Any, prompts: list[str], *, keys: list[str], **_: Any) -> torch.Tensor:
+            asked.append(len(prompts))
+            if len(prompts) > 3:
+                raise torch.OutOfMemoryError
+            return torch.tensor([float(key) for key in keys]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+    monkeypatch.setattr(report.samplers, "make", lambda recipe: Narrow())
+    drawn = report._draw(torch.nn.Identity(), None, ["a"] * 10, title="test")
+    assert drawn[:, 0, 0, 0].tolist() == [*range(10)]
+    assert asked[0] == 10 and max(asked[1:]) <= 5

@@ -184,6 +184,22 @@ def small(folder: Path) -> Path:
 QUICK = {"full, exact, accumulated"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_estimate_of_a_few_step_generator_has_its_reward(tiny: Path, seed: int) -> None:
+    few = {"name": "few_step", "sigma_init": 2.5, "levels": [1.2, 0.6, 0.3], "input_scale": "sigma_init", "eta": 0.0}
+    content = SMALL_RUN | {"reference": str(tiny), "method": "di*", "seed": seed}
+    content |= {"rewards": [{"scorer": "shapes/clip", "scale": 0.5}], "held_out": {}, "sample_every": 0}
+    one, four = (
+        memory.estimate(validate(TrainConfig, content | change, "test"), cuda=False)
+        for change in ({}, {"generator": few})
+    )
+    assert four.phases.keys() == one.phases.keys() and "student's reward" in four.phases
+    assert four.phases["student's reward"] == one.phases["student's reward"]
+    assert four.total == pytest.approx(one.total, rel=0.01)
+    # Three steps go before the last, once for the assistant's update and once for the student's.
+    assert four.operations["student's forward"] == pytest.approx(4 * one.operations["student's forward"], rel=0.01)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
 )

@@ -91,6 +91,25 @@ def test_the_gradient_is_the_same_taken_for_a_few_latents_at_a_time(
     assert expected.flatten(1).norm(dim=1).gt(0).all()
 
 
+def test_of_one_latent_the_decoder_keeps_what_lies_between_its_blocks(tiny: Path, x0: torch.Tensor) -> None:
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        decoder = Decoder(pipelines.load(str(tiny)).vae, checkpointing=checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            images = decoder(x0[:1])
+            kept.append(sum(sizes.values()))  # before the gradient, which makes the blocks' own again
+        gradients += torch.autograd.grad(images.square().sum(), x0)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].norm() > 0
+    assert kept[1] < kept[0] / 2
+
+
 def test_a_scorer_without_a_gradient_is_no_reward(tiny: Path) -> None:
     with pytest.raises(UserError, match="passes no gradient"):
         Rewards([Reward(scorer="shapes/oracle", scale=1.0)], Decoder(pipelines.load(str(tiny)).vae), device="cpu")

@@ -274,6 +274,19 @@ def test_long_curves_are_means_of_buckets(tmp_path: Path) -> None:
     assert len(steps) == 1334 and steps[:2] == [2, 5] and values[:2] == [1, 2.5]
 
 
+def test_what_is_logged_seldom_is_shown_as_it_is_however_long_the_run(tmp_path: Path) -> None:
+    run = make_training(tmp_path / "t", steps=4000)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("held_out/reward", None)
+        if line["step"] % 50 == 0:
+            line["held_out/reward"] = line["step"]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [data], _ = training.gather([run])
+    assert data["per_point"] == 3
+    assert data["curves"]["held_out/reward"] == [[*range(50, 4001, 50)]] * 2
+
+
 def test_embedded_json_ends_no_script() -> None:
     text = reporting.embed({"prompts": HOSTILE})
     assert text.isascii() and not set("<>&") & set(text)
