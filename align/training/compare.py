@@ -68,9 +68,9 @@ def _draw(
     pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampler = samplers.make(recipe)
 
-    def draw(rows: Sequence[int]) -> Tensor:
+    def draw(rows: Sequence[int]) -> list[Tensor]:
         some, keys = [prompts[i] for i in rows], [str(i) for i in rows]
-        return sampler.draw(pipeline, recipe, some, seeds=[seed] * len(rows), keys=keys, **overrides).cpu()
+        return list(sampler.draw(pipeline, recipe, some, seeds=[seed] * len(rows), keys=keys, **overrides).cpu())
 
     in_halves = RetryInHalves(draw, name=title, say=console.print)
     drawn: list[Tensor] = []
