@@ -261,9 +261,8 @@ def _card_text(card: dict[str, Any], size: float) -> str:
         "",
         (
             f"Made by `{card['command']}` at commit {card['commit']} with torch {card['torch']} ({card['machine']}, 2"
-            " CPU cores, other work beside it), from the presets of the same names (`base`: shapes-base; `weak` and"
-            f" `aligned`: shapes-distar, otherwise set); {size:.1f} MiB, fp16. All of it"
-            " was trained here, from rendered images; nothing was fetched."
+            " CPU cores, other work beside it), from presets of the same names (`base`: shapes-base; `weak`, `aligned`:"
+            f" shapes-distar, otherwise set); {size:.1f} MiB, fp16. All of it was trained here, from rendered images."
         ),
         "",
         "| stage | seed | minutes |",

@@ -65,6 +65,7 @@ def logged(output: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_ten_times_it_ends_bit_identical(small: Path) -> None:
     process = start(small, small / "whole", resume=False)
     _, error = process.communicate(timeout=300)

@@ -78,6 +78,7 @@ def test_a_run_is_near_the_one_on_whole_weights(tmp_path: Path, bits: str, bound
     assert 0 < apart / moved < bound
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_them(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny")
     quantized._levels.cache_clear()  # which another test may have left

@@ -179,7 +179,7 @@ def test_micro_batches_equal_one_batch(tiny: Path, tmp_path: Path) -> None:
     assert largest_difference(one, four) < 1e-12
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 2, "alpha": 4.0}, marks=pytest.mark.slow)])
 def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path, lora: dict[str, Any] | None) -> None:
     options = EXACT | {"method": "sim", "lora": lora}
     plain = run(make(tiny, **options), tmp_path / "plain")
@@ -187,7 +187,7 @@ def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path, lora: dict[st
     assert largest_difference(plain, checkpointed) < 1e-12
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 2, "alpha": 4.0}, marks=pytest.mark.slow)])
 def test_gradient_modes_agree_in_training(tiny: Path, tmp_path: Path, lora: dict[str, Any] | None) -> None:
     options = EXACT | {"method": "sim", "lora": lora}
     results = {
