@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
 from align.data.prompts import read_prompts
-from align.training.compare import images_of
+from align.training.compare import images_of, scores_of
 from evaluate import distribution, scorers
 from prompts.io.files import replace
 
@@ -68,14 +68,8 @@ def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -
     return images_of(model, texts, title="measuring", sampler=sampler, **overrides)
 
 
-@torch.no_grad()
 def _scores(names: Sequence[str], images: Tensor, texts: list[str]) -> dict[str, Tensor]:
-    loaded = {name: scorers.load(name) for name in names}
-    parts = [
-        scorers.score_all(loaded, images[first : first + CHUNK], texts[first : first + CHUNK])
-        for first in range(0, len(texts), CHUNK)
-    ]
-    return {name: torch.cat([part[name].double() for part in parts]) for name in names}
+    return scores_of({name: scorers.load(name) for name in names}, images, texts, at_once=CHUNK)
 
 
 def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:

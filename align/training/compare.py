@@ -95,16 +95,21 @@ def score(
     device, scores = "cuda" if torch.cuda.is_available() else "cpu", {}
     for name, path in weights.items():
         scorer = scorers.load(name, device=device, weights=path)
-
-        def of(images: Tensor, scorer: scorers.Scorer = scorer) -> np.ndarray:
-            parts = [
-                scorer.score(images[first : first + CHUNK].to(device), prompts[first : first + CHUNK]).double().cpu()
-                for first in range(0, len(images), CHUNK)
-            ]
-            return torch.cat(parts).numpy()
-
-        scores[scorer.protocol] = (of(before), of(after))
+        a, b = (scores_of({name: scorer}, images, prompts)[name].numpy() for images in (before, after))
+        scores[scorer.protocol] = (a, b)
     return scores
+
+
+@torch.no_grad()
+def scores_of(
+    loaded: Mapping[str, scorers.Scorer], images: Tensor, prompts: list[str], *, at_once: int = CHUNK
+) -> dict[str, Tensor]:
+    """Every scorer's scores of images `[N, 3, H, W]`, `[N]` in float64 on the CPU under its key."""
+    parts = [
+        scorers.score_all(loaded, images[first : first + at_once], prompts[first : first + at_once])
+        for first in range(0, len(images), at_once)
+    ]
+    return {name: torch.cat([part[name].double().cpu() for part in parts]) for name in loaded}
 
 
 def compare(scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ DTYPES = precision.DTYPES | {"fp64": torch.float64}
 def precisions(config: TrainConfig) -> tuple[torch.dtype, torch.dtype | None]:
     """What is trained and drawn in, and what autocast computes in, None where it casts nothing."""
     wide = torch.float64 if config.precision == "fp64" else torch.float32
-    return wide, DTYPES["bf16"] if config.precision == "bf16" else None
+    return wide, torch.bfloat16 if config.precision == "bf16" else None
 
 
 class Alone:

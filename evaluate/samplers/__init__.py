@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from evaluate.pipelines import Recipe
@@ -17,6 +17,12 @@ from prompts import extensions
 from prompts.io.errors import UserError
 
 __path__ = extensions.extended(__path__, "samplers")
+
+
+class SamplerOptions(BaseModel):
+    """What a recipe says of its sampler besides the name: nothing, unless a way to draw asks for more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Sampler(Protocol):

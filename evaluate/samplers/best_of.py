@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from evaluate import scorers
 from evaluate.pipelines import Recipe
-from evaluate.samplers import stock
+from evaluate.samplers import SamplerOptions, stock
 
 
-class BestOfOptions(BaseModel):
+class BestOfOptions(SamplerOptions):
     """n: candidates per image. scorer: what chooses, by its default weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: int = Field(ge=2)
     scorer: str
@@ -31,7 +29,7 @@ class BestOf:
     """Best of n."""
 
     def __init__(self, options: BestOfOptions):
-        self.options, self.stock = options, stock.Stock(stock.StockOptions())
+        self.options, self.stock = options, stock.Stock()
         self.scorer = scorers.load(options.scorer)
         self.scorer.check_meta(None)
         self.weights_sha256 = self.scorer.weights_sha256

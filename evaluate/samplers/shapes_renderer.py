@@ -8,27 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from evaluate import pipelines
 from evaluate.pipelines import Recipe
+from evaluate.samplers import SamplerOptions
 from prompts.io.errors import UserError
-
-
-class RendererOptions(BaseModel):
-    """None."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Renderer:
     """Draws a caption's scene, its places, sizes and light by chance."""
 
     weights_sha256 = None
-
-    def __init__(self, options: RendererOptions):
-        self.options = options
 
     def draw(
         self,
@@ -53,4 +44,9 @@ class Renderer:
         return torch.cat([torch.from_numpy(image) for image in drawn]).to(pipeline.device)
 
 
-Options, build = RendererOptions, Renderer
+Options = SamplerOptions
+
+
+def build(options: SamplerOptions) -> Renderer:
+    """What draws."""
+    return Renderer()

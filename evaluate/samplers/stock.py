@@ -7,26 +7,17 @@ from inspect import signature
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from evaluate import families
 from evaluate.pipelines import Recipe, generator, noise
-
-
-class StockOptions(BaseModel):
-    """There are none: the recipe says everything."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from evaluate.samplers import SamplerOptions
 
 
 class Stock:
     """Stock diffusers."""
 
     weights_sha256 = None
-
-    def __init__(self, options: StockOptions):
-        self.options = options
 
     @torch.no_grad()
     def draw(
@@ -73,4 +64,9 @@ def _noised_by(scheduler: Any, generators: list[torch.Generator]) -> Iterator[No
         del scheduler.step
 
 
-Options, build = StockOptions, Stock
+Options = SamplerOptions  # none: the recipe says everything
+
+
+def build(options: SamplerOptions) -> Stock:
+    """What draws."""
+    return Stock()
