@@ -60,7 +60,5 @@ class Health:
                     f"step {step}: {name} is {value:g}; start again with lower learning rates or a lower reward scale "
                     f"(prompts in {self.file})",
                 )
-            if (
-                value
-            ):  # zero: the term had no part in that step, like a reward of the last step alone in few-step training
+            if value:  # zero: the term had no part in that step, as where few-step training rewards the last alone
                 past.append(value)

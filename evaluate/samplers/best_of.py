@@ -29,7 +29,7 @@ class BestOf:
     """Best of n."""
 
     def __init__(self, options: BestOfOptions):
-        self.options, self.stock = options, stock.Stock()
+        self.options, self.stock = options, stock.Stock(SamplerOptions())
         self.scorer = scorers.load(options.scorer)
         self.scorer.check_meta(None)
         self.weights_sha256 = self.scorer.weights_sha256

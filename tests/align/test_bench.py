@@ -152,6 +152,7 @@ def test_a_plain_steps_operations_and_memory_are_those_on_true_tensors(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_modes_are_counted_beside_the_plain_implementation(
     tiny: Path, tmp_path: Path, tiny_clip: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,7 +184,7 @@ def small(folder: Path) -> Path:
 QUICK = {"full, exact, accumulated"}
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_estimate_of_a_few_step_generator_has_its_reward(tiny: Path, seed: int) -> None:
     few = {"name": "few_step", "sigma_init": 2.5, "levels": [1.2, 0.6, 0.3], "input_scale": "sigma_init", "eta": 0.0}
     content = SMALL_RUN | {"reference": str(tiny), "method": "di*", "seed": seed}
@@ -442,6 +442,7 @@ def test_a_remedy_is_enough(tiny: Path) -> None:
     assert memory.estimate(changed).total <= (needed + least) / 2
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_out_of_reach_is_asked_once_however_many_estimates_there_are(
     small_layout: str, published: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -452,11 +452,12 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name in ("student", "assistant") for key, value in saved[name].items()}
 
 
-@pytest.mark.parametrize("storage",
-[{}, pytest.param(
-    {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}, "ema": 0.0},
-    marks=pytest.mark.slow,
-)], ids=["full", "lora"])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "storage",
+    [{}, {"lora": {"rank": 2, "alpha": 4.0}, "student": {"name": "sgd", "learning_rate": 1.0}, "ema": 0.0}],
+    ids=["full", "lora"],
+)
 def test_two_sharded_processes_equal_one_resumed_or_not(
     tiny: Path, tmp_path: Path, quick_programs: None, storage: dict[str, Any]
 ) -> None:
