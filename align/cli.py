@@ -244,6 +244,10 @@ def sweep(
         Optional[Path],
         typer.Option("--table", metavar="DIR", help="Run nothing: write the table of what is finished there."),
     ] = None,
+    begun: Annotated[
+        Optional[Path],
+        typer.Option("--from", metavar="DIR", help="A table of this sweep: what it has is not run again."),
+    ] = None,
 ) -> None:
     """Train an ablation's cells with several seeds, and write its table and curves; continue where it was left."""
     from align.ablation import sweep as sweeps
@@ -253,6 +257,8 @@ def sweep(
 
     resolved: Any = resolve(preset, SWEEP, config=config, sets=sets or ())
     folder = output or Path("runs") / preset
+    if begun is not None:
+        sweeps.take(resolved, folder, begun)
     if table is None and not sweeps.sweep(resolved, folder, processes=processes):
         raise typer.Exit(130)
     write(resolved, sweeps.results(resolved, folder), preset, table or folder)

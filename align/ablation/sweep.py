@@ -4,9 +4,11 @@ measured, baselines beside them.
 A run is a folder `CELL/seed-N` of `align train`'s kind, with `measure.yaml` (what to measure) and at its end
 `result.json`. A baseline is a folder `baselines/NAME`, with `baseline.yaml` in place of a training's configuration.
 What has a result is never run again; any other run is resumed from its newest state. One that diverged, or that its
-guard stopped, has a result too, which says at which step and why.
+guard stopped, has a result too, which says at which step and why. Results can also be taken from a table that an
+earlier sweep of the same configuration wrote, on this machine or another.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
+from align.ablation.table import RUNS, result_of
 from align.config.overrides import difference, merge, validate
 from align.config.train import TRAIN, TrainConfig
 from align.options import Config
@@ -30,6 +33,7 @@ from align.presets.load import presets
 from align.run_folder import open_folder
 from align.training.interrupt import stop_on_signal
 from evaluate.console import ProgressLog, console
+from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import replace
 from prompts.io.yaml import read_yaml
@@ -56,6 +60,11 @@ class Trial:
     def file(self) -> Path:
         """Where its configuration is."""
         return self.folder / ("config.yaml" if isinstance(self.config, TrainConfig) else BASELINE)
+
+    def identity(self, measure: Measure) -> str:
+        """What tells whether a result is of this configuration, measured like this: twelve hexadecimal digits."""
+        content = [self.config.model_dump(mode="json"), measure.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def done(self) -> int:
@@ -209,9 +218,33 @@ def _write_yaml(path: Path, content: Config) -> None:
     replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
+def take(config: SweepConfig, output: Path, table: Path) -> None:
+    """Give every run that has no result yet the one that a table of this sweep, as `align.ablation.table.write`
+    leaves it in the folder `table`, has of it.
+
+    Raises UserError where the folder holds no such table, or one of another configuration.
+    """
+    rows = {(row["cell"], row["seed"]): row for row in read_csv(table / RUNS)}
+    for run in plan(config, output):
+        row = rows.get((run.cell, "" if run.seed is None else str(run.seed)))
+        if run.finished or row is None:
+            continue
+        if row.get("config") != run.identity(config.measure):
+            raise UserError(
+                f"{table / RUNS}: {run.cell} was trained or measured by another configuration than this sweep's;"
+                " leave out --from"
+            )
+        open_run(run, config.measure)
+        _write(run.folder / "result.json", result_of(config, row))
+
+
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
     """The results of finished runs of this sweep. Raises UserError if there is none."""
-    finished = [run.result | {"cell": run.cell, "seed": run.seed} for run in plan(config, output) if run.finished]
+    finished = [
+        run.result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)}
+        for run in plan(config, output)
+        if run.finished
+    ]
     if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
     return finished

@@ -16,12 +16,16 @@ from evaluate.results.csv_io import write_csv
 from prompts.io.files import replace
 from prompts.io.markdown import table
 
+#: Its file of runs, one in each row.
+RUNS = "runs.csv"
+
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
     stop, metrics = row["stopped"] or {}, row["metrics"] or {}
     result = {
         "cell": row["cell"],
         "seed": row["seed"],
+        "config": row["config"],
         "training_seconds": row["training_seconds"],
         "drawing_seconds": row["drawing_seconds"],
     }
@@ -30,6 +34,24 @@ def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
         metric = metrics.get(name, {})
         result |= {name: metric.get("value"), f"{name} n": metric.get("n")}
     return result
+
+
+def result_of(config: SweepConfig, row: Mapping[str, str]) -> dict[str, Any]:
+    """A run's `result.json`, from its row in `runs.csv`. Numbers are the same to the last digit."""
+
+    def number(column: str) -> float | None:
+        return float(row[column]) if row[column] else None
+
+    values = {name: number(name) for name in config.measure.metrics}
+    stop = {"step": int(row["stopped_at"]), "why": row["why"], "by": row["stopped_by"]} if row["stopped_at"] else None
+    return {
+        "stopped": stop,
+        "metrics": None
+        if None in values.values()
+        else {name: {"value": value, "n": int(row[f"{name} n"])} for name, value in values.items()},
+        "drawing_seconds": number("drawing_seconds"),
+        "training_seconds": number("training_seconds"),
+    }
 
 
 def _answer_row(finding: Finding) -> dict[str, Any]:
@@ -116,7 +138,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
         "",
     ]
     replace(folder / "README.md", lambda draft: draft.write_text("\n".join(text), encoding="utf-8"))
-    write_csv([_run_row(config, row) for row in results], folder / "runs.csv")
+    write_csv([_run_row(config, row) for row in results], folder / RUNS)
     write_csv(cell_rows(config, results), folder / "cells.csv")
     if answered:
         write_csv([_answer_row(finding) for finding in answered], folder / "claims.csv")

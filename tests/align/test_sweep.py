@@ -239,6 +239,23 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(
     assert rows["wild"]["shapes/clip"] == ""
     assert rows["guarded"]["stopped_at"] == "2"
 
+    # Elsewhere, a sweep of the same configuration goes on from that table, to the same digits.
+    sweep.take(config, tmp_path / "elsewhere", tmp_path / "table")
+    assert sweep.results(config, tmp_path / "elsewhere") == found
+    assert [run.finished for run in sweep.plan(config, tmp_path / "elsewhere")] == [False, True, True]
+    other_seeds = make(tiny, cells={"wild": wild, "guarded": guarded}, seeds=2)
+    sweep.take(other_seeds, tmp_path / "more", tmp_path / "table")
+    assert len(sweep.results(other_seeds, tmp_path / "more")) == 2
+    for changed in (
+        make(tiny, cells={"wild": wild | {"steps": 4}, "guarded": guarded}),
+        make(tiny, cells={"wild": wild, "guarded": guarded}, measure=content(tiny)["measure"] | {"captions": 7}),
+    ):
+        with pytest.raises(
+            UserError, match=r"runs.csv: wild was trained or measured by another configuration .*--from"
+        ):
+            sweep.take(changed, tmp_path / "changed", tmp_path / "table")
+    assert not (tmp_path / "changed").exists()
+
 
 def test_a_run_that_stopped_itself_is_told_when_it_has(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -339,6 +356,7 @@ def planted(
                 {
                     "cell": cell,
                     "seed": seed,
+                    "config": "0" * 12,
                     "stopped": stop,
                     "metrics": metrics,
                     "training_seconds": 1.0,
