@@ -79,7 +79,7 @@ def refused(result: tuple[int, str], *words: str) -> None:
         (["shapes-di", "--set", "steps=[1"], ["not valid YAML"]),
         (["shapes-di", "--set", "method=di*"], ["needs rewards"]),
         (["shapes-di", "--set", "rewards=[{scorer: shapes/clip, scale: 1}]"], ["takes no rewards"]),
-        (["shapes-di", "--set", "guidance.where=off"], ["guidance.where"]),
+        (["shapes-di", "--set", "guidance.where=off"], ["does nothing with guidance.where off"]),
         (["shapes-di", "--set", "gradient_accumulation_steps=5"], ["not a multiple of gradient_accumulation_steps"]),
         (["shapes-di", "--config", "/no/such.yaml"], ["/no/such.yaml: no such file"]),
         (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
