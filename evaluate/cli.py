@@ -177,14 +177,13 @@ def moments(
     ] = None,
 ) -> None:
     """Measure real images once: write the moments that a Fréchet distance compares with, for '--reference FILE'."""
-    import torch
-
     from evaluate import distribution
     from evaluate.distribution import reference
     from evaluate.distribution.frechet import FrechetMetric
+    from evaluate.environment import device_of
     from evaluate.runs.settings import slug
 
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
     loaded = distribution.load(metric, device=where, weights=weights, reference=str(folder))
     if not isinstance(loaded, FrechetMetric):
         raise UserError(f"--metric {metric}: compares with every image, not with moments; choose a fid or fd-dinov2")
@@ -468,7 +467,7 @@ def check(
     if json_file:
         verdict.write_json(json_file, outcome, current, known, code)
     if junit:
-        verdict.write_junit(junit, outcome, current, code)
+        verdict.write_junit(junit, outcome, current, counts_as[inconclusive])
     raise typer.Exit(code)
 
 
@@ -504,11 +503,10 @@ def time_model(
     ),
 ) -> None:
     """Time a model: seconds for 10 images, by stage, and peak memory. Writes a row of timings.csv."""
-    import torch
-
     from evaluate.bench import timing
+    from evaluate.environment import device_of
 
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
     settings = timing.TimingSettings(
         model=model,
         random_weights=random_weights,
@@ -616,13 +614,12 @@ def bench(
     output: Annotated[Optional[Path], typer.Option("--output", metavar="FILE", help="JSON to write.")] = None,
 ) -> None:
     """Time the evaluator: scorers and the Fréchet distance beside the originals, and the harness itself."""
-    import torch
-
     from evaluate.bench import scorers as benchmark
+    from evaluate.environment import device_of
     from evaluate.precision import dtype_of
 
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
     result = benchmark.bench(
         names,
         device=where,

@@ -1,5 +1,6 @@
 """The environment a result comes from: whether the package's names are its own there, versions, and hardware."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -47,6 +48,24 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def device_of(asked: str | None) -> str:
+    """The device that `--device` names; by default a GPU where there is one, of processes that were launched together
+    one each. Raises UserError for one that is not there.
+    """
+    import torch
+
+    if asked is None:
+        rank = os.environ.get("LOCAL_RANK")
+        return "cpu" if not torch.cuda.is_available() else "cuda" if rank is None else f"cuda:{rank}"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"--device {asked}: no such device; give cpu, cuda, or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {asked}: no such GPU there; choose cpu, or one of {torch.cuda.device_count()}")
+    return asked
 
 
 @cache

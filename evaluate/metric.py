@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from evaluate.scorers import Meta, Scorer
+from prompts.io.errors import UserError
 
 
 def merge_moments(parts: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def merge_moments(parts: Tensor) -> Tensor:
 
 
 class ScorerMetric(Metric):
-    """Mean of a scorer's scores, and its standard error.
+    """Mean of a scorer's scores, and its standard error. UserError for a scorer whose mean is one of groups' means.
 
     >>> from evaluate import scorers
     >>> from prompts.shapes import render, sample_captions
@@ -40,6 +41,10 @@ class ScorerMetric(Metric):
 
     def __init__(self, scorer: Scorer, **options: Any) -> None:
         super().__init__(**options)
+        if scorer.macro:
+            raise UserError(
+                f"{scorer.protocol} is a mean of groups' means, which texts do not tell; use 'evaluate run'"
+            )
         self.scorer = scorer
         self.add_state("moments", torch.zeros(3, dtype=torch.float64), dist_reduce_fx=merge_moments)
 

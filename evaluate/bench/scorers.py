@@ -22,7 +22,7 @@ from torch import Tensor
 
 from evaluate import environment, layouts, scorers
 from evaluate.bench.timing import peak_mib, time_call
-from evaluate.preprocess import CLIP_224
+from evaluate.preprocess import CLIP_224, Preprocess
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import replace
@@ -33,9 +33,10 @@ IMAGES, EDGE = 32, 512
 RECORDS = 10_000
 
 
-def noise_images(n: int = IMAGES) -> Tensor:
-    """What every scorer is given: noise, `[n, 3, EDGE, EDGE]`, uint8."""
-    return torch.randint(0, 256, (n, 3, EDGE, EDGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def noise_images(n: int = IMAGES, edge: int | None = None) -> Tensor:
+    """What every scorer is given: noise, `[n, 3, edge, edge]`, uint8; by default of EDGE pixels a side."""
+    shape, source = (n, 3, edge or EDGE, edge or EDGE), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)
 
 
 #: Of all images: the originals' public calls take one prompt and several images.
@@ -168,7 +169,9 @@ def bench_scorer(
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    images, rounds = noise_images(n).to(device), itertools.count()
+    takes = scorer.prepare
+    edge = takes.size if isinstance(takes, Preprocess) and not takes.resize else None  # images of its own size alone
+    images, rounds = noise_images(n, edge).to(device), itertools.count()
 
     def ours() -> None:
         # A prompt nobody has seen: features that are kept from the last call would be no match for the original.

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evaluate import environment, layouts, pipelines, weights
+from evaluate import environment, layouts, pipelines, samplers, weights
 from evaluate.pipelines import fast, overlays
 from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv, write_csv
@@ -140,6 +140,14 @@ class Timing:
 @torch.no_grad()
 def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
     """Draw `batch` images WARMUP + `repeats` times and time the last `repeats`."""
+
+    def draw() -> Tensor:
+        if recipe.sampler:
+            keys = [str(i) for i in range(batch)]
+            return samplers.make(recipe).draw(pipeline, recipe, [prompt] * batch, seeds=[0] * batch, keys=keys)
+        images: Tensor = pipeline(prompt=[prompt] * batch, output_type="pt", **recipe.call()).images
+        return images
+
     clock = Clock(torch.device(pipeline.device))
     modules = stages(pipeline)
     calls: list[dict[str, float]] = []
@@ -148,8 +156,7 @@ def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeat
             torch.cuda.reset_peak_memory_stats(clock.device)
         with watched(modules, clock) as spans:
             first = clock.mark()
-            images: Tensor = pipeline(prompt=[prompt] * batch, output_type="pt", **recipe.call()).images
-            images.cpu()
+            draw().cpu()
             last = clock.mark()
         seconds = {stage: sum(clock.seconds(*span) for span in marks) for stage, marks in spans.items()}
         total = clock.seconds(first, last)

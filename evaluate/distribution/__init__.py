@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, distributed
 
@@ -25,6 +25,9 @@ from prompts.extensions import Variants, extended
 from prompts.io.errors import UserError
 
 __path__ = extended(__path__, "distribution")
+
+#: What `REFERENCES` says where the images are nobody's but the user's.
+OF_YOUR_CHOICE = "real images of your choice"
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class DistributionMetric(ABC):
     its parts may merge together only, and a process without an image gathers like any other.
 
     protocol: name of what is computed. Numbers of different protocols are never compared.
+    within_prompt: whether it compares images of one prompt, and so has no value where each prompt has one.
     weights_sha256: of the file of the network whose features are taken.
     state: all that has been gathered; picklable, and never changed in place.
     """
 
+    within_prompt: ClassVar[bool] = False
     protocol: str
     weights_sha256: str
     state: Any

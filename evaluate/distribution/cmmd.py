@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluate.distribution import DistributionMetric
+from evaluate.distribution import OF_YOUR_CHOICE, DistributionMetric
 from evaluate.distribution.jackknife import MANY_GROUPS, LeaveOut
 from evaluate.distribution.mmd import KernelSums
 from evaluate.distribution.reference import make_reference
@@ -16,7 +16,7 @@ from evaluate.distribution.samples import Sample, SampleMetric
 from evaluate.features import clip_336
 
 VARIANTS = {"cmmd": "CMMD on CLIP ViT-L/14 at 336 pixels, to images of your choice; lower is better"}
-REFERENCES = {"cmmd": "real images of your choice"}
+REFERENCES = {"cmmd": OF_YOUR_CHOICE}
 VERIFIED_BY = {"cmmd": "clip-mmd 0.0.2"}
 
 SIGMA, SCALE = 10, 1000

@@ -48,6 +48,8 @@ class WithinPrompt(DistributionMetric):
     nothing. state: rows by prompt.
     """
 
+    within_prompt = True
+
     def __init__(
         self,
         protocol: str,
@@ -86,7 +88,7 @@ class WithinPrompt(DistributionMetric):
         groups = torch.tensor([group_of(prompt, MANY_GROUPS) for prompt in several])
         parts = {
             group: sum(len(rows) for prompt, rows in several.items() if group_of(prompt, MANY_GROUPS) == group)
-            for group in groups.tolist()
+            for group in groups.unique().tolist()
         }
         left_out = leave_out(parts, lambda group: values[groups != group].mean().item(), MANY_GROUPS)
         count, value = len(values), values.mean().item()

@@ -4,12 +4,12 @@ where FID does not. Any folder of real images is the reference; compare only num
 
 from typing import Any
 
-from evaluate.distribution import DistributionMetric
+from evaluate.distribution import OF_YOUR_CHOICE, DistributionMetric
 from evaluate.distribution.reference import frechet_metric
 from evaluate.features import dinov2
 
 VARIANTS = {"fd-dinov2": "Fréchet distance on DINOv2 ViT-L/14, to images of your choice; lower is better"}
-REFERENCES = {"fd-dinov2": "real images of your choice"}
+REFERENCES = {"fd-dinov2": OF_YOUR_CHOICE}
 VERIFIED_BY = {"fd-dinov2": "dinov2 0.0.1.dev2"}
 
 

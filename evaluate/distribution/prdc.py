@@ -73,7 +73,10 @@ def balls_around(points: Sample, centres: Sample, k: int) -> Callable[[int | Non
         # Nothing is at a distance below 0; a ball without end has too few neighbours left to be one.
         radii[left_out] = radius.where(centres.without(left_out) & radius.isfinite(), -1)
     x, y = points.features.double(), centres.features.double()
-    blocks = [[(squared(part, y) < each).sum(1) for each in radii.values()] for part in x.split(ROWS)]
+    blocks = []
+    for part in x.split(ROWS):
+        distances = squared(part, y)
+        blocks.append([(distances < each).sum(1) for each in radii.values()])
     counts = {left_out: torch.cat(parts) for left_out, parts in zip(radii, zip(*blocks, strict=True), strict=True)}
 
     def inside(left_out: int | None) -> Tensor:

@@ -7,6 +7,7 @@ row.
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import pairwise
@@ -18,10 +19,9 @@ from evaluate.bench import timing
 from evaluate.papers.figures import SECONDS, Column, Figure, read_columns, read_figures
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv
-from evaluate.results.records import Records
+from evaluate.results.records import Records, file_name
 from evaluate.results.summary import summarise
 from prompts import suites
-from prompts.io.files import text_sha256
 
 LOST = "the paper's figure is lost in the text"
 
@@ -110,7 +110,7 @@ class Leaderboards:
             about = self.recipe(model).about
             return "not run; gated: accept its terms on the hub first" if about and about.gated else "not run"
         if column.group and any(row.get(protocol) for protocol in column.ours for row in rows):
-            return f"run, but its records are not under {self.folder / 'runs'}"
+            return f"run, but no records of {column.group} are under {self.folder / 'runs'}"
         return f"run, but not with {' or '.join(column.ours)}"
 
     def _ours(self, row: dict[str, str], protocol: str, column: Column) -> Ours | None:
@@ -120,10 +120,9 @@ class Leaderboards:
             value, n = float(row[protocol]), int(row[f"{protocol} n"])
             return None if math.isnan(value) else Ours(value, error, low, high, n, protocol, command, apart)
         by, _, wanted = column.group.partition("=")
-        for path in self.folder.glob(f"runs/*/records-{column.suite}-{text_sha256(command)[:8]}.parquet"):
+        for path in self.folder.glob(f"runs/*/{file_name(column.suite, row['suite_sha256'], command)}"):
             records = Records.load(path)
-            measured = records.meta["model"], records.meta["made_by"].get("model_sha256")
-            if measured != (row["model"], row["model_sha256"]):
+            if not _is_of(records, row):
                 continue
             for line in summarise(records, by=by):
                 if (line.metric, line.group) == (protocol, wanted) and line.n:
@@ -154,6 +153,17 @@ class Leaderboards:
             row["command"],
             remark=f"ours: {row['hardware']}, {row['dtype']}{random}; least and most of {row['repeats']} calls",
         )
+
+
+def _is_of(records: Records, row: Mapping[str, str]) -> bool:
+    """Whether a row of a leaderboard was made of the records: a command's runs may differ in recipe and machine."""
+    made_by = records.meta["made_by"]
+    return (
+        (records.meta["model"], made_by.get("model_sha256")) == (row["model"], row["model_sha256"])
+        and made_by.get("recipe") == json.loads(row["recipe"])
+        and all(made_by.get(name) == row[name] for name in ("dtype", "hardware"))
+        and row["versions"].startswith(made_by["versions"])  # a row tells of scorers' too
+    )
 
 
 def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from evaluate import distribution
 from evaluate.console import console
 from evaluate.papers.figures import SECONDS
 from evaluate.papers.match import Leaderboards, Ours, cells, lacking, only_part, runnable, suite_size
+from prompts import suites
 from prompts.io.errors import UserError
 
 TO_BE_TIMED = "they are the hardware's: run 'evaluate time --model NAME' where you want them measured"
@@ -58,8 +59,10 @@ def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
     """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
     if isinstance(ours, str):
         return False
-    whole = suite_size(suite)
-    return not ours.apart or (limit is not None and ours.apart == (only_part(ours.n, whole),) and ours.n >= limit)
+    copies = suites.card(suite).per_prompt
+    whole = suite_size(suite) * copies
+    part = limit is not None and ours.apart == (only_part(ours.n, whole),) and ours.n >= min(limit * copies, whole)
+    return not ours.apart or part
 
 
 def run_missing(name: str, folder: Path, *, limit: int | None = None, device: str | None = None) -> bool:

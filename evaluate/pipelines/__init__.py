@@ -289,16 +289,23 @@ def _file(source: Weights, folder: Path) -> Path:
     return hub.fetch(source.repo, source.file, source.revision or "main")
 
 
-def set_scheduler(pipeline: Any, model: str) -> None:
-    """Give the pipeline the scheduler of the recipe, or of the recipe it leans on."""
+def scheduler_of(model: str) -> tuple[Scheduler, Path | None] | None:
+    """The scheduler that the model's recipe asks for, or the recipe it leans on, and where that stands."""
     path, recipe = locate(model), read_recipe(model)
     if recipe.scheduler:
-        config = {**pipeline.scheduler.config, **recipe.scheduler.options, "_class_name": recipe.scheduler.name}
-        overlays.set_scheduler(pipeline, config, path)
-    elif path and recipe.pipeline:
+        return recipe.scheduler, path
+    if path and recipe.pipeline:
         below = beside(path if path.is_dir() else path.parent, recipe.pipeline)
-        if locate(below):
-            set_scheduler(pipeline, below)
+        return scheduler_of(below) if locate(below) else None
+    return None
+
+
+def set_scheduler(pipeline: Any, model: str) -> None:
+    """Give the pipeline the scheduler of the recipe, or of the recipe it leans on."""
+    if found := scheduler_of(model):
+        scheduler, path = found
+        config = {**pipeline.scheduler.config, **scheduler.options, "_class_name": scheduler.name}
+        overlays.set_scheduler(pipeline, config, path)
 
 
 def size(model: str) -> tuple[int, int] | None:

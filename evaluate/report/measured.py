@@ -23,11 +23,15 @@ LARGEST = 384
 
 @dataclass(frozen=True)
 class ReportColumn:
-    """A metric under one protocol with one file of weights: what figures must share to stand in one column."""
+    """A metric under one protocol with one file of weights, and one set of reference images: what figures must share
+    to stand in one column.
+    """
 
     name: str
     weights: str | None
     of_set: bool
+    reference: str = ""
+    lower: bool = False
 
 
 def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage]]:
@@ -91,13 +95,15 @@ def _metric(column: ReportColumn, name: str) -> dict[str, Any]:
         "weights": column.weights,
         "set": column.of_set,
         "frechet": column.of_set and column.name.startswith(("fd-", "fid/", "patch-fid/")),
-        "lower": distribution.lower_is_better(column.name),
+        "lower": column.lower,
         "what": text,
     }
 
 
 def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]) -> None:
     for path, run in zip(paths, runs, strict=True):
+        if "prompt" not in run.frame:
+            raise UserError(f"{path}: a baseline, which holds no prompts; give the run that it was made of")
         if run.frame.empty:
             raise UserError(f"{path}: an empty run, without a single record; run it again with 'evaluate run'")
         for field in ("suite", "suite_sha256"):
@@ -113,14 +119,21 @@ def _check(paths: Sequence[Path], files: Sequence[Path], runs: Sequence[Records]
 def _columns(run: Records) -> list[ReportColumn]:
     scored = [ReportColumn(name, weights, False) for name, weights in run.meta["protocols"].items()]
     return scored + [
-        ReportColumn(name, e["weights_sha256"], True) for name, e in run.meta.get("distribution", {}).items()
+        ReportColumn(name, e["weights_sha256"], True, e.get("reference_sha256", ""), run.lower_is_better(name))
+        for name, e in run.meta.get("distribution", {}).items()
     ]
 
 
 def _names(columns: Sequence[ReportColumn]) -> list[str]:
-    """Protocols; with the weights where one protocol was computed with several."""
+    """Protocols; with the weights where one protocol was computed with several, and so the reference images."""
     count = Counter(column.name for column in columns)
-    return [c.name if count[c.name] == 1 else f"{c.name}, weights {(c.weights or 'none')[:8]}" for c in columns]
+    weights = Counter((column.name, column.weights) for column in columns)
+    return [
+        c.name
+        + (f", weights {(c.weights or 'none')[:8]}" if count[c.name] > weights[c.name, c.weights] else "")
+        + (f", reference {(c.reference or 'none')[:8]}" if weights[c.name, c.weights] > 1 else "")
+        for c in columns
+    ]
 
 
 def _labels(runs: Sequence[Records], files: Sequence[Path]) -> list[str]:

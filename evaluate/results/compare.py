@@ -47,6 +47,7 @@ def mismatch(a: Records, b: Records) -> str | None:
     for field in ("suite", "suite_sha256"):
         if a.meta[field] != b.meta[field]:
             return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"
+    measured, of_others = (run.meta.get("distribution", {}) for run in (a, b))
     ours, theirs = (
         run.meta["protocols"] | {name: e["weights_sha256"] for name, e in run.meta.get("distribution", {}).items()}
         for run in (a, b)
@@ -56,6 +57,9 @@ def mismatch(a: Records, b: Records) -> str | None:
             return f"{name} was computed with weights {ours[name]} in one and {theirs[name]} in the other"
         if a.meta.get("macro", {}).get(name) != b.meta.get("macro", {}).get(name):
             return f"{name} is averaged over images in one and over groups of prompts in the other"
+        references = [each.get(name, {}).get("reference_sha256", "") for each in (measured, of_others)]
+        if references[0] != references[1]:
+            return f"{name} compares with other reference images in one than in the other"
     if not ours.keys() & theirs.keys():
         return f"no protocol is in both ({', '.join(ours) or 'none'}; {', '.join(theirs) or 'none'})"
     return None
@@ -111,13 +115,16 @@ def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> ComparedMetri
 
 
 def _row_of_set(metric: str, a: Records, b: Records) -> ComparedMetric:
-    one, other = (run.meta["distribution"][metric]["value"] for run in (a, b))
+    estimates = [run.meta["distribution"][metric] for run in (a, b)]
+    one, other = (estimate["value"] for estimate in estimates)
+    # Of fewer images a Fréchet distance is larger, whatever they are.
+    difference = other - one if estimates[0]["n"] == estimates[1]["n"] else math.nan
     low = high = math.nan
     if not sets.unpaired(a, b, metric):
         found = sets.set_difference(a, b, metric)
         low, high = t_interval(found.difference, found.error, found.freedom)
     n = len(set(a.frame["id"]) & set(b.frame["id"]))
-    return ComparedMetric(metric, "", n, one, other, other - one, low, high, *[math.nan] * 3)
+    return ComparedMetric(metric, "", n, one, other, difference, low, high, *[math.nan] * 3)
 
 
 def summary(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> dict[str, Any]:
@@ -172,7 +179,8 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     for column in ("metric", *(["group"] if grouped else []), "prompts", "A", "B", "difference", "wins"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")
     for row in rows:
-        interval = f"{row.difference:+.4f}" + ("" if math.isnan(row.low) else f" [{row.low:+.4f}, {row.high:+.4f}]")
+        interval = "" if math.isnan(row.difference) else f"{row.difference:+.4f}"
+        interval += "" if math.isnan(row.low) else f" [{row.low:+.4f}, {row.high:+.4f}]"
         group = [escape(row.group) or "all"] if grouped else []
         table.add_row(
             row.metric,

@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from evaluate import distribution
 from evaluate.results.compare import mismatch
 from evaluate.results.records import Records
 from evaluate.results.sets import UNGROUPED, jackknife_groups, set_difference, unpaired
@@ -238,7 +237,7 @@ def _of_set(
 ) -> Evidence:
     found = set_difference(baseline, current, name)
     margin = margins.get(name, min_effect * abs(found.a))
-    gain = -found.difference if distribution.lower_is_better(name) else found.difference
+    gain = -found.difference if baseline.lower_is_better(name) else found.difference
     # A difference that no group of prompts moves is certain.
     t = (gain + margin) / found.error if found.error > 0 else math.copysign(math.inf, gain + margin)
     half = float(stats.t.ppf(1 - alpha, found.freedom)) * found.error

@@ -13,7 +13,7 @@ from evaluate.results.records import Records
 from prompts.io.errors import UserError
 
 #: What every row has; the figures follow, four columns per metric: `NAME`, `NAME se` (or `NAME low` and `NAME high`),
-#: `NAME n`, `NAME weights`.
+#: `NAME n`, `NAME weights`; and `NAME reference` of what compares with images of the user's.
 FIXED = (
     "model", "suite", "n", "complete", "model_sha256", "suite_sha256", "recipe", "split_batches", "dtype", "hardware",
     "versions", "command",
@@ -49,6 +49,8 @@ def row(records: Records, device: str) -> dict[str, Any]:
     for protocol, estimate in meta["distribution"].items():
         result |= {protocol: estimate["value"], **{f"{protocol} {key}": estimate[key] for key in ("low", "high", "n")}}
         result[f"{protocol} weights"] = estimate["weights_sha256"]
+        if reference := estimate.get("reference_sha256"):
+            result[f"{protocol} reference"] = reference
     return result
 
 
@@ -64,14 +66,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def upsert(path: Path, new: Mapping[str, Any]) -> None:
-    """Put a row into the leaderboard, in place of the one that the same command and the same weights made before.
+    """Put a row into the leaderboard, in place of the one that the same command, weights and recipe made before.
 
     Processes take turns. Raises UserError where the file is no leaderboard.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read(path)
-        key = ("command", "model_sha256", "suite_sha256", "hardware", "versions")
+        key = ("command", "model_sha256", "suite_sha256", "recipe", "hardware", "versions")
         text = {name: str(value) for name, value in new.items()}
         rows = [old for old in rows if any(old[name] != text[name] for name in key)] + [text]
         columns = list(dict.fromkeys([*FIXED, *(name for each in rows for name in each)]))

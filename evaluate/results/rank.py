@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evaluate import distribution
 from evaluate.results import sets
 from evaluate.results.compare import without_nan, write_json
 from evaluate.results.csv_io import write_csv
@@ -61,10 +60,12 @@ class Ranking(NamedTuple):
 
     def least_agreeing(self) -> tuple[str, float] | None:
         """The metric whose order is least like the others', and its mean tau; None for fewer than three."""
-        names = list(dict.fromkeys(name for pair in self.agreement for name in pair))
+        # Where a metric has all models equal, it orders them neither like the others nor unlike them.
+        known = {pair: tau for pair, tau in self.agreement.items() if math.isfinite(tau)}
+        names = list(dict.fromkeys(name for pair in known for name in pair))
         if len(names) < 3:
             return None
-        taus = {name: np.mean([tau for pair, tau in self.agreement.items() if name in pair]) for name in names}
+        taus = {name: np.mean([tau for pair, tau in known.items() if name in pair]) for name in names}
         name = min(taus, key=lambda each: taus[each])
         return name, float(taus[name])
 
@@ -73,7 +74,7 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
     """The ranking by every protocol that all runs have. A prompt's score is the mean over its images; prompts without
     one in some run are left out. seed: of the resampled prompts.
 
-    Raises UserError where two runs cannot be compared, or have one name.
+    Raises UserError where two runs cannot be compared, or have one name, or nothing can be ranked.
     """
     if len(runs) < 2:
         raise UserError("one run has nobody to be ranked among; name two or more")
@@ -91,12 +92,17 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
         mean = {row.model: row.mean for row in rows}
         means[metric] = [mean[model] for model in models]
         ranked += rows
-    for metric in _comparable_sets(runs):
+    for metric in (name for name in _shared_sets(runs) if name not in _unpaired(runs)):
         rows = rank_sets(metric, runs)
-        sign = -1 if distribution.lower_is_better(metric) else 1
+        sign = -1 if runs[0].lower_is_better(metric) else 1
         mean = {row.model: sign * row.mean for row in rows}
         means[metric] = [mean[model] for model in models]
         ranked += rows
+    if not ranked:
+        raise UserError(
+            "the runs share no metric that can be ranked"
+            + "".join(f"; {metric}: {reason}" for metric, reason in _unpaired(runs).items())
+        )
     agreement = {
         pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(means, 2)
     }
@@ -133,17 +139,23 @@ def rank_scores(
     return sorted(rows, key=lambda row: (math.isnan(row.mean), -row.mean))
 
 
-def _comparable_sets(runs: Sequence[Records]) -> list[str]:
-    """The distribution metrics that every run has, of the same prompts as the first."""
-    shared = [
-        name for name in sets.shared_metrics(runs[0], runs[0]) if all(name in r.meta["distribution"] for r in runs)
-    ]
-    return [name for name in shared if not any(sets.unpaired(runs[0], run, name) for run in runs[1:])]
+def _shared_sets(runs: Sequence[Records]) -> list[str]:
+    """The distribution metrics that every run has."""
+    return [name for name in sets.shared_metrics(runs[0], runs[0]) if all(name in r.meta["distribution"] for r in runs)]
+
+
+def _unpaired(runs: Sequence[Records]) -> dict[str, str]:
+    """Why a distribution metric that every run has cannot be ranked, by its name."""
+    reasons = {
+        name: [reason for run in runs[1:] if (reason := sets.unpaired(runs[0], run, name))]
+        for name in _shared_sets(runs)
+    }
+    return {name: each[0] for name, each in reasons.items() if each}
 
 
 def rank_sets(metric: str, runs: Sequence[Records]) -> list[Ranked]:
     """Models by a distribution metric, the best first."""
-    m, sign = len(runs), -1 if distribution.lower_is_better(metric) else 1
+    m, sign = len(runs), -1 if runs[0].lower_is_better(metric) else 1
     found = [sets.set_difference(runs[j], runs[i], metric) for i, j in combinations(range(m), 2)]
     difference, error = (np.array([sign * each.difference for each in found]), np.array([e.error for e in found]))
     ahead = _ahead(m, difference, error, found[0].freedom)
@@ -256,6 +268,8 @@ def show(runs: Sequence[Records], ranking: Ranking) -> None:
     for run in runs:
         if run.missing:
             console.print(f"{run.meta['model']} is incomplete: {run.missing}")
+    for metric, reason in _unpaired(runs).items():
+        console.print(f"{metric} is not ranked: {reason}")
     if least := ranking.least_agreeing():
         console.print(
             f"{least[0]} orders the models least as the other metrics do: Kendall's tau {least[1]:+.2f} on average"

@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evaluate import distribution
 from evaluate.results.stats import Mean, clustered_mean, macro_values
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, text_sha256
 
 #: Where a file keeps `meta`, as JSON: in the metadata of its schema.
 KEY = b"onestep"
 #: What is read of every file; beside these come `prompt`, `group.NAME`, `score.PROTOCOL` and `details.PROTOCOL`.
 COLUMNS = ("id", "seed", "image_sha256", "error")
 FIELDS = ("suite", "suite_sha256", "model", "n_expected", "protocols", "complete")
+
+
+def file_name(suite: str, suite_sha256: str, command: str) -> str:
+    """What `evaluate run` calls the records of a command on a suite."""
+    return f"records-{suite}-{text_sha256(command + suite_sha256)[:8]}.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +99,15 @@ class Records:
         for protocol in self.meta["protocols"]:
             if absent := int((~np.isfinite(self.scores(protocol))).sum()):
                 return f"{absent:,} of {n:,} records have no score {protocol}"
+        for metric, estimate in self.meta.get("distribution", {}).items():
+            if not np.isfinite(estimate["value"]):
+                return f"{metric} has no value: {estimate['note']}"
         return None if self.meta["complete"] else "the run that wrote them did not finish"
+
+    def lower_is_better(self, metric: str) -> bool:
+        """Whether lower is better of a distribution metric that the run measured; the rest are scores."""
+        said: bool | None = self.meta["distribution"][metric].get("lower_is_better")
+        return distribution.lower_is_better(metric) if said is None else said
 
     @property
     def complete(self) -> bool:

@@ -34,8 +34,12 @@ class SharedMetric(NamedTuple):
 
 
 def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
-    """Every metric that all runs have. Raises UserError where two runs cannot be compared, or have one name."""
+    """Every metric that all runs have, of the prompts that all have.
+
+    Raises UserError where two runs cannot be compared, or have one name.
+    """
     check_comparable(runs)
+    runs = on_shared_prompts(runs)
     models = [run.meta["model"] for run in runs]
     means = {run.meta["model"]: {row.metric: row for row in summarise(run)} for run in runs}
     shared = [metric for metric in means[models[0]] if all(metric in rows for rows in means.values())]
@@ -55,6 +59,16 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
                 if (won := wins.get((metric, over, model))) and not math.isnan(won.win_rate):
                     figures.append(SharedMetric(metric, over, model, won.win_rate, math.nan, won.win_low, won.win_high))
     return figures
+
+
+def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
+    """The runs' records of the prompts that all of them have. Where some have more, metrics of whole sets are left out:
+    they are of all images.
+    """
+    shared = set.intersection(*(set(run.frame["id"]) for run in runs))
+    if all(shared == set(run.frame["id"]) for run in runs):
+        return list(runs)
+    return [Records(run.frame[run.frame["id"].isin(shared)], {**run.meta, "distribution": {}}) for run in runs]
 
 
 def check_comparable(runs: Sequence[Records]) -> None:
@@ -97,7 +111,7 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
 
     head, rows = lines(figures)
     table = Table(
-        title=escape(f"{runs[0].meta['suite']}, {len(runs[0].by_prompt()):,} prompts"),
+        title=escape(f"{runs[0].meta['suite']}, {on_shared_prompts(runs)[0].frame['id'].nunique():,} prompts"),
         caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score",
     )
     for i, name in enumerate(head):
@@ -106,9 +120,13 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
         table.add_row(*map(escape, row))
     console = printer()
     console.print(table)
-    for run in runs:
+    for run, part in zip(runs, on_shared_prompts(runs), strict=True):
         if run.missing:
             console.print(f"{run.meta['model']} is incomplete: {run.missing}")
+        if left_out := run.frame["id"].nunique() - part.frame["id"].nunique():
+            console.print(
+                f"{run.meta['model']}: {left_out:,} prompts are left out that others lack; metrics of whole sets too"
+            )
 
 
 def write(path: Path, runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:

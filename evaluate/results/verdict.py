@@ -35,16 +35,16 @@ def write_json(path: Path, outcome: Outcome, current: Records, baseline: Records
     replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def write_junit(path: Path, outcome: Outcome, current: Records, code: int) -> None:
-    """Write a JUnit test suite with one case per metric; inconclusive ones are skipped, or
-    failures where they count as such.
+def write_junit(path: Path, outcome: Outcome, current: Records, inconclusive: Verdict) -> None:
+    """Write a JUnit test suite with one case per metric; inconclusive ones are skipped, or failures where that is
+    what they count as.
     """
     cases = [(finding.metric, finding.verdict, tell(finding)) for finding in outcome.findings]
     cases = cases or [("records", outcome.verdict, outcome.reason)]
     tags = {
         Verdict.REGRESSED: "failure",
         Verdict.INCOMPLETE: "error",
-        Verdict.INCONCLUSIVE: "failure" if code == 1 else "skipped",
+        Verdict.INCONCLUSIVE: "failure" if inconclusive == Verdict.REGRESSED else "skipped",
     }
     tag_of_case = [tags.get(verdict) for _, verdict, _ in cases]
     counts = {

@@ -1,7 +1,7 @@
 """Images that somebody else made, found for the rows of a suite."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evaluate.images import read_image
@@ -36,21 +36,40 @@ def images_digest(folder: Path) -> str:
     return text_sha256("".join(f"{name} {sha256(path)}\n" for name, path in sorted(images_in(folder).items())))
 
 
+def _by_number(folder: Path, by_name: Mapping[str, Path], prompts: Sequence[Prompt]) -> dict[int, Path]:
+    """Images by number; none where numbers are ids, as `0001` is where there is no 0 and an id ends so.
+
+    Raises UserError for two of one number, and for numbers from 1.
+    """
+    names = [name for name in by_name if name.isdecimal()]
+    numbers = [int(name) for name in names]
+    if 0 not in numbers and {prompt.id.rpartition("/")[2] for prompt in prompts} & set(names):
+        return {}
+    if twice := [number for number, count in Counter(numbers).items() if count > 1]:
+        raise UserError(f"--images {folder}: two images are number {twice[0]}; remove one")
+    if 0 not in numbers and len(prompts) in numbers:
+        raise UserError(f"--images {folder}: numbered from 1; number them from 0, or name them by their prompts' ids")
+    return {int(name): by_name[name] for name in names}
+
+
 def existing_images(folder: Path, prompts: Sequence[Prompt], *, seeds: int) -> Callable[[Block], list[DrawnImage]]:
     """What finds a block's images in `folder` and its subfolders.
 
-    A file is named by its prompt's id, with `-SEED` behind it where a prompt has several images, or by the prompt's
-    number in the suite, counted from 0. An image that is missing or cannot be read is an error in its row.
+    A file is named by its prompt's id, or by what follows the id's last slash, with `-SEED` behind it where a prompt
+    has several images; or by the prompt's number in the suite, counted from 0. An image that is missing or cannot be
+    read is an error in its row.
     """
     by_name = images_in(folder)
-    by_number = {int(name): path for name, path in by_name.items() if name.isdecimal()} if seeds == 1 else {}
+    by_number = _by_number(folder, by_name, prompts) if seeds == 1 else {}
     number = {prompt.id: i for i, prompt in enumerate(prompts)}
 
     def find(row: PromptSeed) -> DrawnImage:
         name = row.prompt.id if seeds == 1 else f"{row.prompt.id}-{row.seed}"
-        path = by_name.get(name) or by_name.get(file_name(name)) or by_number.get(number[row.prompt.id])
+        path = by_name.get(name) or by_name.get(file_name(name))
+        path = path or by_number.get(number[row.prompt.id])
+        path = path or (None if by_number else by_name.get(name.rpartition("/")[2]))
         if path is None:
-            other = f" or {number[row.prompt.id]}" if seeds == 1 else ""
+            other = f" or {number[row.prompt.id]}" if by_number else ""
             return None, f"{folder}: no image is named {file_name(name)}{other}", 1
         try:
             return read_image(path), None, 1

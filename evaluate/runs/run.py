@@ -5,7 +5,9 @@ them, and whoever finds it full writes the row, which is the same row each way.
 """
 
 import copy
+import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from evaluate import distribution, environment, pipelines, samplers, scorers
 from evaluate.console import console
 from evaluate.distribution import DistributionMetric
 from evaluate.results import leaderboard, summary
-from evaluate.results.records import Records
+from evaluate.results.records import Records, file_name
 from evaluate.runs.blocks import Block, cut_into_blocks
 from evaluate.runs.draw import MakeSampler, draw_blocks, make_sampler
 from evaluate.runs.images import images_digest, images_in
@@ -62,8 +64,7 @@ def run(
     folder = settings.output / "runs" / f"{slug(settings.model)}-{digest[:12]}"
     write_json(folder / "made-by.json", made_by)
     store = Store(folder / "images")
-    names = {s.protocol: slug(f"{s.protocol}-{(s.weights_sha256 or '')[:12]}") for s in loaded}
-    scores = {protocol: Scores(folder / "scores" / name) for protocol, name in names.items()}
+    scores = {scorer.protocol: Scores(folder / "scores" / _kept_as(scorer, settings.device)) for scorer in loaded}
     blocks = cut_into_blocks(settings.suite.prompts, settings.seeds, settings.batch)
     shard = blocks[settings.shard[0] :: settings.shard[1]]
 
@@ -77,7 +78,7 @@ def run(
         return None
     estimates = measure_blocks(metrics, [(block.block, block.images) for block in finished], store, show=show)
     records = _records(settings, made_by, finished, loaded, estimates)
-    path = folder / f"records-{settings.suite.name}-{text_sha256(settings.command)[:8]}.parquet"
+    path = folder / file_name(settings.suite.name, settings.suite.sha256, settings.command)
     records.save(path)
     leaderboard.upsert(settings.output / f"{settings.suite.name}.csv", leaderboard.row(records, settings.device))
     return path
@@ -88,16 +89,28 @@ def identity(settings: Settings) -> dict[str, Any]:
     if settings.images:
         return {"images_sha256": images_digest(settings.images)}
     recipe = pipelines.read_recipe(settings.model)
-    read = samplers.make(recipe).weights_sha256
+    read, below = samplers.make(recipe).weights_sha256, pipelines.scheduler_of(settings.model)
     return {
         "model_sha256": pipelines.digest(settings.model),
         **({"sampler_sha256": read} if read else {}),
+        # Of a recipe that this one leans on.
+        **({"scheduler": below[0].model_dump(mode="json")} if below and not recipe.scheduler else {}),
         "recipe": recipe.record(),
         "dtype": settings.dtype,
         "hardware": environment.processor(settings.device),
         "batch": settings.batch,
         "versions": environment.versions("onestep-align", "torch", "diffusers", "transformers"),
     }
+
+
+def _kept_as(scorer: Scorer, device: str) -> str:
+    """The folder of a scorer's scores, named by all that they depend on besides images and prompts, so that what
+    another version of it said is not taken for its own.
+    """
+    by = environment.versions("onestep-align", "torch", "transformers", "open_clip_torch")
+    code = Path(inspect.getfile(type(scorer))).read_text(encoding="utf-8")
+    digest = text_sha256(json.dumps([scorer.weights_sha256, by, environment.processor(device), code]))
+    return slug(f"{scorer.protocol}-{digest[:12]}")
 
 
 def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer], list[DistributionMetric]]:
@@ -111,22 +124,58 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
     else:
         pipelines.runnable(settings.model)
     names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, distribution)}
+    compared = _compared(settings, names[distribution])
     metrics = [
         distribution.load(
             name,
             device=settings.device,
             weights=settings.weights.get(name),
-            reference=str(settings.reference) if settings.reference and name in distribution.references() else None,
+            reference=str(settings.reference) if settings.reference and name in compared else None,
         )
         for name in names[distribution]
     ]
     loaded = [load(name, device="cpu", weights=settings.weights.get(name)) for name in names[scorers]]
-    for scorer in loaded:
-        scorer.check_meta([prompt.meta for prompt in settings.suite.prompts])
+    _check_prompts(settings, loaded, metrics)
     size = None if settings.images else pipelines.size(settings.model)
     if size:
         _check_size(settings, size, [*loaded, *metrics])
     return loaded, metrics
+
+
+def _check_prompts(settings: Settings, loaded: Sequence[Scorer], metrics: Sequence[DistributionMetric]) -> None:
+    """Raise UserError for what needs to know more of the suite's prompts, or to have more images of each."""
+    prompts = settings.suite.prompts
+    for scorer in loaded:
+        scorer.check_meta([prompt.meta for prompt in prompts])
+        for group in scorer.macro.values():
+            if any(group not in prompt.group for prompt in prompts):
+                raise UserError(
+                    f"--metric {scorer.protocol}: a mean over groups of prompts by {group!r}, which not every prompt of"
+                    f" {settings.suite.name} has; give it one"
+                )
+    alone = len(settings.seeds) == 1 and len({prompt.text for prompt in prompts}) == len(prompts)
+    if alone and (within := [metric.protocol for metric in metrics if metric.within_prompt]):
+        raise UserError(
+            f"--metric {within[0]}: compares a prompt's images, and there would be one of each; give --per-prompt 2"
+        )
+
+
+def _compared(settings: Settings, names: Sequence[str]) -> dict[str, str]:
+    """What the images at --reference are to be, by the name of each metric that compares with them.
+
+    Raises UserError where there is no such metric, or where two want different images.
+    """
+    compared = {name: real for name, real in distribution.references().items() if name in names}
+    if settings.reference and not compared:
+        raise UserError(f"--reference {settings.reference}: no metric here compares with it; leave it out")
+    wanted = {real: name for name, real in compared.items() if real != distribution.OF_YOUR_CHOICE}
+    if settings.reference and len(wanted) > 1:
+        one, other = list(wanted.items())[:2]
+        raise UserError(
+            f"--reference {settings.reference}: {one[1]} compares with {one[0]} and {other[1]} with {other[0]}; measure"
+            " them one at a time"
+        )
+    return compared
 
 
 def _check_size(settings: Settings, size: tuple[int, int], metrics: Sequence[Scorer | DistributionMetric]) -> None:
@@ -173,7 +222,8 @@ def _records(
     estimates: dict[str, Any],
 ) -> Records:
     frame = pd.DataFrame([row for block in finished for row in _rows(block, loaded)])
-    whole = not frame.filter(like="score.").isna().to_numpy().any() and not frame["error"].notna().any()
+    scored = not frame.filter(like="score.").isna().to_numpy().any() and not frame["error"].notna().any()
+    whole = scored and all(math.isfinite(estimate["value"]) for estimate in estimates.values())
     return Records(
         frame,
         {

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evaluate import distribution
 from evaluate.console import ProgressLog, console
 from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.features import Batch
@@ -181,7 +182,8 @@ def _row(said: RowScores | None, error: str | None) -> dict[str, Any]:
     """Scores as they are kept: JSON knows no NaN, and a score that is none is an error."""
     scores, details = (said.scores, said.details) if said else ({}, None)
     if bad := next((value for value in scores.values() if not math.isfinite(value)), None):
-        return {"scores": {}, "details": details, "error": f"the score is {bad}"}
+        why = f": {reason}" if (reason := (details or {}).get("reason")) else ""
+        return {"scores": {}, "details": details, "error": f"the score is {bad}{why}"}
     return {"scores": scores, "details": details, "error": error}
 
 
@@ -195,6 +197,7 @@ def measure_blocks(
     """Value and interval of each distribution metric, from the images in the suite's order."""
     if not metrics:
         return {}
+    failed: dict[str, str] = {}
     names, total = ", ".join(metric.protocol for metric in metrics), sum(len(block.rows) for block, _ in blocks)
     with ProgressLog(f"measuring {names}", total, unit="image", show=show) as progress:
         for content in prefetch(lambda pair: LoadedBlock.of(*pair, (), store), blocks):
@@ -202,15 +205,24 @@ def measure_blocks(
             images = Batch([pair.image for pair in content.available])
             texts = [pair.prompt.text for pair in content.available]
             for metric in metrics if content.available else ():
-                metric.update(images, texts)
+                if metric.protocol in failed:
+                    continue
+                try:
+                    metric.update(images, texts)
+                except (ValueError, RuntimeError) as error:  # images that it does not take, or of several sizes
+                    failed[metric.protocol] = str(error)
             progress.advance(len(content.rows))
-    return {metric.protocol: _estimate(metric) for metric in metrics}
+    return {metric.protocol: _estimate(metric, failed.get(metric.protocol)) for metric in metrics}
 
 
-def _estimate(metric: DistributionMetric) -> dict[str, Any]:
-    """A distribution metric, as records hold it; one that is unavailable says why in its note."""
+def _estimate(metric: DistributionMetric, failed: str | None) -> dict[str, Any]:
+    """A distribution metric, as records hold it; one that is unavailable says why in its note.
+
+    failed: why it could not take in all images.
+    """
     try:
-        estimate = metric.compute()
+        estimate = Estimate(math.nan, math.nan, math.nan, 0, failed) if failed else metric.compute()
     except ValueError as error:
         estimate = Estimate(math.nan, math.nan, math.nan, 0, str(error))
-    return asdict(estimate) | {"weights_sha256": metric.weights_sha256}
+    lower = distribution.lower_is_better(metric.protocol)
+    return asdict(estimate) | {"weights_sha256": metric.weights_sha256, "lower_is_better": lower}

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import torch
-
-from evaluate import distribution, pipelines, scorers
+from evaluate import distribution, environment, pipelines, scorers
 from evaluate.pipelines import Recipe
 from evaluate.precision import dtype_of
 from prompts import suites
@@ -24,9 +22,13 @@ METRICS = ("hpsv2.1/aa", "imagereward", "aesthetic/v2", "pickscore", "clipscore/
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is. `shard` alone may differ between processes that write the same row."""
+    """What a run is. `shard` alone may differ between processes that write the same row.
+
+    named: what the suite was asked for by, a file's path or its name; by default its name.
+    """
 
     suite: Suite
+    named: str = ""
     model: str
     metrics: tuple[str, ...]
     images: Path | None = None
@@ -43,7 +45,7 @@ class Settings:
     @property
     def command(self) -> str:
         """What makes the row again, whatever this process was asked to do of it."""
-        words = ["evaluate", "run", "--suite", self.suite.name, "--model", self.model]
+        words = ["evaluate", "run", "--suite", self.named or self.suite.name, "--model", self.model]
         for metric in self.metrics:
             words += ["--metric", metric]
         options: dict[str, object] = {
@@ -88,10 +90,7 @@ def from_options(
         raise UserError("--images belongs to one --model; run the command once for each")
     if dtype is not None:
         dtype_of(dtype)
-    # Processes that were launched together take a GPU each.
-    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: no GPU there; choose cpu")
+    device = environment.device_of(device)
     # All of them now: the last one's name is not to be found wrong when the others have been drawn.
     recipes = [None if images else pipelines.read_recipe(model) for model in models]
     metrics = tuple(dict.fromkeys(map(_metric, metrics or whole.metrics or METRICS)))
@@ -99,6 +98,7 @@ def from_options(
     return [
         Settings(
             suite=limited,
+            named=suite,
             model=model,
             metrics=metrics,
             images=images,

@@ -53,8 +53,8 @@ class BestOf:
             candidate_keys = [f"{key}\0candidate {i}" for key in keys]
             images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=candidate_keys, **overrides)
             score = scorer.score(images, prompts)
-            # What is not finite is never better.
-            better = score > highest
+            # What is not finite is never better, and always worse.
+            better = score.isfinite() & ~(score <= highest)
             best[better], highest = images[better], torch.where(better, score, highest)
         return best
 

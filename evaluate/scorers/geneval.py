@@ -64,7 +64,7 @@ class GenEval(Scorer):
 
     differentiable = False
     needs = ("tag", "include")
-    macro: ClassVar[Mapping[str, str]] = {"geneval": "task"}
+    macro: ClassVar[Mapping[str, str]] = {"geneval": "tag"}
 
     def __init__(self, protocol: str, clip: TransformersClip, *, weights_sha256: str) -> None:
         super().__init__(protocol, AsTheyAre(), weights_sha256=weights_sha256)

@@ -12,6 +12,7 @@ The revision of 8b is the one that its users name; of the other sizes none was f
 taken, which may change. That a size's `preprocessor_config.json` is Qwen3-VL's own could not be confirmed.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -70,14 +71,20 @@ class UnifiedReward(JudgeScorer):
         self.columns = tuple(f"{protocol}/{aspect}" for aspect in ASPECTS)
 
     def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
-        """Raises ValueError for an answer that cannot be read."""
-        rows, details = [], []
+        """NaN for an answer that cannot be read: asked again the judge would write the same."""
+        rows: list[dict[str, float]] = []
+        details = []
         for image, prompt in zip(prepared, prompts, strict=True):
             (answer,) = self.judge.write(image, [QUESTION.replace("{}", prompt)], longest=LONGEST)
-            rows.append(parse(answer))
-            details.append({"answer": answer, "reason": answer})
+            try:
+                rows.append(parse(answer))
+                reason = answer
+            except ValueError as error:
+                rows.append({})
+                reason = str(error)
+            details.append({"answer": answer, "reason": reason})
         columns = {
-            f"{self.protocol}/{aspect}": torch.tensor([row[aspect] for row in rows], dtype=torch.float32)
+            f"{self.protocol}/{aspect}": torch.tensor([row.get(aspect, math.nan) for row in rows], dtype=torch.float32)
             for aspect in ASPECTS
         }
         return Assessment(columns, details)

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, Self
 
@@ -126,12 +127,16 @@ def _from_url(url: str, file: File) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             content = response.read()
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise _cannot(url, error) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
         temporary.write(content)
-    return Path(temporary.name).replace(target)
+    fetched = Path(temporary.name)
+    if file.digest_of(fetched) != file.digest:  # a portal's page, say: kept, it would be what every later run finds
+        fetched.unlink()
+        raise _cannot(url, ValueError("it is another file than the suite was made of"))
+    return fetched.replace(target)
 
 
 def _cannot(what: str, error: Exception) -> UserError:

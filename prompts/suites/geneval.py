@@ -20,7 +20,7 @@ FILE = Path(__file__).parent / "data" / "geneval" / "evaluation_metadata.jsonl"
 
 
 def prompts() -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
-    """In the file's order; a prompt's group is its task, and all else that its row says is meta."""
+    """In the file's order; a prompt's group is its `tag`, the task, and all else that its row says is meta."""
     for line in FILE.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        yield row.pop("prompt"), {"task": row["tag"]}, row
+        yield row.pop("prompt"), {"tag": row["tag"]}, row

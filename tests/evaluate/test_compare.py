@@ -11,6 +11,7 @@ from scipy import stats
 
 from evaluate.results.compare import ComparedMetric, compare, show, write
 from evaluate.results.csv_io import read_csv
+from evaluate.results.records import Records
 from evaluate.results.side_by_side import show as show_all
 from evaluate.results.side_by_side import side_by_side
 from evaluate.results.side_by_side import write as write_all
@@ -110,6 +111,13 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     }
     wins_of_two = {(f.over, f.model): f.value for f in side_by_side([runs[2], runs[0], runs[1]]) if f.over}
     assert wins_of_two == {("three", "one"): 0.375, ("three", "two"): 0.375, ("one", "two"): 0.625}
+
+    short = Records(runs[1].frame.iloc[1:], runs[1].meta)
+    fewer = {figure.model: figure.value for figure in side_by_side([runs[0], short]) if not figure.over}
+    assert fewer == {"one": A[1:].mean(), "two": B[1:].mean()}, "of the prompts that both have"
+    show_all([runs[0], short], side_by_side([runs[0], short]))
+    shown = capsys.readouterr()
+    assert "one: 1 prompts are left out that others lack" in shown.out + shown.err
 
     show_all(runs, figures)
     shown = capsys.readouterr()

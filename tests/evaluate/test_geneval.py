@@ -62,7 +62,7 @@ def test_the_suite_is_the_authors_file() -> None:
     suite = suites.load("geneval")
     assert (len(suite.prompts), suite.per_prompt, suite.metrics) == (553, 4, ("geneval",))
     tasks = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
-    assert Counter(prompt.group["task"] for prompt in suite.prompts) == tasks
+    assert Counter(prompt.group["tag"] for prompt in suite.prompts) == tasks
     assert [prompt.id for prompt in suite.prompts if "exclude" in prompt.meta] == [
         prompt.id for prompt in suite.prompts if prompt.meta["tag"] == "counting"
     ]
@@ -324,7 +324,7 @@ def test_a_run_is_the_mean_of_the_tasks(real_scorers: Hub, tmp_path: Path, monke
     monkeypatch.setattr(_detector, "LONG", 160)
     monkeypatch.setattr(_detector, "SHORT", 96)
     whole = suites.load("geneval")
-    tasks = [list(prompts) for _, prompts in groupby(whole.prompts, lambda prompt: prompt.group["task"])]
+    tasks = [list(prompts) for _, prompts in groupby(whole.prompts, lambda prompt: prompt.group["tag"])]
     chosen = [prompt for i, prompts in enumerate(tasks) for prompt in prompts[: 6 if i == 0 else 2]]
     suite = dataclasses.replace(whole, prompts=tuple(chosen))
     settings = Settings(
@@ -338,7 +338,7 @@ def test_a_run_is_the_mean_of_the_tasks(real_scorers: Hub, tmp_path: Path, monke
     assert path
     records = Records.load(path)
     assert len(records.frame) == 64 and records.missing is None
-    rows = summarise(records, by="task")
+    rows = summarise(records, by="tag")
     means = {row.group: row.mean for row in rows if row.group}
     assert list(means) == ["color_attr", "colors", "counting", "position", "single_object", "two_object"]
     (row,) = read_csv(tmp_path / "geneval.csv")

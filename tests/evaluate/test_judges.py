@@ -524,5 +524,8 @@ def test_a_random_judge_writes_what_cannot_be_read(
     assert not scorer.differentiable
     assert scorer.prepare == Patched(jpeg=95)
     assert scorer.columns == tuple(f"{scorer.protocol}/{aspect}" for aspect in ("alignment", "coherence", "style"))
-    with pytest.raises(ValueError, match="the judge's answer gives no alignment score"):
-        scorer.score([image("small")], ["a cat"])
+    said = scorer.assess(scorer.prepare([image("small")]), ["a cat"], ())
+    assert all(column.isnan().all() for column in said.columns.values())
+    assert said.details
+    assert said.details[0]
+    assert "the judge's answer gives no alignment score" in said.details[0]["reason"]

@@ -109,6 +109,18 @@ def test_the_metric_that_disagrees_is_named(three_metrics: list[Records]) -> Non
     assert rank.Ranking(ranking.ranked, {("hpsv2", "clipscore"): 0.5}).least_agreeing() is None
 
 
+def test_a_metric_that_all_are_equal_by_is_not_the_one_that_disagrees(three_metrics: list[Records]) -> None:
+    for run in three_metrics:
+        run.frame["score.same"] = 1.0
+        run.meta["protocols"]["same"] = None
+    ranking = rank.rank(three_metrics)
+    assert math.isnan(ranking.agreement["hpsv2", "same"])
+    least = ranking.least_agreeing()
+    assert least
+    assert least[0] != "same"
+    assert math.isfinite(least[1])
+
+
 def test_prompts_without_a_score_are_left_out() -> None:
     runs = runs_of({"hpsv2": drawn(np.random.default_rng(4), 50, [0.0, 1.0])})
     runs[0].frame.loc[:4, "score.hpsv2"] = math.nan

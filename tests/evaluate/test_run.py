@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
 from evaluate.runs import run, store
+from evaluate.runs.images import existing_images
 from evaluate.runs.settings import METRICS as USUAL
 from evaluate.runs.settings import Settings, from_options
 from prompts import suites
@@ -125,6 +127,9 @@ def test_nothing_is_drawn_or_scored_twice(
         (("fid/coco2014-30k",), {}, "give their folder as the reference"),
         (("fid/coco2014-30k",), {"reference": Path("nowhere")}, "nowhere: 0 images there"),
         (("shapes/clip",), {"model": "./nowhere"}, "no such folder"),
+        (("shapes/clip",), {"reference": Path("nowhere")}, "--reference nowhere: no metric here compares with it"),
+        (("fid/coco2014-30k", "patch-fid/dmd2", "cmmd"), {"reference": Path("nowhere")}, "measure them one at a time"),
+        (("diversity/shapes-clip",), {}, "there would be one of each; give --per-prompt 2"),
         (("shapes/clip", "shapes/oracle"), {"recipe": "{width: 64, height: 32}"},
         "--metric shapes/clip: .* 64 x 32 images of .*tiny"),
         (("fd-shapes",), {"recipe": "{width: 64, height: 32}"}, "--metric fd-shapes: .* 64 x 32 images of .*tiny"),
@@ -313,25 +318,59 @@ def test_a_scorer_that_raises_spoils_its_own_column_only(
     assert frame["error"].str.contains("shapes/oracle: RuntimeError: no oracle today").all()
 
 
-@pytest.mark.parametrize("naming", ["id", "number"])
+@pytest.mark.parametrize("naming", ["id", "tail", "number"])
 def test_images_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: str) -> None:
     rng, folder = np.random.default_rng(0), tmp_path / "theirs"
+    first = int(naming == "tail")
     folder.mkdir()
     for i, prompt in enumerate(suite().prompts[:-1]):
         pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / (f"{prompt.id}.png" if naming == "id" else f"{i}.png"))
-    (folder / ("0003.png" if naming == "id" else "3.png")).write_bytes(b"")
-    path = run.run(settings(Path("theirs"), tmp_path, images=folder, metrics=("shapes/clip",)), show=False)
+        Image.fromarray(pixels).save(
+            folder / (f"{i}.png" if naming == "number" else f"{int(prompt.id) + first:04d}.png")
+        )
+    (folder / ("3.png" if naming == "number" else f"{3 + first:04d}.png")).write_bytes(b"")
+    asked = suite()
+    if first:  # what `parti/0001` is in a folder that is given without `parti`
+        renamed = tuple(replace(prompt, id=f"small/{int(prompt.id) + 1:04d}") for prompt in asked.prompts)
+        asked = replace(asked, prompts=renamed)
+    given = settings(Path("theirs"), tmp_path, suite=asked, images=folder, metrics=("shapes/clip",))
+    path = run.run(given, show=False)
     assert path
     records = Records.load(path)
     errors = records.frame.set_index("id")["error"].dropna()
-    assert set(errors.index) == {"0003", f"{N - 1:04d}"}
+    assert set(errors.index) == {asked.prompts[3].id, asked.prompts[-1].id}
     assert records.frame["score.shapes/clip"].notna().sum() == N - 2
     assert not records.complete
-    with Image.open(folder / ("0000.png" if naming == "id" else "0.png")) as image:
+    with Image.open(folder / ("0.png" if naming == "number" else f"{first:04d}.png")) as image:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     expected = scorers.load("shapes/clip").score(pixels[None], [suite().prompts[0].text]).item()
     assert records.frame["score.shapes/clip"].iloc[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_another_version_said_of_an_image_is_not_taken_for_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    for i in range(N):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "theirs" / f"{i}.png")
+    given = settings(Path("theirs"), tmp_path, images=tmp_path / "theirs", metrics=("shapes/oracle",))
+    scored, original = itertools.count(), scorers.Scorer._scores
+    monkeypatch.setattr(scorers.Scorer, "_scores", lambda *each: (next(scored), original(*each))[1])
+    for blocks, version in ((6, "today"), (0, "today"), (6, "tomorrow")):
+        monkeypatch.setattr(run.environment, "versions", lambda *_, said=version: said)
+        before = next(scored)
+        assert run.run(given, show=False)
+        assert next(scored) - before - 1 == blocks
+
+
+def test_images_that_others_numbered_from_1_are_not_scored_by_the_next_prompt(tmp_path: Path) -> None:
+    for i in range(1, N + 1):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="numbered from 1; number them from 0"):
+        existing_images(tmp_path, suite().prompts, seeds=1)
+    Image.new("RGB", (32, 32)).save(tmp_path / "02.png")
+    with pytest.raises(UserError, match="two images are number 2"):
+        existing_images(tmp_path, suite().prompts, seeds=1)
 
 
 def test_two_processes_lose_no_row(tmp_path: Path) -> None:
@@ -364,7 +403,8 @@ def test_a_table_of_another_kind_is_left_alone(tmp_path: Path) -> None:
         ({"models": ["shapes/base", "shapes/bass"]}, "shapes/bass: no such"),
         ({"shard": "4/3"}, "--shard 4/3"),
         ({"dtype": "fp8"}, "--dtype fp8"),
-        ({"device": "cuda:0"}, "no GPU"),
+        ({"device": "cuda:0"}, "no such GPU"),
+        ({"device": "gpu"}, "--device gpu: no such device"),
     ],
 )
 def test_options_that_cannot_be_meant(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from evaluate.results.compare import compare, mismatch
 from evaluate.results.gate import Verdict
 from evaluate.results.records import Records
 from evaluate.results.stats import jackknife_error
+from prompts.io.errors import UserError
 
 ALPHA = 0.05
 PROMPTS, WIDTH = 200, 3
@@ -142,6 +143,9 @@ def test_runs_that_are_not_paired_say_why() -> None:
     assert "older version" in str(sets.unpaired(whole, old, METRIC))
     assert "same prompts" in str(sets.unpaired(whole, other, METRIC))
     assert "weights" in str(mismatch(whole, run_of(1.0, groups, weights_sha256="c" * 64)))
+    assert "other reference images" in str(mismatch(whole, run_of(1.0, groups, reference_sha256="d" * 64)))
+    with pytest.raises(UserError, match=r"no metric that can be ranked; fd-shapes: .* not of the same prompts"):
+        rank.rank([whole, dataclasses.replace(other, meta=other.meta | {"model": "b"})])
     assert gate.check(old, whole).verdict == gate.check(other, whole).verdict == Verdict.INCOMPLETE
     scored = make({"m": np.zeros(PROMPTS)})
     both = dataclasses.replace(scored, meta=scored.meta | {"distribution": whole.meta["distribution"]})
@@ -165,6 +169,15 @@ def test_where_nothing_can_be_judged_nothing_passes() -> None:
     assert "fd-shapes is not judged" in outcome.notes[0]
 
 
+def test_which_way_is_better_comes_with_the_records() -> None:
+    """Whether or not the metric is an extension's that is not there when they are read."""
+    (before, after), *_ = simulated(1, 10, 4.0, seed=6)
+    assert gate.check(after, before).verdict == Verdict.REGRESSED
+    for run in (before, after):
+        run.meta["distribution"][METRIC]["lower_is_better"] = False
+    assert gate.check(after, before).verdict == Verdict.PASS
+
+
 def test_an_unchanged_distance_passes() -> None:
     (before, _), *_ = simulated(1, 10, 0.0, seed=6)
     assert gate.check(before, before, min_effect=0.0).verdict == Verdict.PASS
@@ -181,6 +194,13 @@ def test_compare_gives_the_difference_its_interval() -> None:
     assert (row.metric, row.n, row.a, row.b) == (METRIC, PROMPTS, found.a, found.b)
     assert (row.low, row.high) == (pytest.approx(found.difference - half), pytest.approx(found.difference + half))
     assert math.isnan(row.win_rate)
+
+
+def test_of_unlike_numbers_of_images_there_is_no_difference() -> None:
+    groups = {"0/2": (100, 1.0), "1/2": (100, 1.1)}
+    (row,) = compare(run_of(1.0, groups), run_of(2.0, {}, n=3))
+    assert (row.a, row.b) == (1.0, 2.0)
+    assert math.isnan(row.difference)
 
 
 def test_rank_gives_places_by_distance_the_lowest_first() -> None:

@@ -22,9 +22,9 @@ from evaluate.papers.figures import TABLES, Column, read_columns, read_figures, 
 from evaluate.papers.match import Cell, cells, lacking
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv, write_csv
+from evaluate.results.records import file_name
 from prompts import suites
 from prompts.io.errors import UserError
-from prompts.io.files import text_sha256
 from prompts.shapes import sample_captions
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] | `a` **b** [c](d)"
@@ -371,7 +371,7 @@ def test_a_whole_run_is_taken_before_any_other(tmp_path: Path) -> None:
         ("di-star/1", "Image Reward", "sdxl-distar-dpo-long", "parti", "reported only: no published weights are known"),
         ("di-star/1", "Infer Time per 10 Images", "sdxl-distar", "parti", "not timed"),
         ("di-star/1", "Pick Score", "sdxl-50step", "parti", "run, but not with pickscore"),
-        ("di-star/3", "Photo", "sdxl-50step", "hpsv2", "records are not under"),
+        ("di-star/3", "Photo", "sdxl-50step", "hpsv2", "no records of style=photo are under"),
         ("di-plus-plus/1", "column unknown", "sdxl-dmd2-4step-1024", "hpsv2", "does not show which style"),
     ],
 )
@@ -387,15 +387,19 @@ def test_styles_come_out_of_the_records(tmp_path: Path) -> None:
     column = column_of("di-star/3", "Photo", "hpsv2")
     row = put(tmp_path, "sdxl-50step", column, model_sha256="d" * 64)
     scores = {protocol: np.array([28.0, 29.0, 30.0, 31.0]) for protocol in column.ours}
-    for sha, shift in (("e" * 64, 5), ("d" * 64, 0)):  # the first of the same command, but another model
+    made_by = {"model_sha256": "d" * 64, "recipe": json.loads(row["recipe"])}
+    made_by |= {name: row[name] for name in ("dtype", "hardware", "versions")}
+    # The same command's, but of another model, of another recipe, and on another machine; then the row's own.
+    others = ({"model_sha256": "e" * 64}, {"recipe": {"steps": 3}}, {"hardware": "another card"}, {})
+    for shift, change in enumerate(others, 1):
         run = make(
-            {name: each + shift for name, each in scores.items()},
+            {name: each + shift % 4 for name, each in scores.items()},
             suite="hpsv2",
             model="sdxl-50step",
-            made_by={"model_sha256": sha},
+            made_by=made_by | change,
         )
         run.frame["group.style"] = ["photo", "photo", "anime", "anime"]
-        run.save(tmp_path / "runs" / sha[:4] / f"records-hpsv2-{text_sha256(row['command'])[:8]}.parquet")
+        run.save(tmp_path / "runs" / str(shift) / file_name("hpsv2", row["suite_sha256"], row["command"]))
     cell = cell_of("di-star/3", "Photo", "sdxl-50step", tmp_path, "hpsv2")
     assert cell.ours
     assert (cell.ours.value, cell.ours.error, cell.ours.n) == (28.5, 0.5, 2)
