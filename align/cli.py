@@ -134,7 +134,10 @@ def sample(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint folder.")],
     output: Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="The folder to write.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "fp16",
+    dtype: Annotated[
+        Optional[str],
+        typer.Option("--dtype", help="fp32, fp16 or bf16; by default bf16 for flow matching, else fp16."),
+    ] = None,
     pipeline: Annotated[
         Optional[str],
         typer.Option(

@@ -100,11 +100,13 @@ def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, see
 
     from align.training.validation import save_grid
     from evaluate import pipelines, samplers
+    from evaluate.precision import drawn_in, dtype_of
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
-    pipeline, recipe = pipelines.load(checkpoint), pipelines.read_recipe(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = pipelines.read_recipe(checkpoint)
+    pipeline = pipelines.load(checkpoint, dtype=dtype_of(drawn_in(recipe.dtype, device)))
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
     images = samplers.draw(pipeline.to(device), recipe, each, seed=seed, keys=keys).cpu()
@@ -119,7 +121,7 @@ def export(
     run: Path,
     output: Path | None,
     *,
-    dtype: str,
+    dtype: str | None,
     pipeline: str | None = None,
     lora: bool = False,
     scores: Path | None = None,
@@ -133,7 +135,8 @@ def export(
     from align.export import push
     from evaluate.precision import dtype_of
 
-    dtype_of(dtype)
+    if dtype is not None:
+        dtype_of(dtype)
     if lora and pipeline:
         raise UserError("--lora and --pipeline write different things; choose one")
     if private and not push_to:

@@ -15,6 +15,11 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def drawn_in(recipe_dtype: str | None, device: str) -> str:
+    """What a model is drawn in where nobody says: on a GPU what its recipe was published with, else float32."""
+    return recipe_dtype if recipe_dtype and device.startswith("cuda") else "fp32"
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """As it is, or from half precision in float32: what a cosine or a probability is taken in."""
     return x if x.dtype.itemsize >= 4 else x.float()

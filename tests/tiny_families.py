@@ -452,6 +452,21 @@ def sana(folder: Path, *, timestep_scale: float = 1.0) -> Any:
     )
 
 
+def sana_sprint(folder: Path) -> Any:
+    from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+
+    base = sana(folder)
+    config = {key: value for key, value in base.transformer.config.items() if not key.startswith("_")}
+    distilled = SanaTransformer2DModel(**config | {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"})
+    return SanaSprintPipeline(
+        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoder,
+        vae=base.vae,
+        transformer=distilled.eval(),
+        scheduler=SCMScheduler(),
+    )
+
+
 #: Stock diffusers cleans prompts and picks the nearest size it knows where it is not told otherwise.
 OPTIONS = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
 FAMILIES = {"sd15": sd15, "sdxl": sdxl, "pixart": pixart}
@@ -462,7 +477,7 @@ FLOWS = {"sd3": sd3, "flux": flux, "flux2": flux2, "zimage": zimage, "qwenimage"
 def pipeline(family: str, folder: Path, *, seed: int = 0, **options: Any) -> Any:
     """A stock pipeline; its tokenizers are written to `folder` and read from there."""
     torch.manual_seed(seed)
-    made = (FAMILIES | FLOWS)[family](folder, **options)
+    made = (FAMILIES | FLOWS | {"sana_sprint": sana_sprint})[family](folder, **options)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -509,7 +524,7 @@ def publish(hub: Hub, folder: Path) -> None:
         target = hub.folder(where.repository, where.revision)
         made = pipeline(family, folder / str(seed), seed=seed)
         network = getattr(made, families.load(family).network)
-        if role == "pipeline":
+        if role == "pipeline" or (role == "student" and not where.file):
             save(made, target)
         elif where.file:
             tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}

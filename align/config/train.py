@@ -70,6 +70,10 @@ class TrainConfig(Config):
             " file; OWNER/NAME:COLUMN[@REVISION] of the hub"
         )
     )
+    max_prompts: PositiveInt | None = Field(
+        None,
+        description="where there are more prompts, so many of them, evenly spread; each takes disk if encoded ahead",
+    )
     text_encoding: Literal["ahead", "live"] = Field(
         "ahead",
         description="ahead encodes every prompt before training and lets go of the text encoders; live keeps them",

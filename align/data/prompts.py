@@ -25,6 +25,13 @@ class Prompts:
         """column: a pyarrow ChunkedArray of strings. kept: the rows of it that count, by default all."""
         self._column, self._kept = column, kept
 
+    def spread(self, n: int) -> "Prompts":
+        """n of them, evenly spread and in their order; all where they are no more."""
+        if n >= len(self):
+            return self
+        chosen = np.arange(n) * len(self) // n
+        return Prompts(self._column, chosen if self._kept is None else self._kept[chosen])
+
     def __len__(self) -> int:
         return len(self._column) if self._kept is None else len(self._kept)
 
@@ -35,10 +42,12 @@ class Prompts:
         return (self[i] for i in range(len(self)))
 
     def sha256(self) -> str:
-        """Hash of the texts and their order."""
+        """Hash of the column's texts and their order, and of which of them count."""
         import pyarrow as pa
 
         lengths, texts = hashlib.sha256(), hashlib.sha256()
+        if self._kept is not None:
+            lengths.update(self._kept.astype(np.int64).tobytes())
         for chunk in self._column.chunks:
             large = chunk.fill_null("").cast(pa.large_string())
             _, offsets, content = large.buffers()
@@ -63,13 +72,16 @@ class Prompts:
         return rows, first
 
 
-def read_prompts(source: str) -> Prompts:
+def read_prompts(source: str, *, at_most: int | None = None) -> Prompts:
     """The prompts `source` names, blank ones left out. Raises UserError with the remedy.
 
+    at_most: of more so many, evenly spread.
     source: `shapes:train`, `shapes:validation`, `shapes:test`; a UTF-8 text file with one prompt per line;
     `FILE:COLUMN` of a .parquet, .csv, .tsv, .json or .jsonl file; or `OWNER/NAME:COLUMN`, of the split `train` of a
     dataset of the hub, `@REVISION` behind it to pin one.
     """
+    if at_most is not None:
+        return read_prompts(source).spread(at_most)
     if source in ("shapes:train", "shapes:validation", "shapes:test"):
         return _shapes(source.removeprefix("shapes:"))
     table, hub_id = TABLE.fullmatch(source), dataset_id(source)

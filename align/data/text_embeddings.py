@@ -33,9 +33,8 @@ from prompts.io.errors import UserError
 from prompts.io.files import flush
 
 ROWS = 512  # texts in a file
-BATCH = 128  # texts encoded at a time
 OPEN = 256  # files whose headers are kept
-FORMAT = 1
+FORMAT = 2
 ENCODING = "encoding texts"  # what profiles call it where it is done as batches are drawn
 #: What a person calls a manifest's keys.
 CALLED = {
@@ -146,11 +145,18 @@ def release(pipeline: Any) -> None:
     pipeline.register_modules(**dict.fromkeys(encoders(pipeline)))
 
 
-def restore(pipeline: Any, source: str) -> None:
-    """Read again from `source`, a pipeline, what `release` let go of."""
-    missing = [name for name, part in pipeline.components.items() if _is_encoder(name) and part is None]
+def restore(pipeline: Any, source: str, *, network: str) -> None:
+    """Read text encoders and tokenizers again from `source`, a pipeline, where `release` let go of them or they are in
+    another precision than the autoencoder. network: the name of the part that is not needed for it.
+    """
+    wide = pipeline.vae.dtype
+    missing = [
+        name
+        for name, part in pipeline.components.items()
+        if _is_encoder(name) and (part is None or getattr(part, "dtype", wide) != wide)
+    ]
     if missing:
-        whole = pipelines.load(source, dtype=pipeline.vae.dtype)
+        whole = pipelines.load(source, dtype=wide, without=network)
         pipeline.register_modules(**{name: getattr(whole, name) for name in missing})
 
 
@@ -248,7 +254,8 @@ def fill(
     if todo * size > free:
         raise UserError(
             f"{folder}: {todo:,} prompts to encode take {todo * size / 1e9:,.3g} GB and {free / 1e9:,.3g} GB are free"
-            " there; name a folder on a larger disk by text_cache, or set text_encoding to live"
+            " there; name a folder on a larger disk by text_cache, take fewer by max_prompts, or set text_encoding to"
+            " live"
         )
     if not missing:
         return
@@ -271,8 +278,13 @@ def fill(
 
 def encode(family: Any, pipeline: Any, texts: list[str], dtype: torch.dtype) -> Conditioning:
     """Rows of `texts` on the CPU. Always in the same batches, so that whoever makes a file makes the same bytes."""
-    parts = [family.encode(pipeline, texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
-    return {key: torch.cat([part[key].to("cpu", dtype) for part in parts]) for key in parts[0]}
+    n = family.texts_at_once
+    # Nothing of a batch is left on the device when the next one comes.
+    parts = [
+        {key: row.to("cpu", dtype) for key, row in family.encode(pipeline, texts[i : i + n]).items()}
+        for i in range(0, len(texts), n)
+    ]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from align.config.train import TrainConfig
-from align.networks.initial import LORA, hub_id, is_pipeline, weights_file
+from align.networks.initial import LORA, hub_id, is_hub_pipeline, is_pipeline, weights_file
 from evaluate import pipelines
 from evaluate.pipelines import Recipe
 
 #: The fields of a recipe that say how the pipeline is called.
-CALL = {"steps", "timesteps", "sigmas", "guidance_scale", "height", "width", "arguments"}
+CALL = {"steps", "timesteps", "sigmas", "guidance_scale", "height", "width", "arguments", "dtype"}
 
 
 def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, network: str, folder: Path) -> Recipe:
-    """The recipe of a LoRA in `folder` over what training started from. recipe: the checkpoint's own recipe.
+    """The recipe of a LoRA in `folder` over what training started from. recipe: the checkpoint's own recipe. Over a
+    whole pipeline, text encoders and autoencoder are that pipeline's, which a distilled model shares with its teacher.
 
     Raises UserError where no recipe can say it.
     """
@@ -25,12 +26,8 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         start = sources["reference"] if sources["pipeline"] else None
     name, options, _ = config.generator.stock_scheduler(flow=recipe.sigmas is not None)
     fields: dict[str, Any] = {}
-    if (
-        start
-        and is_pipeline(start)
-        and (leaning := pipelines.read_recipe(start))
-        and (leaning.pipeline or leaning.unet)
-    ):
+    leaning = pipelines.read_recipe(start) if start and is_pipeline(start) else None
+    if start and ((leaning and (leaning.pipeline or leaning.unet)) or is_hub_pipeline(start)):
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)

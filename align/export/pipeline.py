@@ -128,7 +128,7 @@ def copy(
     source: Path,
     folder: Path,
     *,
-    dtype: str,
+    dtype: str | None,
     pipeline: str | None,
     lora: bool,
     scores: Path | None,
@@ -137,11 +137,12 @@ def copy(
     """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has
     all else), or its `lora` alone.
 
-    scores: a leaderboard, whose rows of this model come into the card. push_to: the repository that it is made for.
+    dtype: by default the recipe's, or fp16. scores: a leaderboard, whose rows of this model come into the card.
+    push_to: the repository that it is made for.
     """
-    precision, run = dtype_of(dtype), read_run(source.parent)
+    recipe, run = pipelines.read_recipe(str(source)), read_run(source.parent)
+    precision = dtype_of(dtype or recipe.dtype or "fp16")
     kind: card.Kind = "pipeline"
-    recipe = pipelines.read_recipe(str(source))
     config: TrainConfig | None = None
     if run.get("step") is not None:
         path = source.parent / "config.yaml"

@@ -57,6 +57,8 @@ class OneStep:
 
         name, options, guidance = self.options.stock_scheduler(flow=self.flow)
         recipe = self.times([self.sigma_init]) | {"guidance_scale": self.preconditioning.embedded_guidance or guidance}
+        if self.flow:  # in half precision some of their networks overflow
+            recipe["dtype"] = "bf16"
         if self.preconditioning.size:
             recipe |= dict(zip(("height", "width"), self.preconditioning.size, strict=True))
         if arguments := dict(self.preconditioning.family.arguments):

@@ -71,7 +71,9 @@ class Estimate:
 
     operations: of a step's matrix products, convolutions and attention in one process, by phase, those that are
     carried out twice included; of a few-step generator, where its last step is trained, which takes most. state: what
-    is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded.
+    is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded. load: of each
+    process's CPU memory while networks are read. encoding: of the GPU's while prompts are encoded ahead, without what
+    lies between layers, and row: of the disk for each of them; 0 where none are.
     """
 
     roles: dict[str, Role]
@@ -81,6 +83,9 @@ class Estimate:
     reserve: float
     operations: dict[str, float]
     state: int
+    load: int
+    encoding: int
+    row: int
 
     @property
     def flops(self) -> float:
@@ -135,6 +140,9 @@ def estimate(
         reserve=RESERVE if cuda else 0.0,
         operations=_operations(config, tracker, passes),
         state=_bytes(saved),
+        load=parts.load,
+        encoding=parts.encoding,
+        row=parts.row,
     )
 
 
@@ -188,10 +196,15 @@ class _FromFiles(LongestTexts):
 
 
 class Parts(NamedTuple):
-    """What is read before a run is put together. same: whether the student starts from the reference's network."""
+    """What is read before a run is put together. same: whether the student starts from the reference's network.
+    load, encoding, row: `Estimate`'s.
+    """
 
     scoring: setup.Scoring
     same: bool
+    load: int
+    encoding: int
+    row: int
 
 
 def _read(
@@ -203,6 +216,8 @@ def _read(
     pipeline = setup.load_pipeline(config, dtype, random_weights=True, device="meta")
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
+        read = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        load = _bytes(tensor for part in [*read, *([] if same else [initial])] for tensor in _tensors(part))
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
         roles = store(config, initial, reference, same=same, device="meta")
     scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
@@ -226,7 +241,11 @@ def _read(
     few = 4 if config.gradient_checkpointing and not config.held_out.scorers else None
     watched = fixed_batch(config, preconditioning, pipeline, device="cpu", dtype=dtype, limit=few)
     texts = (LongestTexts if config.text_encoding == "live" else _FromFiles)(
-        preconditioning.family, pipeline, read_prompts(config.prompts), device="cpu", dtype=narrow or dtype
+        preconditioning.family,
+        pipeline,
+        read_prompts(config.prompts, at_most=config.max_prompts),
+        device="cpu",
+        dtype=narrow or dtype,
     )
     generator = setup.make_generator(config, preconditioning)
     make = partial(
@@ -242,7 +261,11 @@ def _read(
         scoring=scoring,
         watched=watched,
     )
-    return make, Parts(scoring, same)
+    encoding = row = 0
+    if isinstance(texts, _FromFiles):
+        encoding = _bytes(tensor for part in readers for tensor in _tensors(part))
+        row = sum(value.numel() for value in texts.row.values()) * (narrow or dtype).itemsize
+    return make, Parts(scoring, same, load, encoding, row)
 
 
 def _prepare(run: setup.Run, tracker: Tracker) -> None:

@@ -48,6 +48,14 @@ def is_pipeline(source: str) -> bool:
     )
 
 
+def is_hub_pipeline(source: str) -> bool:
+    """Whether `source` is a whole pipeline of the hub, rather than a network of it."""
+    where = None if Path(source).exists() else hub_id(source)
+    if where is None or where.file or pipelines.locate(where.repository):
+        return False
+    return "model_index.json" in _list(where)
+
+
 def load_into(pipeline: Any, name: str, network: nn.Module, source: str) -> None:
     """Give `network` the weights that `source` names, or add its LoRA to those it has.
 

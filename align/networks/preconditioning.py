@@ -1,5 +1,6 @@
 """A family's network as a denoiser, `(x, sigma) -> x0_hat`, bound to its prompts."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ class Preconditioning:
         """source: what to call the pipeline in an error. size: height and width in pixels, by default what the network
         was made for. embedded_guidance: the scale that a network of embedded guidance is told.
         """
+        step = math.lcm(8, pipeline.vae_scale_factor * family.patch)  # a recipe's sizes are multiples of 8
+        if size and any(edge % step for edge in size):
+            nearest = [max(step, round(edge / step) * step) for edge in size]
+            raise UserError(f"size = {list(size)}: {source} draws multiples of {step} pixels; set it to {nearest}")
         self.size, size = size, size or family.size(pipeline)
         self.family, self.autocast, self.embedded_guidance = family, autocast, embedded_guidance
         self.pixels: int = pipeline.vae_scale_factor

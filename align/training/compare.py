@@ -20,6 +20,7 @@ from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.pipelines import Recipe
+from evaluate.precision import drawn_in, dtype_of
 from evaluate.results.stats import paired_difference, percent
 from evaluate.runs.retry import RetryInHalves
 from prompts.io.errors import UserError
@@ -30,19 +31,19 @@ CHUNK = 64
 
 def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
     """What training started from, and how it draws: as its own recipe says, or where it is a
-    network alone, as the result does.
+    network alone, as the result does. Its precision is the result's.
     """
-    name = families.load(config.family).network
+    name, dtype = families.load(config.family).network, _dtype(pipelines.read_recipe(result))
     if config.initial is None and config.pipeline is None:
-        return pipelines.load(config.reference), pipelines.read_recipe(config.reference)
+        return pipelines.load(config.reference, dtype=dtype), pipelines.read_recipe(config.reference)
     if config.initial is not None and is_pipeline(config.initial):
-        return pipelines.load(config.initial), pipelines.read_recipe(config.initial)
-    pipeline = pipelines.load(config.pipeline or config.reference)
+        return pipelines.load(config.initial, dtype=dtype), pipelines.read_recipe(config.initial)
+    pipeline = pipelines.load(config.pipeline or config.reference, dtype=dtype)
     network = getattr(pipeline, name)
     for source in (config.reference if config.pipeline else None, config.initial):
         if source is not None:
             load_into(pipeline, name, network, source)
-    pipeline = pipelines.load(result)
+    pipeline = pipelines.load(result, dtype=dtype)
     pipeline.register_modules(**{name: network})
     return pipeline, pipelines.read_recipe(result)
 
@@ -59,7 +60,11 @@ def images_of(
     """One image per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
     recipe = pipelines.read_recipe(model)
     recipe = recipe.model_copy(update={"sampler": sampler}) if sampler else recipe
-    return _draw(pipelines.load(model), recipe, prompts, title=title, seed=seed, **overrides)
+    return _draw(pipelines.load(model, dtype=_dtype(recipe)), recipe, prompts, title=title, seed=seed, **overrides)
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    return dtype_of(drawn_in(recipe.dtype, "cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _draw(

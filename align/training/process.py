@@ -85,7 +85,10 @@ class Launched(Alone):
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         _check_trackers(config)
-        spare = DistributedDataParallelKwargs(find_unused_parameters=families.load(config.family).spare_layers)
+        # Buffers are constants, a quantised base's billions of weights among them.
+        spare = DistributedDataParallelKwargs(
+            find_unused_parameters=families.load(config.family).spare_layers, broadcast_buffers=False
+        )
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="bf16" if config.precision == "bf16" else "no",

@@ -12,7 +12,8 @@ def finish(run: Run, step: int) -> None:
     with run.average.applied():
         weights, added = merged(run.roles.student), adapter(run.roles.student)
         if run.process.main:
-            restore(run.pipeline, run.config.pipeline or run.config.reference)
+            network = run.preconditioning.family.network
+            restore(run.pipeline, run.config.pipeline or run.config.reference, network=network)
             metadata = run_metadata(
                 run.config,
                 step=step,

@@ -119,7 +119,7 @@ def build(
         config.family,
         preconditioning.family,
         pipeline,
-        read_prompts(config.prompts),
+        read_prompts(config.prompts, at_most=config.max_prompts),
         encoding=config.text_encoding,
         folder=config.text_cache,
         device=process.device,
@@ -197,7 +197,7 @@ def assemble(
         checkpoints=Checkpoints(
             folder, every=config.save_every, learners=learners, average=average, validation=validation, process=process
         ),
-        example=read_prompts(config.prompts)[0],
+        example=texts.prompts[0],
     )
 
 
@@ -250,13 +250,25 @@ def make_learners(
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool, device: Any = "cpu") -> Any:
     """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds."""
-    source = config.pipeline or config.reference
+    source, dtypes = config.pipeline or config.reference, narrow_parts(config)
     if random_weights:
         pipeline = random_pipeline(source, dtype=dtype, device=device)
+        for name, narrow in dtypes.items():
+            if getattr(pipeline, name, None) is not None:
+                getattr(pipeline, name).to(narrow)
     else:
-        pipeline = pipelines.load(source, dtype=dtype)
+        pipeline = pipelines.load(source, dtype=dtype, dtypes=dtypes)
     families.check(config.family, pipeline, source)
     return pipeline
+
+
+def narrow_parts(config: TrainConfig) -> dict[str, torch.dtype]:
+    """What is read in the precision that is computed in: language models, and networks that are only ever the frozen
+    base of adapters, and so would be made narrow anyway.
+    """
+    narrow, family = precisions(config)[1], families.load(config.family)
+    bases = (family.network,) if config.lora and config.parallel == "ddp" else ()
+    return dict.fromkeys((*family.language_models, *bases), narrow) if narrow else {}
 
 
 def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> Preconditioning:

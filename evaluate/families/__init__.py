@@ -31,8 +31,11 @@ class Family:
     what their call is told so that it conditions the network as `encode` does. tiny_vae: a tiny autoencoder of the same
     latents on the hub. lora_targets: the ends of the names of the layers that a LoRA is put on. token: pixels along
     each side of what counts as one token where noise levels depend on the image's size. flow: whether its networks are
-    flows, whatever a scheduler says. spare_layers: whether some of a network's layers lead nowhere, and have no
-    gradient, which several processes that train it together have to be told.
+    flows, whatever a scheduler says. patch: latents along each side of what the network takes as one; sizes are
+    multiples of it. language_models: the names of text encoders of billions of parameters, which are kept in the
+    precision of a run. texts_at_once: prompts that are encoded together; a language model's rows are long.
+    spare_layers: whether some of a network's layers lead nowhere, and have no gradient, which several processes that
+    train it together have to be told.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -42,6 +45,9 @@ class Family:
     lora_targets: tuple[str, ...] = ()
     token: int = 16
     flow: bool = False
+    patch: int = 1
+    language_models: tuple[str, ...] = ()
+    texts_at_once: int = 128
     spare_layers: bool = False
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
@@ -92,6 +98,8 @@ class Family:
 
 class Packed(Family):
     """One whose pipeline takes rows of two by two latents."""
+
+    patch = 2
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, ...]:
         """A quarter of the network's channels, which are those of two by two latents."""

@@ -16,6 +16,8 @@ class Flux(Packed):
 
     pipelines: tuple[str, ...] = ("FluxPipeline",)
     flow = True
+    language_models: tuple[str, ...] = ("text_encoder_2",)
+    texts_at_once = 8
     tiny_vae: str | None = "madebyollin/taef1"
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

@@ -25,6 +25,7 @@ class Flux2(Flux):
     pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
     # `madebyollin/taef2` has these latents, but no config, and layers that diffusers' AutoencoderTiny does not know.
     tiny_vae = None
+    language_models = ("text_encoder",)
     # `to_out` are the layers of that name; where it is the name of a list, its first is one.
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

@@ -19,6 +19,8 @@ class PixArt(Family):
     """PixArt-alpha."""
 
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    patch = 2
+    language_models = ("text_encoder",)
     # No cleaning of captions, and the size that is asked for rather than the nearest one of the published networks'.
     arguments = MappingProxyType({"clean_caption": False, "use_resolution_binning": False})
     tiny_vae = "madebyollin/taesd"

@@ -24,6 +24,8 @@ class QwenImage(Packed):
 
     pipelines = ("QwenImagePipeline",)
     flow = True
+    language_models = ("text_encoder",)
+    texts_at_once = 8
     spare_layers = True  # what the last block makes of the text
     # Its guidance is not told to the network, and has a name of its own.
     arguments = MappingProxyType({"true_cfg_scale": 1.0, "max_sequence_length": TOKENS})

@@ -18,6 +18,8 @@ class Sana(Family):
 
     pipelines = ("SanaPipeline",)
     flow = True
+    language_models = ("text_encoder",)
+    texts_at_once = 8
     # No cleaning of captions, and the size that is asked for rather than the nearest one of the published networks'.
     arguments = MappingProxyType({"clean_caption": False, "use_resolution_binning": False})
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")

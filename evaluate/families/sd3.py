@@ -16,6 +16,9 @@ class StableDiffusion3(Family):
 
     pipelines = ("StableDiffusion3Pipeline",)
     flow = True
+    patch = 2
+    language_models = ("text_encoder_3",)
+    texts_at_once = 8
     tiny_vae = "madebyollin/taesd3"
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

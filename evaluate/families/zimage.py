@@ -18,6 +18,9 @@ class ZImage(Family):
 
     pipelines = ("ZImagePipeline",)
     flow = True
+    patch = 2
+    language_models = ("text_encoder",)
+    texts_at_once = 8
     tiny_vae = "madebyollin/taef1"  # the autoencoder is FLUX.1's
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 
@@ -41,7 +44,7 @@ class ZImage(Family):
         tokens = pipeline.tokenizer(chats, return_tensors="pt", **padding)
         mask = tokens.attention_mask.to(pipeline.text_encoder.device)
         text = pipeline.text_encoder(
-            input_ids=tokens.input_ids.to(mask.device), attention_mask=mask, output_hidden_states=True
+            input_ids=tokens.input_ids.to(mask.device), attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states[-2]
         return {"text": text * mask[..., None], "mask": mask}
 

@@ -25,7 +25,7 @@ recipe: a YAML file, or the name of one of those in `evaluate/models`. A folder 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -228,11 +228,21 @@ def describe(recipe: Recipe) -> tuple[str, ...]:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load(model: str, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The model as a diffusers pipeline, every weight matched by name. Raises UserError with the remedy."""
+def load(
+    model: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    without: str = "",
+) -> Any:
+    """The model as a diffusers pipeline, every weight matched by name. Raises UserError with the remedy.
+
+    dtypes: of parts, by name, that have another one than `dtype`. without: a part that is not wanted, and left out
+    where nothing lies over it.
+    """
     quiet()
     whole, *over = _overlays(model)
-    pipeline = overlays.load_pipeline(whole, dtype)
+    pipeline = overlays.load_pipeline(whole, dtype, dtypes, without="" if over else without)
     for overlay in over:
         overlays.OVERLAYS[overlay.kind](pipeline, overlay)
     set_scheduler(pipeline, model)

@@ -68,12 +68,15 @@ class _Bare:
 
 
 def _named(tensors: Mapping[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
-    """Tensors under the network's name, which files of peft alone leave out."""
-    short = {key: key.removeprefix("base_model.model.") for key in tensors}
+    """Tensors under the network's name, which files of peft alone leave out, and without the adapter's.
+
+    Names of kohya's scripts are left to diffusers, which puts the network's before them where it is missing.
+    """
+    if any(key.endswith((".alpha", ".lora_down.weight")) for key in tensors):
+        return dict(tensors)
+    short = {key: key.removeprefix("base_model.model.").replace(".default.weight", ".weight") for key in tensors}
     own = dict(network.named_children())
-    return {
-        f"{name}.{short[key]}" if short[key].partition(".")[0] in own else key: value for key, value in tensors.items()
-    }
+    return {f"{name}.{key}" if key.partition(".")[0] in own else key: tensors[given] for given, key in short.items()}
 
 
 @contextmanager

@@ -135,8 +135,13 @@ def network_name(pipeline: Any) -> str:
     return "unet" if "unet" in pipeline.components else "transformer"
 
 
-def load_pipeline(overlay: Overlay, dtype: torch.dtype) -> Any:
-    """A stock diffusers pipeline. Raises UserError for a weight that is missing or left over."""
+def load_pipeline(
+    overlay: Overlay, dtype: torch.dtype, dtypes: Mapping[str, torch.dtype] | None = None, *, without: str = ""
+) -> Any:
+    """A stock diffusers pipeline. dtypes: of parts, by name, that have another one. without: a part to leave out.
+
+    Raises UserError for a weight that is missing or left over.
+    """
     from diffusers import DiffusionPipeline
 
     index = overlay.root / "model_index.json"
@@ -144,8 +149,10 @@ def load_pipeline(overlay: Overlay, dtype: torch.dtype) -> Any:
     components: dict[str, Any] = {name: None for name in UNUSED if name in named}
     for name, entry in parts(index).items():
         kind = part_class(*entry)
-        if kind is not None and issubclass(kind, nn.Module):
-            components[name] = _load_part(kind, overlay.root / name, overlay.variant, dtype)
+        if name == without:
+            components[name] = None
+        elif kind is not None and issubclass(kind, nn.Module):
+            components[name] = _load_part(kind, overlay.root / name, overlay.variant, (dtypes or {}).get(name, dtype))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the safety checker that is left out

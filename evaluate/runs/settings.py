@@ -9,8 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from evaluate import distribution, environment, pipelines, scorers
-from evaluate.pipelines import Recipe
-from evaluate.precision import dtype_of
+from evaluate.precision import drawn_in, dtype_of
 from prompts import suites
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -104,7 +103,7 @@ def from_options(
             images=images,
             seeds=tuple(range(seed, seed + (per_prompt or whole.per_prompt))),
             batch=batch,
-            dtype=dtype or _dtype(recipe, device),
+            dtype=dtype or drawn_in(recipe.dtype if recipe else None, device),
             device=device,
             output=output,
             shard=_shard(shard),
@@ -123,11 +122,6 @@ def _metric(name: str) -> str:
         close = get_close_matches(name, known, 1, 0)[0]
         raise UserError(f"no metric {name!r}; did you mean {close!r}? 'evaluate metrics' lists them")
     return variant
-
-
-def _dtype(recipe: Recipe | None, device: str) -> str:
-    """What a model is drawn in where nobody says: what its recipe was published with, on a GPU."""
-    return recipe.dtype if recipe and recipe.dtype and device.startswith("cuda") else "fp32"
 
 
 def _weights(text: str, metrics: Sequence[str]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,6 +350,18 @@ def test_a_pipeline_of_another_family_or_scheduler_is_refused(stock: dict[str, A
     other.scheduler = DDIMScheduler()
     with pytest.raises(UserError, match="a/b: its scheduler, DDIMScheduler, is not one of flow matching"):
         families.check("sd3", other, "a/b")
+
+
+@pytest.mark.parametrize("family", tiny_families.FLOWS)
+def test_a_size_is_a_multiple_of_what_the_network_takes_as_one(stock: dict[str, Any], family: str) -> None:
+    step = 32 if family == "sana" else 16
+    make = partial(Preconditioning, families.load(family), stock[family], nullcontext, source="here")
+    options = {"embedded_guidance": 3.5} if family == "flux" else {}
+    assert make(size=(3 * step, 2 * step), **options).size == (3 * step, 2 * step)
+    with pytest.raises(
+        UserError, match=rf"size = \[{3 * step - 8}, {2 * step}\]: here draws multiples of {step} pixels"
+    ):
+        make(size=(3 * step - 8, 2 * step), **options)
 
 
 def test_what_does_not_fit_a_flow_is_refused(stock: dict[str, Any]) -> None:

@@ -345,6 +345,10 @@ def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Pa
         )
         assert (wide.total > usual.total) == (encoding == "live")
         assert ("encoding texts" in wide.operations) == (encoding == "live")
+        encoder, ahead = pipelines.load(str(tiny)).text_encoder, encoding == "ahead"
+        assert usual.encoding == ahead * sum(p.nbytes for p in (*encoder.parameters(), *encoder.buffers()))
+        assert usual.row == ahead * 4 * encoder.config.max_position_embeddings * encoder.config.hidden_size
+        assert wide.load > usual.load > 0
     more = 4 * (4096 - described["intermediate_size"]) * 2 * 16
     assert wide.parts["text encoders"] - usual.parts["text encoders"] == pytest.approx(more, rel=0.05)
 

@@ -14,8 +14,11 @@ import tiny_scorers
 import torch
 from hub import Hub
 
+from align import commands
 from align.config.train import TRAIN, TrainConfig
+from align.data import text_embeddings
 from align.data.prompts import dataset_id
+from align.options import dump
 from align.presets import load
 from align.training.compare import beginning
 from align.training.loop import train
@@ -108,6 +111,23 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
         assert equal(after, run(config, tmp_path / "unbroken"))
     image = draw(folder / "checkpoint", config.family)
     assert image.shape == (1, 3, 64, 64)
+    # Language models are read in bf16 for training, and exported as they were.
+    made, reference = (
+        pipelines.load(each) for each in (str(folder / "checkpoint"), config.pipeline or config.reference)
+    )
+    assert text_embeddings.sha256(made) == text_embeddings.sha256(reference)
+    if config.family in tiny_families.FLOWS:
+        assert pipelines.read_recipe(str(folder / "checkpoint")).dtype == "bf16"
+    if preset == "zimage-turbo-distar":  # a LoRA over a whole pipeline of the hub
+        (folder / "config.yaml").write_text(dump(config))
+        commands.export(folder, tmp_path / "lora", dtype="fp32", lora=True)
+        recipe = pipelines.read_recipe(str(tmp_path / "lora"))
+        assert config.initial == f"{recipe.pipeline}@{recipe.revision}"
+        assert recipe.unet is None
+        assert recipe.dtype == "bf16"
+        again = pipelines.load(str(tmp_path / "lora")).transformer.state_dict()
+        for key, value in made.transformer.state_dict().items():
+            torch.testing.assert_close(again[key], value, rtol=0, atol=8e-3)  # what training saw was in bf16
     assert image.isfinite().all()
 
 

@@ -134,32 +134,37 @@ def test_a_lora_is_added_to_the_weights(pipeline: Any, unets: tuple[Any, Any], t
         *((family, spelling) for family in ("sd15", "sdxl", "pixart") for spelling in ("diffusers", "before", "peft")),
         ("sd15", "kohya"),
         ("sdxl", "kohya"),
+        ("sdxl", "peft's adapter"),
+        ("qwenimage", "lightning"),
     ],
 )
 def test_a_lora_of_every_layer_is_its_products(tmp_path: Path, family: str, spelling: str) -> None:
     """`alpha / rank * up @ down` (Hu et al. 2021, section 4.1) for every layer that a spelling has a name for."""
     pipeline = tiny_families.pipeline(family, tmp_path)
-    name = "transformer" if family == "pixart" else "unet"
+    name = "transformer" if family in ("pixart", "qwenimage") else "unet"
     network = getattr(pipeline, name)
+    half = spelling in ("kohya", "lightning")  # an alpha of 1 over a rank of 2
     stem, (down, up) = {
         "diffusers": (f"{name}.{{}}", ("lora_A", "lora_B")),
         "before": (f"{name}.{{}}", ("lora.down", "lora.up")),
         "peft": ("base_model.model.{}", ("lora_A", "lora_B")),
+        "peft's adapter": ("base_model.model.{}", ("lora_A.default", "lora_B.default")),
         "kohya": ("lora_unet_{}", ("lora_down", "lora_up")),
+        "lightning": ("{}", ("lora_down", "lora_up")),
     }[spelling]
     tensors, expected = {}, {}
     torch.manual_seed(7)
     for key, layer in network.named_modules():
         # kohya's scripts train what is in blocks.
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or (spelling == "kohya" and "block" not in key):
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or (half and "block" not in key):
             continue
         a = torch.randn(2, *layer.weight.shape[1:])
         b = torch.randn(len(layer.weight), 2, *[1] * (layer.weight.dim() - 2))
         stemmed = stem.format(key.replace(".", "_") if spelling == "kohya" else key)
         tensors |= {f"{stemmed}.{down}.weight": a, f"{stemmed}.{up}.weight": b}
-        if spelling == "kohya":
+        if half:
             tensors[f"{stemmed}.alpha"] = torch.tensor(1.0)
-        product = (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape) * (0.5 if spelling == "kohya" else 1.0)
+        product = (b.flatten(1) @ a.flatten(1)).reshape(layer.weight.shape) * (0.5 if half else 1.0)
         expected[f"{key}.weight"] = layer.weight + product
     before = copy.deepcopy(network)
     loras.add(pipeline, name, tensors, "a.safetensors", network=(added := copy.deepcopy(network)))

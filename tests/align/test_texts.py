@@ -39,7 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "ROWS", 8)
-    monkeypatch.setattr(texts, "BATCH", 8)
 
 
 def prompts(folder: Path, lines: list[str] = TEXTS) -> Prompts:
@@ -57,6 +56,7 @@ class Counted:
 
     def __init__(self, family: str):
         self.module, self.texts = families.load(family), 0
+        self.texts_at_once = 8
 
     def encode(self, pipeline: Any, some: list[str]) -> dict[str, torch.Tensor]:
         self.texts += len(some)
@@ -212,12 +212,21 @@ def test_the_hash_is_of_a_chat_template_too(stock: dict[str, Any], tmp_path: Pat
         assert changed != before == texts.sha256(pipeline)
 
 
+def test_of_more_prompts_so_many_are_taken_evenly(tmp_path: Path) -> None:
+    lines = [f"{'' if i % 5 == 2 else f'number {i}'}" for i in range(25)]  # every fifth is blank
+    whole = prompts(tmp_path, lines)
+    some = read_prompts(str(tmp_path / "prompts.txt"), at_most=10)
+    assert list(some) == [whole[2 * i] for i in range(10)]
+    assert some.sha256() != whole.sha256() == read_prompts(str(tmp_path / "prompts.txt"), at_most=20).sha256()
+    assert [whole[i] for i in some.distinct()[1]] == list(whole)[:10]
+
+
 def test_too_small_a_disk(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["total", "used", "free"])
     row = sum(value[0].nbytes for value in families.load("sd15").null(made["sd15"]).values())
     given = prompts(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 30 * row - 1))
-    with pytest.raises(UserError, match=r"30 prompts .* GB .*text_cache, or set text_encoding to live"):
+    with pytest.raises(UserError, match=r"30 prompts .* GB .*text_cache, .*, or set text_encoding to live"):
         ready(made["sd15"], given, tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 30 * row))
     ready(made["sd15"], given, tmp_path / "cache")
@@ -265,7 +274,7 @@ from align.data.prompts import read_prompts
 from evaluate import pipelines
 
 model, prompts, folder, pause = sys.argv[1:]
-texts.ROWS = texts.BATCH = 8
+texts.ROWS = 8
 torch.set_num_threads(1)
 family, plain = families.load("sd15"), texts._write
 
@@ -365,7 +374,7 @@ def test_text_encoders_leave_and_come_back(tiny: Path) -> None:
     assert pipeline.text_encoder is None and pipeline.tokenizer is None
     assert gone() is None
     unet = pipeline.unet
-    restore(pipeline, str(tiny))
+    restore(pipeline, str(tiny), network="unet")
     assert texts.sha256(pipeline) == before
     assert pipeline.unet is unet
 

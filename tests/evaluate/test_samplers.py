@@ -1,9 +1,12 @@
 """Ways to draw."""
 
+from pathlib import Path
+
 import pytest
+import tiny_families
 import torch
 
-from evaluate import pipelines, samplers, scorers
+from evaluate import families, pipelines, samplers, scorers
 from prompts.io.errors import UserError
 from prompts.shapes import sample_captions
 
@@ -40,6 +43,27 @@ def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> No
     alone = samplers.draw(base, chosen, PROMPTS[2:3], seed=5)
     torch.testing.assert_close(alone[0], together[2], atol=1e-4, rtol=0)
     assert (samplers.draw(base, chosen, PROMPTS[2:3], seed=6) - alone).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_sana_sprint_is_drawn_as_stock_diffusers_does(tmp_path: Path, together: int) -> None:
+    pipeline = tiny_families.pipeline("sana_sprint", tmp_path)
+    recipe = pipelines.Recipe(
+        steps=2, guidance_scale=4.5, height=64, width=64, arguments={"use_resolution_binning": False}
+    )
+    texts = ["a cat", "two dogs", "a bird"]
+    (expected,) = pipeline(
+        prompt=texts[:1],
+        latents=pipelines.noise((4, 2, 2), seed=3, key="0")[None],
+        generator=pipelines.generator(3, "0\0steps"),
+        output_type="pt",
+        **recipe.call(),
+    ).images
+    keys = [str(i) for i in range(together)]
+    drawn = samplers.draw(pipeline, recipe, texts[:together], seed=3, keys=keys)
+    torch.testing.assert_close(drawn[0], expected, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="SanaSprintPipeline: can be evaluated but not trained yet"):
+        families.load("sana_sprint").noise_levels(pipeline, 64, 64)
 
 
 def test_the_renderer_draws_what_captions_mean_each_image_by_its_own_seed_and_key(base: object) -> None:
