@@ -377,7 +377,7 @@ def baseline(
 
     run = Records.load(records)
     if run.missing:
-        print(f"evaluate: {records} makes no baseline: {run.missing}; finish it with 'evaluate run'", file=sys.stderr)
+        print(f"evaluate: {records} makes no baseline: {run.missing}; run 'evaluate run' again", file=sys.stderr)
         raise typer.Exit(gate.EXIT_CODES[gate.Verdict.INCOMPLETE])
     path = output or gate.baseline_path(run)
     what = f"{run.meta['model']} on {run.meta['suite']}, {len(run.frame):,} records, {', '.join(run.meta['protocols'])}"

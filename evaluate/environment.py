@@ -64,7 +64,7 @@ def device_of(asked: str | None) -> str:
     except RuntimeError:
         raise UserError(f"--device {asked}: no such device; give cpu, cuda, or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {asked}: no such GPU there; choose cpu, or one of {torch.cuda.device_count()}")
+        raise UserError(f"--device {asked}: no such GPU, of {torch.cuda.device_count()} that are there; choose cpu")
     return asked
 
 

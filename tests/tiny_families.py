@@ -526,6 +526,9 @@ def publish(hub: Hub, folder: Path) -> None:
         network = getattr(made, families.load(family).network)
         if role == "pipeline" or (role == "student" and not where.file):
             save(made, target)
+            if family == "zimage" and role == "student":  # in shards, as it is published
+                shutil.rmtree(target / "transformer")
+                network.save_pretrained(target / "transformer", max_shard_size="20KB")
         elif where.file:
             tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}
             written = save_file if where.file.endswith(".safetensors") else torch.save

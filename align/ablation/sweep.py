@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
-from align.ablation.table import RUNS, result_of
 from align.config.overrides import difference, merge, validate
 from align.config.train import TRAIN, TrainConfig
 from align.options import Config
@@ -63,7 +63,8 @@ class Trial:
 
     def identity(self, measure: Measure) -> str:
         """What tells whether a result is of this configuration, measured like this: twelve hexadecimal digits."""
-        content = [self.config.model_dump(mode="json"), measure.model_dump(mode="json")]
+        # Without what is not set: settings that a later version has leave it the same.
+        content = [each.model_dump(mode="json", exclude_none=True) for each in (self.config, measure)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -140,10 +141,17 @@ def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
     Raises UserError, all other runs being done, where runs failed for a reason other than the training itself.
     """
     runs = plan(config, output)
+    with _alone(output):
+        return _carry_out(config, runs, processes)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Within: no other sweep is at work in `output`."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with FileLock(output / ".lock", timeout=0):
-            return _carry_out(config, runs, processes)
+            yield
     except Timeout:
         raise UserError(f"{output}: another sweep is at work there; wait for it, or choose another --output") from None
     except OSError as error:
@@ -224,18 +232,26 @@ def take(config: SweepConfig, output: Path, table: Path) -> None:
 
     Raises UserError where the folder holds no such table, or one of another configuration.
     """
-    rows = {(row["cell"], row["seed"]): row for row in read_csv(table / RUNS)}
-    for run in plan(config, output):
-        row = rows.get((run.cell, "" if run.seed is None else str(run.seed)))
-        if run.finished or row is None:
-            continue
-        if row.get("config") != run.identity(config.measure):
+    from align.ablation.table import RUNS, result_of
+
+    path = table / RUNS
+    listed = read_csv(path)
+    if any({"cell", "seed", "config"} - row.keys() for row in listed):
+        raise UserError(f"{path}: not a sweep's table of this version; leave out --from")
+    rows = {(row["cell"], row["seed"]): row for row in listed}
+    runs = plan(config, output)
+    taken = {run: row for run in runs if (row := rows.get((run.cell, "" if run.seed is None else str(run.seed))))}
+    for run, row in taken.items():
+        if row["config"] != run.identity(config.measure):
             raise UserError(
-                f"{table / RUNS}: {run.cell} was trained or measured by another configuration than this sweep's;"
-                " leave out --from"
+                f"{path}: {run.cell} was trained or measured by another configuration than this sweep's; leave out"
+                " --from"
             )
-        open_run(run, config.measure)
-        _write(run.folder / "result.json", result_of(config, row))
+    with _alone(output):
+        for run, row in taken.items():
+            if not run.finished:
+                open_run(run, config.measure)
+                _write(run.folder / "result.json", result_of(config, row))
 
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.train import TrainConfig
-from align.networks.initial import LORA, hub_id, is_hub_pipeline, is_pipeline, weights_file
+from align.networks.initial import LORA, hub_id, is_in_shards, is_pipeline, weights_file
 from evaluate import pipelines
 from evaluate.pipelines import Recipe
 
@@ -16,7 +16,8 @@ CALL = {"steps", "timesteps", "sigmas", "guidance_scale", "height", "width", "ar
 
 def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, network: str, folder: Path) -> Recipe:
     """The recipe of a LoRA in `folder` over what training started from. recipe: the checkpoint's own recipe. Over a
-    whole pipeline, text encoders and autoencoder are that pipeline's, which a distilled model shares with its teacher.
+    pipeline in shards text encoders and autoencoder are that pipeline's, which a distilled model shares with its
+    teacher.
 
     Raises UserError where no recipe can say it.
     """
@@ -27,7 +28,9 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     name, options, _ = config.generator.stock_scheduler(flow=recipe.sigmas is not None)
     fields: dict[str, Any] = {}
     leaning = pipelines.read_recipe(start) if start and is_pipeline(start) else None
-    if start and ((leaning and (leaning.pipeline or leaning.unet)) or is_hub_pipeline(start)):
+    leans = leaning is not None and bool(leaning.pipeline or leaning.unet)
+    # Several files are more than a recipe has room for.
+    if start and (leans or (not sources["pipeline"] and is_in_shards(start, network))):
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)

@@ -137,11 +137,11 @@ def copy(
     """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has
     all else), or its `lora` alone.
 
-    dtype: by default the recipe's, or fp16. scores: a leaderboard, whose rows of this model come into the card.
-    push_to: the repository that it is made for.
+    dtype: by default the recipe's, or bf16 for flow matching, or fp16. scores: a leaderboard, whose rows of this model
+    come into the card. push_to: the repository that it is made for.
     """
     recipe, run = pipelines.read_recipe(str(source)), read_run(source.parent)
-    precision = dtype_of(dtype or recipe.dtype or "fp16")
+    precision = dtype_of(dtype or recipe.dtype or ("bf16" if recipe.sigmas else "fp16"))
     kind: card.Kind = "pipeline"
     config: TrainConfig | None = None
     if run.get("step") is not None:

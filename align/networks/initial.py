@@ -48,12 +48,13 @@ def is_pipeline(source: str) -> bool:
     )
 
 
-def is_hub_pipeline(source: str) -> bool:
-    """Whether `source` is a whole pipeline of the hub, rather than a network of it."""
+def is_in_shards(source: str, name: str) -> bool:
+    """Whether `source` is a whole pipeline of the hub, whose network `name` is in several files."""
     where = None if Path(source).exists() else hub_id(source)
     if where is None or where.file or pipelines.locate(where.repository):
         return False
-    return "model_index.json" in _list(where)
+    files = _list(where)
+    return "model_index.json" in files and len(_pick(files, source, name)) > 1
 
 
 def load_into(pipeline: Any, name: str, network: nn.Module, source: str) -> None:

@@ -263,12 +263,9 @@ def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bo
 
 
 def narrow_parts(config: TrainConfig) -> dict[str, torch.dtype]:
-    """What is read in the precision that is computed in: language models, and networks that are only ever the frozen
-    base of adapters, and so would be made narrow anyway.
-    """
-    narrow, family = precisions(config)[1], families.load(config.family)
-    bases = (family.network,) if config.lora and config.parallel == "ddp" else ()
-    return dict.fromkeys((*family.language_models, *bases), narrow) if narrow else {}
+    """What is read in the precision that is computed in."""
+    narrow = precisions(config)[1]
+    return dict.fromkeys(families.load(config.family).language_models, narrow) if narrow else {}
 
 
 def make_preconditioning(config: TrainConfig, pipeline: Any, process: Alone) -> Preconditioning:

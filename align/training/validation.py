@@ -10,6 +10,7 @@ from torch.profiler import record_function
 from align.config.train import TrainConfig
 from align.data.batches import Batch, seeded
 from align.data.prompts import read_prompts
+from align.data.text_embeddings import encode
 from align.generators import Generator
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
@@ -51,7 +52,7 @@ def fixed_batch(
     generator = torch.Generator().manual_seed(seeded(config.seed, 3))
     picks = torch.randperm(len(prompts), generator=generator)[torch.arange(n) % len(prompts)]
     texts = [prompts[i] for i in picks]
-    cond = {key: value.to(device, dtype) for key, value in preconditioning.family.encode(pipeline, texts).items()}
+    cond = {key: value.to(device) for key, value in encode(preconditioning.family, pipeline, texts, dtype).items()}
     return Batch(
         prompts=texts,
         cond=cond,

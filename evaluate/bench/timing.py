@@ -287,8 +287,7 @@ class TimingSettings:
 def measure(settings: TimingSettings) -> dict[str, Any]:
     """The row of `timings.csv`: seconds for IMAGES images, in all and by stage."""
     dtype = dtype_of(settings.dtype)
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {settings.device}: no GPU there; choose cpu")
+    environment.device_of(settings.device)
     with layouts.first() if settings.random_weights else nullcontext():
         recipe = pipelines.read_recipe(settings.model)
         if settings.random_weights:

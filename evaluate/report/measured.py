@@ -1,5 +1,6 @@
 """What runs of `evaluate run` hold, as the page needs it."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -31,7 +32,7 @@ class ReportColumn:
     weights: str | None
     of_set: bool
     reference: str = ""
-    lower: bool = False
+    lower: bool = dataclasses.field(default=False, compare=False)
 
 
 def gather(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, list[PageImage]]:

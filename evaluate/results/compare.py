@@ -58,7 +58,7 @@ def mismatch(a: Records, b: Records) -> str | None:
         if a.meta.get("macro", {}).get(name) != b.meta.get("macro", {}).get(name):
             return f"{name} is averaged over images in one and over groups of prompts in the other"
         references = [each.get(name, {}).get("reference_sha256", "") for each in (measured, of_others)]
-        if references[0] != references[1]:
+        if all(references) and references[0] != references[1]:
             return f"{name} compares with other reference images in one than in the other"
     if not ours.keys() & theirs.keys():
         return f"no protocol is in both ({', '.join(ours) or 'none'}; {', '.join(theirs) or 'none'})"

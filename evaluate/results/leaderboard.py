@@ -66,16 +66,18 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def upsert(path: Path, new: Mapping[str, Any]) -> None:
-    """Put a row into the leaderboard, in place of the one that the same command, weights and recipe made before.
+    """Put a row into the leaderboard, in place of the one that the same command made before, of the same recipe,
+    weights and reference images.
 
     Processes take turns. Raises UserError where the file is no leaderboard.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read(path)
-        key = ("command", "model_sha256", "suite_sha256", "recipe", "hardware", "versions")
+        key: tuple[str, ...] = ("command", "model_sha256", "suite_sha256", "recipe", "hardware", "versions")
         text = {name: str(value) for name, value in new.items()}
-        rows = [old for old in rows if any(old[name] != text[name] for name in key)] + [text]
+        key += tuple(name for name in text if name.endswith((" weights", " reference")))
+        rows = [old for old in rows if any(old.get(name, "") != text[name] for name in key)] + [text]
         columns = list(dict.fromkeys([*FIXED, *(name for each in rows for name in each)]))
         write_csv(
             [

@@ -101,7 +101,7 @@ class Records:
                 return f"{absent:,} of {n:,} records have no score {protocol}"
         for metric, estimate in self.meta.get("distribution", {}).items():
             if not np.isfinite(estimate["value"]):
-                return f"{metric} has no value: {estimate['note']}"
+                return f"{metric} has no value: {estimate.get('note', '')}"
         return None if self.meta["complete"] else "the run that wrote them did not finish"
 
     def lower_is_better(self, metric: str) -> bool:

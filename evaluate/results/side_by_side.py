@@ -62,13 +62,20 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
 
 
 def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
-    """The runs' records of the prompts that all of them have. Where some have more, metrics of whole sets are left out:
-    they are of all images.
+    """The runs' records of the prompts that all of them have, with a score under every protocol that they share. Where
+    some have more prompts, metrics of whole sets are left out: they are of all images. UserError where none is shared.
     """
-    shared = set.intersection(*(set(run.frame["id"]) for run in runs))
+    protocols = [name for name in runs[0].meta["protocols"] if all(name in run.meta["protocols"] for run in runs)]
+    shared = set.intersection(*(set(run.by_prompt()[protocols].dropna().index) for run in runs))
     if all(shared == set(run.frame["id"]) for run in runs):
         return list(runs)
-    return [Records(run.frame[run.frame["id"].isin(shared)], {**run.meta, "distribution": {}}) for run in runs]
+    if not shared or not protocols:
+        raise UserError("the runs are of different prompts, and share no score of one; run them on the same prompts")
+    whole = all(set(run.frame["id"]) == set(runs[0].frame["id"]) for run in runs)
+    return [
+        Records(run.frame[run.frame["id"].isin(shared)], run.meta if whole else {**run.meta, "distribution": {}})
+        for run in runs
+    ]
 
 
 def check_comparable(runs: Sequence[Records]) -> None:
@@ -125,7 +132,12 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
             console.print(f"{run.meta['model']} is incomplete: {run.missing}")
         if left_out := run.frame["id"].nunique() - part.frame["id"].nunique():
             console.print(
-                f"{run.meta['model']}: {left_out:,} prompts are left out that others lack; metrics of whole sets too"
+                f"{run.meta['model']}: {left_out:,} prompts are left out that others lack or have no score of"
+                + (
+                    ""
+                    if part.meta.get("distribution") == run.meta.get("distribution")
+                    else "; metrics of whole sets too"
+                )
             )
 
 

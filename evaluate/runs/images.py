@@ -43,7 +43,8 @@ def _by_number(folder: Path, by_name: Mapping[str, Path], prompts: Sequence[Prom
     """
     names = [name for name in by_name if name.isdecimal()]
     numbers = [int(name) for name in names]
-    if 0 not in numbers and {prompt.id.rpartition("/")[2] for prompt in prompts} & set(names):
+    tails = {prompt.id.rpartition("/")[2] for prompt in prompts}
+    if 0 not in numbers and tails & set(names) and len(set(map(len, names))) == 1:
         return {}
     if twice := [number for number, count in Counter(numbers).items() if count > 1]:
         raise UserError(f"--images {folder}: two images are number {twice[0]}; remove one")

@@ -5,9 +5,9 @@ them, and whoever finds it full writes the row, which is the same row each way.
 """
 
 import copy
-import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +87,10 @@ def run(
 def identity(settings: Settings) -> dict[str, Any]:
     """Everything an image of this run depends on besides its prompt and seed."""
     if settings.images:
-        return {"images_sha256": images_digest(settings.images)}
+        return {
+            "images_sha256": images_digest(settings.images),
+            "hardware": environment.processor(settings.device),  # shards that score are of one kind too
+        }
     recipe = pipelines.read_recipe(settings.model)
     read, below = samplers.make(recipe).weights_sha256, pipelines.scheduler_of(settings.model)
     return {
@@ -104,11 +107,15 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def _kept_as(scorer: Scorer, device: str) -> str:
-    """The folder of a scorer's scores, named by all that they depend on besides images and prompts, so that what
-    another version of it said is not taken for its own.
+    """The folder of a scorer's scores, named by what they depend on besides images and prompts, so that what another
+    version of it said is not taken for its own: weights, versions, the processor, and the code of `evaluate` and of
+    extensions that its classes and its preparation are of.
     """
+    kinds = {kind for part in scorer.modules() for kind in type(part).__mro__} | {type(scorer.prepare)}
+    modules = {kind.__module__ for kind in kinds} | scorers.module_of(scorer.protocol)
+    files = sorted(str(sys.modules[name].__file__) for name in modules if name.startswith("evaluate."))
     by = environment.versions("onestep-align", "torch", "transformers", "open_clip_torch")
-    code = Path(inspect.getfile(type(scorer))).read_text(encoding="utf-8")
+    code = [text_sha256(Path(file).read_text(encoding="utf-8")) for file in files]
     digest = text_sha256(json.dumps([scorer.weights_sha256, by, environment.processor(device), code]))
     return slug(f"{scorer.protocol}-{digest[:12]}")
 

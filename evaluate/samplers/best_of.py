@@ -54,7 +54,7 @@ class BestOf:
             images = self.stock.draw(pipeline, recipe, prompts, seeds=seeds, keys=candidate_keys, **overrides)
             score = scorer.score(images, prompts)
             # What is not finite is never better, and always worse.
-            better = score.isfinite() & ~(score <= highest)
+            better = score.isfinite() & ~(highest.isfinite() & (score <= highest))
             best[better], highest = images[better], torch.where(better, score, highest)
         return best
 

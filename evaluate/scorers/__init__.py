@@ -182,6 +182,11 @@ _families = Variants(__name__, what="scorer")
 variants, verified, resolve = _families.variants, _families.verified, _families.resolve
 
 
+def module_of(name: str) -> set[str]:
+    """The name of the module that loads the scorer called `name`; nothing where none does."""
+    return {_families.find(name)[1].__name__} if resolve(name) else set()
+
+
 def load(
     name: str,
     *,

@@ -118,7 +118,7 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert text_embeddings.sha256(made) == text_embeddings.sha256(reference)
     if config.family in tiny_families.FLOWS:
         assert pipelines.read_recipe(str(folder / "checkpoint")).dtype == "bf16"
-    if preset == "zimage-turbo-distar":  # a LoRA over a whole pipeline of the hub
+    if preset == "zimage-turbo-distar":  # a LoRA over a pipeline of the hub, in shards as it is published
         (folder / "config.yaml").write_text(dump(config))
         commands.export(folder, tmp_path / "lora", dtype="fp32", lora=True)
         recipe = pipelines.read_recipe(str(tmp_path / "lora"))

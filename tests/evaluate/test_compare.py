@@ -1,6 +1,7 @@
 """Comparing two runs: by hand on few numbers, and what is refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,13 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert fewer == {"one": A[1:].mean(), "two": B[1:].mean()}, "of the prompts that both have"
     show_all([runs[0], short], side_by_side([runs[0], short]))
     shown = capsys.readouterr()
-    assert "one: 1 prompts are left out that others lack" in shown.out + shown.err
+    assert "one: 1 prompts are left out that others lack" in " ".join((shown.out + shown.err).split())
+    failed = make({"m": B.copy()}, model="two")
+    failed.frame.loc[0, "score.m"] = math.nan
+    means = {figure.model: figure.value for figure in side_by_side([runs[0], failed]) if not figure.over}
+    assert means == fewer
+    with pytest.raises(UserError, match="share no score of one"):
+        side_by_side([runs[0], Records(runs[1].frame.iloc[:0], runs[1].meta)])
 
     show_all(runs, figures)
     shown = capsys.readouterr()

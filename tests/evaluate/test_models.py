@@ -450,6 +450,7 @@ def test_the_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     given: dict[str, Any] = {
         "prompts": None, "images": None, "limit": 2, "seed": 0, "per_prompt": 1, "batch": 4, "output": tmp_path,
         "shard": "1/1"

@@ -368,6 +368,11 @@ def test_images_that_others_numbered_from_1_are_not_scored_by_the_next_prompt(tm
         Image.new("RGB", (32, 32)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="numbered from 1; number them from 0"):
         existing_images(tmp_path, suite().prompts, seeds=1)
+    ids = [Prompt(f"s/{i:04d}", str(i), {}) for i in range(1, 1201)]  # of which 1000 and more are written alike
+    (tmp_path / "1000.png").touch()
+    (tmp_path / "1200.png").touch()
+    with pytest.raises(UserError, match="numbered from 1; number them from 0"):
+        existing_images(tmp_path, ids, seeds=1)
     Image.new("RGB", (32, 32)).save(tmp_path / "02.png")
     with pytest.raises(UserError, match="two images are number 2"):
         existing_images(tmp_path, suite().prompts, seeds=1)

@@ -143,7 +143,9 @@ def test_runs_that_are_not_paired_say_why() -> None:
     assert "older version" in str(sets.unpaired(whole, old, METRIC))
     assert "same prompts" in str(sets.unpaired(whole, other, METRIC))
     assert "weights" in str(mismatch(whole, run_of(1.0, groups, weights_sha256="c" * 64)))
-    assert "other reference images" in str(mismatch(whole, run_of(1.0, groups, reference_sha256="d" * 64)))
+    one, another = (run_of(1.0, groups, reference_sha256=digit * 64) for digit in "de")
+    assert mismatch(whole, one) is None, "where one does not say"
+    assert "other reference images" in str(mismatch(one, another))
     with pytest.raises(UserError, match=r"no metric that can be ranked; fd-shapes: .* not of the same prompts"):
         rank.rank([whole, dataclasses.replace(other, meta=other.meta | {"model": "b"})])
     assert gate.check(old, whole).verdict == gate.check(other, whole).verdict == Verdict.INCOMPLETE

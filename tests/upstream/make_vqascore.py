@@ -93,6 +93,11 @@ def run(original: types.ModuleType, model: str, files: dict[str, Path], folder: 
         for prompt in (*prompts, vqascore_parts.TOO_LONG)
     ]
     tokens = [original.t5_tokenizer_image_token(question, scorer.tokenizer) for question in questions]
+    images = {name: image_bytes(scorer, file) for name, file in files.items()}
+    # Over so many keys what float32 rounds by depends on the processor.
+    scorer.model.double()
+    narrow = scorer.load_images
+    scorer.load_images = lambda paths: narrow(paths).double()
     return {
         "scores": scores,
         "too_long": scorer.forward([str(files["wide"])], [vqascore_parts.TOO_LONG]).tolist(),
@@ -101,7 +106,7 @@ def run(original: types.ModuleType, model: str, files: dict[str, Path], folder: 
         "answer": original.t5_tokenizer_image_token("Yes", scorer.tokenizer),
         "layout": layout,
         "weights_sha256": digest,
-        "images": {name: image_bytes(scorer, file) for name, file in files.items()},
+        "images": images,
     }
 
 
