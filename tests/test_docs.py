@@ -93,7 +93,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 #: Pages whose commands take long; the slow tests run them.
 LONG = {
     "add-a-divergence", "add-a-model", "add-a-reward", "add-a-suite", "align-a-distilled-model", "align-your-model",
-    "cost", "exact-gradients", "gate-a-ci", "many-gpus",
+    "cost", "evaluate-images", "exact-gradients", "gate-a-ci", "many-gpus", "read-a-leaderboard",
 }  # fmt: skip
 
 

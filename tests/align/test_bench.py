@@ -111,7 +111,7 @@ def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Pa
     assert memory.estimate(config, cuda=False).flops == counts[1] - counts[0]
 
 
-@pytest.mark.parametrize("gradient", ["exact", "detached"])
+@pytest.mark.parametrize("gradient", ["exact", pytest.param("detached", marks=pytest.mark.slow)])
 def test_a_plain_steps_operations_and_memory_are_those_on_true_tensors(
     tiny: Path, tmp_path: Path, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

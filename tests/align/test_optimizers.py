@@ -54,6 +54,7 @@ def test_eight_bits_descend_as_far_and_take_a_quarter(name: str) -> None:
     assert size(small) < 0.3 * size(whole)
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_bits_resumes_with_the_same_bits(tmp_path: Path) -> None:
     wide = save_tiny(tmp_path / "wide", channels=32)  # below 4,096 numbers bitsandbytes keeps 32 bits
 

@@ -418,12 +418,15 @@ def launch(config: TrainConfig, folder: Path, variant: str = "all", start: str =
     "options",
     [
         {"method": "sim"},
-        {
-            "method": "di",
-            "lora": {"rank": 2, "alpha": 4.0},
-            "gradient_accumulation_steps": 2,
-            "student": {"name": "sgd", "learning_rate": 1.0},
-        },
+        pytest.param(
+            {
+                "method": "di",
+                "lora": {"rank": 2, "alpha": 4.0},
+                "gradient_accumulation_steps": 2,
+                "student": {"name": "sgd", "learning_rate": 1.0},
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["full", "lora"],
 )

@@ -43,7 +43,10 @@ def measure(name: str, folders: tuple[Path, Path]) -> distribution.Estimate:
     return metric.compute()
 
 
-@pytest.mark.parametrize("name", list(fid.PROTOCOLS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "fid/coco2014-30k" else [pytest.mark.slow]) for name in fid.PROTOCOLS],
+)
 def test_the_distance_is_clean_fids(name: str, folders: tuple[Path, Path], stand_in: None) -> None:
     estimate = measure(name, folders)
     expected, features = original(*folders, WAYS[name])

@@ -40,7 +40,7 @@ def at_most(count: int, runs: int, level: float) -> bool:
 
 
 @pytest.mark.parametrize("n", [PARTI, 40])
-@pytest.mark.parametrize("margin", [0.0, 0.28])
+@pytest.mark.parametrize("margin", [0.0, pytest.param(0.28, marks=pytest.mark.slow)])
 def test_false_alarms_are_as_rare_as_stated(n: int, margin: float) -> None:
     """2,000 runs that have dropped by no more than the margin, in the least favourable case
     by exactly that, on all metrics.
