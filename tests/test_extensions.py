@@ -239,6 +239,7 @@ def train(
     return weights.read(folder / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors"), log
 
 
+@pytest.mark.slow
 def test_a_scorer_and_a_distribution_metric(tiny: Path, tmp_path: Path) -> None:
     words = ["evaluate.cli", "run", "--suite", "shapes", "--model", "shapes/base", "--limit", "4", "--output", "out"]
     words += ["--metric", "redness", "--metric", "spread"]
@@ -253,6 +254,7 @@ def test_a_scorer_and_a_distribution_metric(tiny: Path, tmp_path: Path) -> None:
     assert "reward/redness" in log[-1]
 
 
+@pytest.mark.slow
 def test_a_term(tiny: Path, tmp_path: Path) -> None:
     without, _ = train(tiny, tmp_path, "without")
     nothing, log = train(tiny, tmp_path, "nothing", "objectives/pull.py", terms={"pull": {"strength": 0.0}})
@@ -263,6 +265,7 @@ def test_a_term(tiny: Path, tmp_path: Path) -> None:
     assert any(not pulled[key].equal(without[key]) for key in without)
 
 
+@pytest.mark.slow
 def test_a_critic(tiny: Path, tmp_path: Path) -> None:
     without, _ = train(tiny, tmp_path, "without")
     beside, log = train(
@@ -274,6 +277,7 @@ def test_a_critic(tiny: Path, tmp_path: Path) -> None:
     assert torch.load(state / "guess.pt", weights_only=True)["weight"].shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_a_generator(tiny: Path, tmp_path: Path) -> None:
     usual, _ = train(tiny, tmp_path, "usual")
     whole, _ = train(tiny, tmp_path, "whole", "generators/shrunk.py", generator={"name": "shrunk", "shrink": 1.0})
@@ -337,6 +341,7 @@ def test_a_slip_is_told(tiny: Path, tmp_path: Path, changes: dict[str, Any], wor
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_ships_cannot_be_replaced(tiny: Path, tmp_path: Path) -> None:
     usual, _ = train(tiny, tmp_path, "usual")
     (tmp_path / "mine" / "objectives").mkdir(parents=True)

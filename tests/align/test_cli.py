@@ -290,6 +290,7 @@ def test_a_full_disk_while_exporting_keeps_the_old_checkpoint(
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_what_would_run(
     align: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

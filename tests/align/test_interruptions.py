@@ -96,7 +96,8 @@ def test_killed_ten_times_it_ends_bit_identical(small: Path) -> None:
     assert steps == list(range(1, 62))
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_cleanly(small: Path, number: signal.Signals) -> None:
     output = small / "run"
     process = start(small, output, resume=False)

@@ -94,13 +94,8 @@ def draw(folder: Path, family: str) -> torch.Tensor:
     return image
 
 
-#: A UNet, a transformer, and few steps of a flow; the others, which take as long each, are run by the slow tests.
-QUICK = ["sd15-dipp", "pixart-dipp", "sd35m-distar-4step"]
-
-
-@pytest.mark.parametrize(
-    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PAPERS)
 def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tmp_path: Path, preset: str) -> None:
     config = resolve(preset)
     folder = tmp_path / "run"
@@ -131,6 +126,7 @@ def test_a_preset_runs_saves_resumes_and_leaves_a_stock_pipeline(world: Path, tm
     assert image.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path) -> None:
     source = load.presets(TRAIN)["sd15-di"]["prompts"]
     where = dataset_id(source)
@@ -149,6 +145,7 @@ def test_a_preset_on_its_own_prompts(world: Path, published: Hub, tmp_path: Path
     assert "a circle, number 0" in (tmp_path / "whole" / "checkpoint" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None:
     config = resolve("sdxl-distar-dpo", initial="null", steps=1, sample_every=100)
     started = run(config, tmp_path / "run")
@@ -157,6 +154,7 @@ def test_a_reference_may_be_a_network_alone(world: Path, tmp_path: Path) -> None
     assert max((started[key] - dpo[key]).abs().max() for key in dpo) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_comparison_starts_from_the_bare_file(world: Path, tmp_path: Path) -> None:
     config = resolve("sdxl-distar", steps=1, sample_every=100)
     run(config, tmp_path / "run")

@@ -57,7 +57,13 @@ def on_meta(repo: str) -> Any:
         return timing.random_pipeline(repo, dtype=torch.float32, device="meta")
 
 
-@pytest.mark.parametrize("repo", PUBLISHED)
+@pytest.mark.parametrize(
+    "repo",
+    [
+        pytest.param(repo, marks=[] if "xl-base" in repo or "Z-Image" in repo else [pytest.mark.slow])
+        for repo in PUBLISHED
+    ],
+)
 def test_a_layout_has_the_published_sizes_and_vocabularies(repo: str) -> None:
     pipeline = on_meta(repo)
     found = {name: parameters(getattr(pipeline, name)) for name in PUBLISHED[repo]}

@@ -25,12 +25,32 @@ from prompts.io import hub
 from prompts.io.errors import UserError
 
 RECIPES = {name: pipelines.read_recipe(name) for name in pipelines.names()}
+
+
+def kind(recipe: pipelines.Recipe) -> tuple[Any, ...]:
+    """What tells recipes apart that are put together otherwise."""
+    parts = (recipe.unet, recipe.delta, recipe.lora, recipe.timesteps, recipe.sigmas)
+    return (*map(type, parts), recipe.scheduler and recipe.scheduler.name)
+
+
+#: One recipe of every kind; the others are run by the slow tests.
+QUICK = {
+    name
+    for name, _ in {
+        kind(each): (name, each)
+        for name, each in RECIPES.items()
+        if not each.reported_only and each.pipeline in tiny_models.PIPELINES
+    }.values()
+}
 RUNNABLE = [
     pytest.param(
         name,
-        marks=pytest.mark.skipif(
-            recipe.pipeline not in tiny_models.PIPELINES, reason=f"tests/tiny_models.py has no {recipe.pipeline}"
-        ),
+        marks=[
+            pytest.mark.skipif(
+                recipe.pipeline not in tiny_models.PIPELINES, reason=f"tests/tiny_models.py has no {recipe.pipeline}"
+            ),
+            *([] if name in QUICK else [pytest.mark.slow]),
+        ],
     )
     for name, recipe in RECIPES.items()
     if not recipe.reported_only
