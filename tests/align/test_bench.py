@@ -66,6 +66,7 @@ def test_the_plain_implementation_trains_the_same(
     assert any(not value.equal(start[name]) for name, value in plain.roles.student.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_on_drawn_weights_needs_configs_alone(tiny: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -85,9 +86,8 @@ def test_drawn_weights_are_never_zeros() -> None:
     assert layer.weight.std().item() == pytest.approx((8 * 9) ** -0.5, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "gradient", [*(pytest.param(mode, marks=pytest.mark.slow) for mode in ("exact", "exact_sequential")), "detached"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["exact", "exact_sequential", "detached"])
 def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Path, gradient: str) -> None:
     """The estimate's, on fake tensors, against torch's counter on the loop with its true ones."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -111,7 +111,8 @@ def test_a_steps_operations_are_those_that_torch_counts(tiny: Path, tmp_path: Pa
     assert memory.estimate(config, cuda=False).flops == counts[1] - counts[0]
 
 
-@pytest.mark.parametrize("gradient", ["exact", pytest.param("detached", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
 def test_a_plain_steps_operations_and_memory_are_those_on_true_tensors(
     tiny: Path, tmp_path: Path, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ def test_sdxl_costs_no_more_than_plain_and_half_its_memory() -> None:
     assert sequential["peak_gib_in_all"] <= plain["peak_gib_in_all"] / 2
 
 
+@pytest.mark.slow
 def test_counting_writes_no_row_and_needs_gradient_modes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +307,7 @@ def test_what_is_measured_is_written(
     assert "of the plain implementation's time" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_implementations_take_turns_and_medians_are_told(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,7 @@ def test_two_processes_equal_one(stock: dict[str, Any], tmp_path: Path, quick_pr
         assert max((one[key] - given[key]).abs().max() for key in one) > 1e-4, family
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_counts_the_longest_prompts(
     stock: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,10 +180,6 @@ def small(folder: Path) -> Path:
     )
 
 
-#: The others are among the slow tests.
-QUICK = {"full, exact, accumulated"}
-
-
 @pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_estimate_of_a_few_step_generator_has_its_reward(tiny: Path, seed: int) -> None:
     few = {"name": "few_step", "sigma_init": 2.5, "levels": [1.2, 0.6, 0.3], "input_scale": "sigma_init", "eta": 0.0}
@@ -200,9 +196,8 @@ def test_an_estimate_of_a_few_step_generator_has_its_reward(tiny: Path, seed: in
     assert four.operations["student's forward"] == pytest.approx(4 * one.operations["student's forward"], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_what_the_loop_holds(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tracker on the loop and its true tensors, that of each phase in which any are made."""
     from align.networks.roles import Roles
@@ -353,6 +348,7 @@ def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Pa
     assert wide.parts["text encoders"] - usual.parts["text encoders"] == pytest.approx(more, rel=0.05)
 
 
+@pytest.mark.slow
 def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of_a_cpu(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -461,6 +457,7 @@ def test_a_hub_that_is_out_of_reach_is_asked_once_however_many_estimates_there_a
     assert asked[0] == asked[1] > 0
 
 
+@pytest.mark.slow
 def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) -> None:
     from align.training.loop import train
 

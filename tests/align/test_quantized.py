@@ -57,7 +57,7 @@ def test_the_weights_of_a_state_dict_are_whole() -> None:
         quantize(network, ("nowhere",), "4bit")
 
 
-@pytest.mark.parametrize(("bits", "bound"), [("8bit", 0.05), ("4bit", 0.5)])
+@pytest.mark.parametrize(("bits", "bound"), [("8bit", 0.05), pytest.param("4bit", 0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_is_near_the_one_on_whole_weights(tmp_path: Path, bits: str, bound: float, initial: bool) -> None:
     """How far the adapters come apart in four steps, of what they have moved."""

@@ -297,6 +297,7 @@ def worker(tiny: Path, given: Path, folder: Path, pause: float) -> Any:
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_kills_and_company(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     """A killed process loses at most the file it was making; two make each file once,
     and make the same bytes as one.

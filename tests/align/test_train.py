@@ -438,6 +438,7 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path, quick_programs: Non
     assert largest_difference(one, weights.read(tiny / "unet" / "diffusion_pytorch_model.safetensors")) > 1e-6
 
 
+@pytest.mark.slow
 def test_dropping_one_process_gradients_is_noticed(tiny: Path, tmp_path: Path, quick_programs: None) -> None:
     config = make(tiny, **EXACT, method="sim")
     one = run(config, tmp_path / "one")

@@ -65,6 +65,7 @@ def test_the_distance_is_what_clean_fid_gave_in_an_environment_of_its_own(
     assert measure(name, folders).value == pytest.approx(reference["fid"][name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_protocols_differ(folders: tuple[Path, Path], stand_in: None) -> None:
     assert fid.PROTOCOLS.keys() == WAYS.keys()
     estimates = [measure(name, folders) for name in WAYS]

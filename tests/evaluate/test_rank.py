@@ -64,6 +64,7 @@ def test_strengths_are_those_that_the_shares_of_wins_have() -> None:
     assert np.isfinite(always).all() and always[1] - always[0] == pytest.approx(math.log(40.5 / 0.5))
 
 
+@pytest.mark.slow
 def test_a_strengths_interval_contains_it_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank, "RESAMPLES", 400)
     rng, held, times = np.random.default_rng(2), 0, 200

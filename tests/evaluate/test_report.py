@@ -577,7 +577,7 @@ def test_keyboard_alone(browser: Any, opened: Path) -> None:
         page.keyboard.press("Escape")
         assert not page.locator("dialog").is_visible()
         # The dialog's `close` comes after Escape has been answered.
-        page.wait_for_function("document.activeElement.dataset.row + document.activeElement.dataset.model === '10'")
+        page.locator("[data-row='1'][data-model='0']:focus").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -378,6 +378,7 @@ def test_images_that_others_numbered_from_1_are_not_scored_by_the_next_prompt(tm
         existing_images(tmp_path, suite().prompts, seeds=1)
 
 
+@pytest.mark.slow
 def test_two_processes_lose_no_row(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=write_rows, args=(tmp_path / "board.csv", first)) for first in (0, 20)]

@@ -94,6 +94,7 @@ def test_false_alarms_are_as_rare_as_stated(groups: int, margin: float) -> None:
     assert alarms > 2000 * ALPHA / 2
 
 
+@pytest.mark.slow
 def test_a_rise_of_the_margin_passes_as_rarely_as_stated() -> None:
     passed = verdicts(simulated(2000, 10, 0.1, seed=10), 0.1).count(Verdict.PASS)
     assert stats.binomtest(passed, 2000, alternative="greater").proportion_ci(0.95).low <= ALPHA

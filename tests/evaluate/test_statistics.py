@@ -60,6 +60,7 @@ def test_wins_count_ties_by_half() -> None:
     assert paired_difference(np.array([0.0, 0, 0, 0]), np.array([1.0, 1, 0, -1])).win_rate == 0.625
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_win_rate_covers_it_as_often_as_it_says() -> None:
     """Also near one, where an interval from the standard error is often a single point."""
     rng = np.random.default_rng(4)
