@@ -72,6 +72,8 @@ def difference(old: Any, new: Any, *path: str) -> str | None:
         for key in sorted(parts[0].keys() | parts[1].keys()):
             if changed := difference(parts[0].get(key), parts[1].get(key), *path, str(key)):
                 return changed
+        if old is not None and new is not None:
+            return None  # what one does not have is not set in the other, being a setting of a later version
     said = ["not set" if value is None else repr(value) for value in (old, new)]
     return f"{'.'.join(path)} was {said[0]} and is now {said[1]}"
 
