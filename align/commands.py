@@ -96,15 +96,15 @@ def reward(config: "RewardConfig", pairs: Path, output: Path, *, resume: bool) -
 
 def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, seed: int) -> None:
     """`align sample`."""
-    import torch
 
     from align.training.validation import save_grid
     from evaluate import pipelines, samplers
+    from evaluate.environment import device_of
     from evaluate.precision import drawn_in, dtype_of
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(None)
     recipe = pipelines.read_recipe(checkpoint)
     pipeline = pipelines.load(checkpoint, dtype=dtype_of(drawn_in(recipe.dtype, device)))
     each = [prompt for prompt in prompts for _ in range(n)]

@@ -3,12 +3,10 @@
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-#: For a choice of which one is "off", which YAML reads as false where it is not quoted.
-UNQUOTED_OFF = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 class Config(BaseModel):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from align.options import Config
 from prompts.io.errors import UserError
 from prompts.io.hub import redact
+from prompts.io.yaml import parse
 
 C = TypeVar("C", bound=Config)
 
@@ -45,7 +46,7 @@ def assign(content: dict[str, Any], text: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {text!r}: not of the form key=value; write for example --set batch_size=8")
     try:
-        parsed: Any = yaml.safe_load(value)
+        parsed: Any = parse(value)
     except yaml.YAMLError:
         raise UserError(f"--set {text!r}: the value is not valid YAML; quote it") from None
     if isinstance(parsed, str):

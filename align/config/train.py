@@ -1,6 +1,6 @@
 """Stage `train`: all its settings, the parts' own among them, and what must hold between them."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -11,7 +11,7 @@ from align.networks.lora import LoraConfig
 from align.networks.optimizers import Optimizer
 from align.objectives.divergence import Divergence
 from align.objectives.guidance import Guidance
-from align.options import UNQUOTED_OFF, Config, Fraction, NonNegative
+from align.options import Config, Fraction, NonNegative
 from align.rewards.differentiable import Reward
 
 
@@ -22,7 +22,7 @@ class HeldOut(Config):
     prompts: str | None = None
     images: PositiveInt = 64
     every: PositiveInt = Field(50, description="steps")
-    guard: Annotated[Literal["stop", "warn", "off"], UNQUOTED_OFF] = Field(
+    guard: Literal["stop", "warn", "off"] = Field(
         "warn", description="when one fell by that while the reward rose, or there is none"
     )
 

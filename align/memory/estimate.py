@@ -216,12 +216,11 @@ def _read(
     pipeline = setup.load_pipeline(config, dtype, random_weights=True, device="meta")
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
-        read = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        load = _bytes(tensor for part in [*read, *([] if same else [initial])] for tensor in _tensors(part))
+        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        load = _bytes(tensor for part in [*modules, *([] if same else [initial])] for tensor in _tensors(part))
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
         roles = store(config, initial, reference, same=same, device="meta")
     scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     _fake([*modules, *roles.networks(), roles.student, roles.assistant, scoring.decoder.vae, *scorers])
     # From here on factories make true tensors, small ones; what meets a fake one becomes fake.
     for name, tensors in _weights(roles).items():

@@ -1,6 +1,6 @@
 """Classifier-free guidance as a reward."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -9,7 +9,7 @@ from torch import Tensor
 from align.objectives.denoising import add_noise, dot
 from align.objectives.term import ByAutograd, Context, Term
 from align.objectives.weightings import WEIGHTS, Weight, weight_of
-from align.options import UNQUOTED_OFF, Config
+from align.options import Config
 from evaluate.diffusion import Denoiser
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Guidance(Config):
     """Classifier-free guidance: inside the `reference`, as a `reward` (alpha_cfg = scale - 1), or off."""
 
-    where: Annotated[Literal["off", "reference", "reward"], UNQUOTED_OFF] = "off"
+    where: Literal["off", "reference", "reward"] = "off"
     scale: PositiveFloat = Field(1.0, description="g; 1 is no guidance")
     embedded: PositiveFloat | None = Field(
         None, description="the scale that networks of embedded guidance, as FLUX.1-dev's, are told; no guidance of ours"

@@ -33,16 +33,14 @@ class Rewards:
         decoder: Decoder,
         *,
         device: Any,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         random_weights: bool = False,
     ):
         self.decoder, self.scales = decoder, {}
         self.scorers: dict[str, scorers.Scorer] = {}
         for reward in rewards:
-            # Where nothing is asked of precision, a network of billions keeps the one that it is published in.
-            own = None if dtype == torch.float32 else dtype
             scorer = scorers.load(
-                reward.scorer, device=device, dtype=own, weights=reward.weights, random_weights=random_weights
+                reward.scorer, device=device, dtype=dtype, weights=reward.weights, random_weights=random_weights
             )
             scorer.check_meta(None)
             if not scorer.differentiable:

@@ -19,6 +19,7 @@ from align.training import compare_image as comparison
 from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
+from evaluate.environment import device_of
 from evaluate.pipelines import Recipe
 from evaluate.precision import drawn_in, dtype_of
 from evaluate.results.stats import paired_difference, percent
@@ -64,13 +65,13 @@ def images_of(
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
-    return dtype_of(drawn_in(recipe.dtype, "cuda" if torch.cuda.is_available() else "cpu"))
+    return dtype_of(drawn_in(recipe.dtype, device_of(None)))
 
 
 def _draw(
     pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any
 ) -> Tensor:
-    pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = pipeline.to(device_of(None))
     sampler = samplers.make(recipe)
 
     def draw(rows: Sequence[int]) -> list[Tensor]:
@@ -97,7 +98,7 @@ def score(
 
     weights: each scorer's, None for its own.
     """
-    device, scores = "cuda" if torch.cuda.is_available() else "cpu", {}
+    device, scores = device_of(None), {}
     for name, path in weights.items():
         scorer = scorers.load(name, device=device, weights=path)
         a, b = (scores_of({name: scorer}, images, prompts)[name].numpy() for images in (before, after))

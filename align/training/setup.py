@@ -89,7 +89,9 @@ class Scoring:
             checkpointing=config.gradient_checkpointing,
             device=device,
         )
-        options = {"device": device, "dtype": dtype, "random_weights": random_weights}
+        # Where nothing is asked of precision, a network of billions keeps the one that it is published in.
+        own = None if dtype == torch.float32 else dtype
+        options = {"device": device, "dtype": own, "random_weights": random_weights}
         self.rewards = Rewards(config.rewards, self.decoder, **options)
         self.held_out: dict[str, scorers.Scorer] = load_scorers(config, **options)
 

@@ -22,12 +22,9 @@ GRID = 16  # images in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
 
 
-def load_scorers(
-    config: TrainConfig, *, dtype: torch.dtype = torch.float32, **options: Any
-) -> dict[str, scorers.Scorer]:
-    """The held-out scorers of a config, in float32 or narrower as they are defined. options: of `scorers.load`."""
-    own = None if dtype == torch.float32 else dtype
-    loaded = {name: scorers.load(name, dtype=own, **options) for name in config.held_out.scorers}
+def load_scorers(config: TrainConfig, **options: Any) -> dict[str, scorers.Scorer]:
+    """The held-out scorers of a config. options: of `scorers.load`."""
+    loaded = {name: scorers.load(name, **options) for name in config.held_out.scorers}
     for scorer in loaded.values():
         scorer.check_meta(None)
     return loaded

@@ -11,7 +11,7 @@ VGG16.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,11 +85,10 @@ class WithinPrompt(DistributionMetric):
         if not several:
             raise ValueError(f"{self.protocol}: no prompt has two images; draw each from several seeds")
         values = torch.tensor([self.of_prompt(torch.stack(rows)) for rows in several.values()], dtype=torch.float64)
-        groups = torch.tensor([group_of(prompt, MANY_GROUPS) for prompt in several])
-        parts = {
-            group: sum(len(rows) for prompt, rows in several.items() if group_of(prompt, MANY_GROUPS) == group)
-            for group in groups.unique().tolist()
-        }
+        group_by_prompt = [group_of(prompt, MANY_GROUPS) for prompt in several]
+        groups, parts = torch.tensor(group_by_prompt), Counter[int]()
+        for group, rows in zip(group_by_prompt, several.values(), strict=True):
+            parts[group] += len(rows)
         left_out = leave_out(parts, lambda group: values[groups != group].mean().item(), MANY_GROUPS)
         count, value = len(values), values.mean().item()
         error = values.std().item() / math.sqrt(count) if count > 1 else math.nan

@@ -47,17 +47,17 @@ def mismatch(a: Records, b: Records) -> str | None:
     for field in ("suite", "suite_sha256"):
         if a.meta[field] != b.meta[field]:
             return f"{field} is {a.meta[field]} in one and {b.meta[field]} in the other"
-    measured, of_others = (run.meta.get("distribution", {}) for run in (a, b))
+    of_sets = [run.meta.get("distribution", {}) for run in (a, b)]
     ours, theirs = (
-        run.meta["protocols"] | {name: e["weights_sha256"] for name, e in run.meta.get("distribution", {}).items()}
-        for run in (a, b)
+        run.meta["protocols"] | {name: e["weights_sha256"] for name, e in estimates.items()}
+        for run, estimates in zip((a, b), of_sets, strict=True)
     )
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             return f"{name} was computed with weights {ours[name]} in one and {theirs[name]} in the other"
         if a.meta.get("macro", {}).get(name) != b.meta.get("macro", {}).get(name):
             return f"{name} is averaged over images in one and over groups of prompts in the other"
-        references = [each.get(name, {}).get("reference_sha256", "") for each in (measured, of_others)]
+        references = [estimates.get(name, {}).get("reference_sha256", "") for estimates in of_sets]
         if all(references) and references[0] != references[1]:
             return f"{name} compares with other reference images in one than in the other"
     if not ours.keys() & theirs.keys():

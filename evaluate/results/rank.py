@@ -92,7 +92,8 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
         mean = {row.model: row.mean for row in rows}
         means[metric] = [mean[model] for model in models]
         ranked += rows
-    for metric in (name for name in _shared_sets(runs) if name not in _unpaired(runs)):
+    unpaired = _unpaired(runs)
+    for metric in (name for name in _shared_sets(runs) if name not in unpaired):
         rows = rank_sets(metric, runs)
         sign = -1 if runs[0].lower_is_better(metric) else 1
         mean = {row.model: sign * row.mean for row in rows}
@@ -101,7 +102,7 @@ def rank(runs: Sequence[Records], *, seed: int = 0) -> Ranking:
     if not ranked:
         raise UserError(
             "the runs share no metric that can be ranked"
-            + "".join(f"; {metric}: {reason}" for metric, reason in _unpaired(runs).items())
+            + "".join(f"; {metric}: {reason}" for metric, reason in unpaired.items())
         )
     agreement = {
         pair: float(stats.kendalltau(means[pair[0]], means[pair[1]]).statistic) for pair in combinations(means, 2)

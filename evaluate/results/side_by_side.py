@@ -116,9 +116,9 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
 
     from evaluate.console import printer
 
-    head, rows = lines(figures)
+    (head, rows), parts = lines(figures), on_shared_prompts(runs)
     table = Table(
-        title=escape(f"{runs[0].meta['suite']}, {on_shared_prompts(runs)[0].frame['id'].nunique():,} prompts"),
+        title=escape(f"{runs[0].meta['suite']}, {parts[0].frame['id'].nunique():,} prompts"),
         caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score",
     )
     for i, name in enumerate(head):
@@ -127,17 +127,13 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
         table.add_row(*map(escape, row))
     console = printer()
     console.print(table)
-    for run, part in zip(runs, on_shared_prompts(runs), strict=True):
+    for run, part in zip(runs, parts, strict=True):
         if run.missing:
             console.print(f"{run.meta['model']} is incomplete: {run.missing}")
         if left_out := run.frame["id"].nunique() - part.frame["id"].nunique():
+            also = "; metrics of whole sets too" if run.meta.get("distribution") and part.meta is not run.meta else ""
             console.print(
-                f"{run.meta['model']}: {left_out:,} prompts are left out that others lack or have no score of"
-                + (
-                    ""
-                    if part.meta.get("distribution") == run.meta.get("distribution")
-                    else "; metrics of whole sets too"
-                )
+                f"{run.meta['model']}: {left_out:,} prompts are left out that others lack or have no score of{also}"
             )
 
 

@@ -1,5 +1,6 @@
 """YAML files: as a mapping, or as a model of one."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +12,29 @@ from prompts.io.errors import UserError
 M = TypeVar("M", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """As YAML 1.2 has it true and false alone are booleans, so that `off` is a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  as its base has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def parse(text: str) -> Any:
+    """What a text of YAML says. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file holding a mapping; UserError otherwise."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except OSError as error:
@@ -33,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_model(path: Path, model: type[M]) -> M:
     """A YAML file as `model` has it; UserError names the first field that is amiss."""
     try:
-        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return model.model_validate(parse(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         if not isinstance(error, ValidationError):
             raise UserError(f"{path}: not valid YAML; fix it") from None
