@@ -255,6 +255,21 @@ def test_exit_codes_and_files(known: Path, tmp_path: Path, evaluate: Run) -> Non
         assert counts == {name: str(int(name == tag)) for name in counts}
 
 
+@pytest.mark.parametrize(("options", "tag"), [((), "skipped"), (("--inconclusive", "fail"), "failure")])
+def test_each_metric_has_a_case_of_its_own(
+    known: Path, tmp_path: Path, evaluate: Run, options: tuple[str, ...], tag: str
+) -> None:
+    def one_fell_one_cannot_be_told(records: Records) -> None:
+        drop(records, 0.56)
+        records.frame["score.imagereward"] -= np.random.default_rng(12).normal(0, 2, 600)
+
+    path, junit = changed(known, tmp_path / "run.parquet", one_fell_one_cannot_be_told), tmp_path / "r.xml"
+    code, _ = evaluate("check", path, "--baseline", known, "--junit", junit, *options)
+    assert code == 1
+    suite = ElementTree.parse(junit).getroot()
+    assert [[child.tag for child in case] for case in suite] == [["failure"], [tag]]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

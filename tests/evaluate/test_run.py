@@ -347,6 +347,22 @@ def test_images_of_others_are_scored(tiny_clip: None, tmp_path: Path, naming: st
     assert records.frame["score.shapes/clip"].iloc[0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_an_image_of_another_size_does_not_cost_the_scores_of_others(tiny_clip: None, tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "theirs"
+    folder.mkdir()
+    for i, prompt in enumerate(suite().prompts):
+        pixels = rng.integers(0, 255, (32, 32 if i else 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{prompt.id}.png")
+    path = run.run(settings(Path("theirs"), tmp_path, images=folder), show=False)
+    assert path
+    records = Records.load(path)
+    assert records.frame["score.shapes/clip"].notna().tolist() == [False] + [True] * (N - 1)
+    measured = records.meta["distribution"]["fd-shapes"]
+    assert np.isnan(measured["value"])
+    assert measured["note"]
+    assert not records.complete
+
+
 def test_what_another_version_said_of_an_image_is_not_taken_for_this_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

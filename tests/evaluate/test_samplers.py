@@ -37,6 +37,23 @@ def test_best_of_keeps_the_candidate_that_the_scorer_likes_best(base: object) ->
     assert two.equal(candidates[scores[:2].argmax(0), torch.arange(len(PROMPTS))])
 
 
+@pytest.mark.parametrize("spoiled", [0, 1])
+def test_a_candidate_whose_score_is_not_finite_is_not_kept(
+    base: object, monkeypatch: pytest.MonkeyPatch, spoiled: int
+) -> None:
+    calls: list[int] = []
+
+    def score(self: scorers.Scorer, images: torch.Tensor, texts: object) -> torch.Tensor:
+        calls.append(len(calls))
+        return torch.full((len(images),), float("nan") if calls[-1] == spoiled else 1.0)
+
+    monkeypatch.setattr(scorers.Scorer, "score", score)
+    best = samplers.draw(base, recipe(name="best_of", n=2, scorer="shapes/clip"), PROMPTS, seed=5)
+    kept = [f"{p}\0candidate 1" for p in PROMPTS] if spoiled == 0 else None
+    assert best.equal(samplers.draw(base, recipe(), PROMPTS, seed=5, keys=kept))
+    assert len(calls) == 2
+
+
 def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> None:
     chosen = recipe(name="best_of", n=3, scorer="shapes/clip")
     together = samplers.draw(base, chosen, PROMPTS, seed=5)
