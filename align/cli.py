@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from prompts.io.errors import UserError
+from prompts.io.files import writable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +61,8 @@ def train(
     from align.presets.load import resolve
 
     resolved: Any = resolve(preset, TRAIN, config=config, sets=sets or ())
+    if not dry_run and (gpu_memory is not None or processes is not None):
+        raise UserError("--gpu-memory and --processes belong to --dry-run; add that, or leave them out")
     if dry_run:
         print(dump(resolved), end="", flush=True)
         runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
@@ -216,9 +219,13 @@ def bench(
 
     resolved: Any = resolve(preset, TRAIN, sets=sets or ())
     chosen: dict[str, Any] = {"sets": sets or (), "roles": roles or (), "gradients": gradients or (), "output": output}
+    if output:
+        writable(output)
     if count:
-        if leaderboards:
-            raise UserError(f"--leaderboards {leaderboards}: --count times nothing that it could hold; leave it out")
+        timed = {"--leaderboards": leaderboards, "--counted": counted, "--random-weights": random_weights}
+        timed |= {"--plain": plain, "--steps": steps != 5, "--rounds": rounds != 1}
+        if given := [name for name, value in timed.items() if value]:
+            raise UserError(f"{given[0]}: --count times nothing, and has the plain one beside; leave it out")
         counting.count(resolved, preset, **chosen)
         return
     timing.bench(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from align.run_folder import opened
-from evaluate.console import console
+from evaluate.console import console, printer
 from prompts.io.errors import UserError
+from prompts.io.files import writable
 
 if TYPE_CHECKING:
     from align.config.train import TrainConfig
@@ -96,24 +97,21 @@ def reward(config: "RewardConfig", pairs: Path, output: Path, *, resume: bool) -
 
 def sample(checkpoint: str, prompts: Sequence[str], output: Path, *, n: int, seed: int) -> None:
     """`align sample`."""
-
+    from align.training.compare import draw
     from align.training.validation import save_grid
-    from evaluate import pipelines, samplers
+    from evaluate import pipelines
     from evaluate.environment import device_of
     from evaluate.precision import drawn_in, dtype_of
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: images are written as PNG; give it a name ending in .png")
-    device = device_of(None)
+    writable(output)
     recipe = pipelines.read_recipe(checkpoint)
-    pipeline = pipelines.load(checkpoint, dtype=dtype_of(drawn_in(recipe.dtype, device)))
+    pipeline = pipelines.load(checkpoint, dtype=dtype_of(drawn_in(recipe.dtype, device_of(None))))
     each = [prompt for prompt in prompts for _ in range(n)]
     keys = [f"{prompt}/{i}" for prompt in prompts for i in range(n)]
-    images = samplers.draw(pipeline.to(device), recipe, each, seed=seed, keys=keys).cpu()
-    try:
-        save_grid(images, output, columns=n)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
+    images = draw(pipeline, recipe, each, title="drawing", seed=seed, keys=keys)
+    save_grid(images, output, columns=n)
     console.print(f"{output}: {len(prompts)} x {n} images of {checkpoint}, seed {seed}")
 
 
@@ -150,16 +148,18 @@ def export(
         raise UserError(f"{output}: already there; choose another --output")
     if push_to:
         push.check(push_to)
-    with tempfile.TemporaryDirectory() as kept:
-        folder = output or Path(kept) / "export"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        folder = output or Path(elsewhere) / "export"
         try:
-            exports.copy(source, folder, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to)
+            kept = exports.copy(
+                source, folder, dtype=dtype, pipeline=pipeline, lora=lora, scores=scores, push_to=push_to
+            )
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another --output"
             ) from None
         if output is not None:
-            console.print(f"{output}: written in {dtype}")
+            console.print(f"{output}: written in {kept}")
         if push_to:
             console.print(f"pushed to {push.push(folder, push_to, private=private)}")
 
@@ -171,4 +171,4 @@ def list_presets() -> None:
     table, stages = Table("preset", "command", "what it is"), load.stages()
     for path in load.preset_files():
         table.add_row(path.stem, f"align {load.COMMANDS[stages[path.stem]]}", load.describe(path))
-    console.print(table)
+    printer().print(table)

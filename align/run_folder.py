@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from align.config.overrides import difference
 from align.options import Config, dump
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, write_json
 from prompts.io.yaml import read_yaml
 
 #: What may differ when a run is resumed: nothing that changes what is computed up to a step.
@@ -39,14 +41,9 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         output.mkdir(parents=True, exist_ok=True)
         text = dump(config)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            draft = output / ".config.yaml.partial"
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+            replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
         if preset:
-            metadata = read_run(output) | {"preset": preset}
-            replace(
-                output / "run.json", lambda draft: draft.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
-            )
+            write_json(output / "run.json", read_run(output) | {"preset": preset})
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
@@ -68,16 +65,39 @@ def opened(config: Config, output: Path, *, resume: bool, preset: str | None = N
     An error before the first step undoes it, so that the corrected command finds the place as it was.
     """
     new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]
-    open_folder(config, output, resume=resume, preset=preset)
+    begun = (output / "config.yaml").is_file()
+    with ExitStack() as stack:
+        if resume and begun:
+            stack.enter_context(alone(output))
+        open_folder(config, output, resume=resume, preset=preset)
+        if not resume:  # only now is it this run's
+            stack.enter_context(alone(output))
+        try:
+            yield
+        except BaseException:  # Ctrl-C as well, while models are loaded
+            if not resume and _only_begun(output):
+                _empty(output)
+                for folder in new_folders:
+                    with suppress(OSError):  # another run has found a place in it meanwhile
+                        folder.rmdir()
+            raise
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Within: no other process that asks for this is at work in `output`. Raises UserError where one is."""
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{output}: another run is at work there; wait for it, or choose another --output") from None
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
     try:
         yield
-    except BaseException:  # Ctrl-C as well, while models are loaded
-        if not resume and _only_begun(output):
-            _empty(output)
-            for folder in new_folders:
-                with suppress(OSError):  # another run has found a place in it meanwhile
-                    folder.rmdir()
-        raise
+    finally:
+        lock.release()
 
 
 def _only_begun(output: Path) -> bool:

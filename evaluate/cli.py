@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from prompts.io.errors import UserError
+from prompts.io.files import writable, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -183,6 +184,8 @@ def moments(
     from evaluate.environment import device_of
     from evaluate.runs.settings import slug
 
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no folder; give the one that the real images are in")
     where = device_of(device)
     loaded = distribution.load(metric, device=where, weights=weights, reference=str(folder))
     if not isinstance(loaded, FrechetMetric):
@@ -200,7 +203,6 @@ def models() -> None:
     """List the models that ship with the package, and the published ones: which can be
     run, and why the others cannot.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate import embedded, pipelines
@@ -219,9 +221,9 @@ def models() -> None:
                 column, overflow="fold", justify="left" if table is reported or column == "licence" else "right"
             )
     for name, recipe in recipes.items():
-        title, *details, licence = map(escape, pipelines.describe(recipe))
+        title, *details, licence = pipelines.describe(recipe)
         if recipe.reported_only:
-            reported.add_row(name, title, escape(recipe.reported_only))
+            reported.add_row(name, title, recipe.reported_only)
         else:
             runnable.add_row(name, *details, licence)
     for table in (runnable, reported):
@@ -259,7 +261,6 @@ def overlap(
     ] = 0.8,
 ) -> None:
     """Tell which prompts are in a suite, word for word or nearly. Exit code 0 none, 1 some."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
@@ -271,9 +272,7 @@ def overlap(
     if matches:
         table = Table("similarity", "prompt", "id", "the suite's prompt")
         for match in matches:
-            table.add_row(
-                "same" if match.exact else f"{match.similarity:.2f}", *map(escape, (match.prompt, match.id, match.text))
-            )
+            table.add_row("same" if match.exact else f"{match.similarity:.2f}", match.prompt, match.id, match.text)
         printer().print(table)
     nearly = {match.prompt for match in matches} - exact
     print(f"{len(set(texts)):,} distinct prompts: {len(exact):,} are in {suite}, {len(nearly):,} more nearly")
@@ -559,6 +558,8 @@ def table(
     """Show a table of the papers beside what was measured here. Exit code 4 if --run left something undone."""
     from evaluate.papers import figures, files, match, plan, render
 
+    if not run and (limit is not None or device is not None):
+        raise UserError("--limit and --device belong to --run; add that, or leave them out")
     if name is None:
         render.listing()
         raise typer.Exit
@@ -619,6 +620,10 @@ def bench(
     from evaluate.precision import dtype_of
 
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
+    if not (names or frechet or harness):
+        raise UserError("nothing to time; name a --scorer, or add --frechet or --harness")
+    if output:
+        writable(output)
     where = device_of(device)
     result = benchmark.bench(
         names,
@@ -633,7 +638,7 @@ def bench(
     )
     benchmark.show(result)
     if output:
-        benchmark.write(result, output)
+        write_json(output, result)
 
 
 @app.callback()

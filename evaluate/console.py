@@ -16,7 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True)
+# What is printed is names, prompts and messages of others, which may hold what rich reads as markup.
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
+console = Console(stderr=True, **AS_IT_IS)
 
 #: Seconds after which a line is due where no bar can be drawn.
 EVERY = 30.0
@@ -27,7 +29,7 @@ def printer() -> Console:
     """For tables on stdout: as wide as the terminal or COLUMNS says, or 120 columns
     where the output goes into a log.
     """
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=120)
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120, **AS_IT_IS)
 
 
 # ---- what is said of a task ------------------------------------------------------------------------------------------

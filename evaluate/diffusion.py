@@ -201,13 +201,19 @@ def lognormal(schedule: NoiseLevels, *, mean: float, std: float) -> Callable[[in
     return sample
 
 
-def uniform(schedule: NoiseLevels, *, low: int, high: int) -> Callable[[int, torch.Generator], Tensor]:
+def uniform(schedule: NoiseLevels, *, low: float, high: float) -> Callable[[int, torch.Generator], Tensor]:
     """sigma of a timestep drawn uniformly from {low, ..., high} (DMD2: 20 to 980)."""
     if not isinstance(schedule, Schedule):
         raise UserError("noise_levels: uniform counts timesteps, and this model's time is continuous; use flow_uniform")
+    steps, first, last = len(schedule.sigmas), int(low), int(high)
+    if (first, last) != (low, high) or not 0 <= first <= last < steps:
+        raise UserError(
+            f"noise_levels: uniform takes low and high from the whole numbers 0 to {steps - 1}, low first; not {low:g}"
+            f" and {high:g}"
+        )
 
     def sample(n: int, generator: torch.Generator) -> Tensor:
-        return schedule.sigmas[torch.randint(low, high + 1, (n,), generator=generator)]
+        return schedule.sigmas[torch.randint(first, last + 1, (n,), generator=generator)]
 
     return sample
 
@@ -227,6 +233,8 @@ def flow_uniform(
 ) -> Callable[[int, torch.Generator], Tensor]:
     """sigma = shift t / (1 - t) for t uniform between low and high. shift: by default the model's own."""
     factor = _shift(schedule, shift)
+    if not 0 <= low < high <= 1:
+        raise UserError(f"noise_levels: flow_uniform takes times, 0 <= low < high <= 1; not {low:g} and {high:g}")
 
     def sample(n: int, generator: torch.Generator) -> Tensor:
         t = low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
@@ -236,6 +244,8 @@ def flow_uniform(
 
 
 def _shift(schedule: NoiseLevels, shift: float | None) -> float:
+    if shift is not None and shift <= 0:
+        raise UserError(f"noise_levels: shift = {shift:g}; take one above 0")
     return getattr(schedule, "shift", 1.0) if shift is None else shift
 
 

@@ -7,6 +7,7 @@ one of them, or none, may be wrong.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,34 +211,51 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
 
 
 def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tuple[Interval, float]:
-    """Ratio of the standard deviations over seeds, pooled over cells, with the interval and the two-sided p-value (of a
-    ratio of 1) of the F distribution, for normal figures.
+    """Ratio of the standard deviations over seeds, pooled over cells `[seeds]` each, with its interval and the
+    two-sided p-value of a ratio of 1.
+
+    Its logarithm is jackknifed, a seed left out of all cells at once, for runs of one seed share their batches;
+    Student's t of one degree fewer than seeds.
     """
 
-    def pooled(parts: Sequence[np.ndarray]) -> tuple[float, int]:
-        kept = [part[np.isfinite(part)] for part in parts]
-        freedom = sum(max(len(part) - 1, 0) for part in kept)
-        scatter = sum(float(((part - part.mean()) ** 2).sum()) for part in kept if len(part))
-        return (scatter / freedom if freedom else math.nan), freedom
+    def logarithm(left_out: list[int]) -> float:
+        a, b = (_pooled_variance([np.delete(part, left_out) for part in parts]) for parts in (worse, than))
+        return math.log(a / b) / 2 if a > 0 and b > 0 else math.nan
 
-    (a, p), (b, q) = pooled(worse), pooled(than)
-    n = sum(int(np.isfinite(part).sum()) for part in (*worse, *than))
-    if not p or not q or not b > 0:
-        return Interval(math.nan, math.nan, math.nan, n), math.nan
-    low, high = stats.f.ppf([0.025, 0.975], p, q)
-    chance = 2 * min(stats.f.sf(a / b, p, q), stats.f.cdf(a / b, p, q))
-    return Interval(math.sqrt(a / b), math.sqrt(a / b / high), math.sqrt(a / b / low), n), float(chance)
+    seeds = np.flatnonzero(np.isfinite(np.array([*worse, *than])).any(0)).tolist()
+    n, value = len(seeds), logarithm([])
+    without = np.array([logarithm([seed]) for seed in seeds])
+    if n < 3 or not np.isfinite([value, *without]).all():
+        return Interval(math.exp(value), math.nan, math.nan, n), math.nan
+    error = math.sqrt((n - 1) * without.var())
+    half = stats.t.ppf(0.975, n - 1) * error
+    p = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error > 0 else float(value == 0)
+    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half), n), p
 
 
-def share_difference(a: int, n: int, b: int, m: int) -> tuple[Interval, float]:
-    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent
-    shares, and Fisher's exact p-value.
-    """
+def _pooled_variance(parts: Sequence[np.ndarray]) -> float:
+    kept = [part[np.isfinite(part)] for part in parts]
+    freedom = sum(max(len(part) - 1, 0) for part in kept)
+    return (
+        sum(float(((part - part.mean()) ** 2).sum()) for part in kept if len(part)) / freedom if freedom else math.nan
+    )
+
+
+def share_difference(a: int, n: int, b: int, m: int) -> Interval:
+    """`a / n - b / m` with Newcombe's (1998, method 10) interval of the difference of two independent shares."""
     first, second = (stats.binomtest(k, of).proportion_ci(method="wilson") for k, of in ((a, n), (b, m)))
     p, q = a / n, b / m
     low = p - q - math.hypot(p - first.low, second.high - q)
     high = p - q + math.hypot(first.high - p, q - second.low)
-    return Interval(p - q, low, high, n + m), float(stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue)
+    return Interval(p - q, low, high, n + m)
+
+
+def sign_flips(differences: np.ndarray) -> float:
+    """The p-value of a mean of zero, of paired differences `[seeds]`: the share of all ways to turn their signs whose
+    mean is as far from it.
+    """
+    signs = np.array(list(product((1, -1), repeat=len(differences))))
+    return float((abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean())
 
 
 def stopped(results: Results, cells: Sequence[str]) -> tuple[int, int]:
@@ -258,9 +276,15 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
             Answer(title, f"{metric}, ratio of standard deviations", "pooled over cells", ratio, p, null=1.0)
         )
     (a, n), (b, m) = stopped(results, claim.worse), stopped(results, claim.than)
-    nothing = (Interval(math.nan, math.nan, math.nan, n + m), math.nan)
-    difference, p = share_difference(a, n, b, m) if n and m else nothing
-    answers.append(Answer(title, "share of runs stopped, difference", f"{a} of {n} against {b} of {m}", difference, p))
+    difference = share_difference(a, n, b, m) if n and m else Interval(math.nan, math.nan, math.nan, n + m)
+    at = f"{a} of {n} against {b} of {m}"
+    shares = []  # by seed, whose runs share their batches
+    for seed in sorted({row["seed"] for row in results if row["seed"] is not None}):
+        runs = [row for row in results if row["seed"] == seed]
+        (a, n), (b, m) = stopped(runs, claim.worse), stopped(runs, claim.than)
+        shares += [a / n - b / m] if n and m else []
+    p = sign_flips(np.array(shares)) if shares else math.nan
+    answers.append(Answer(title, "share of runs stopped, difference", at, difference, p))
     return answers
 
 

@@ -48,8 +48,11 @@ class Measure(Config):
     images: PositiveInt = Field(2, description="of each caption")
     over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
     metrics: dict[str, Literal["higher", "lower"]] = Field(
-        min_length=1,
-        description="scorer, win/SCORER or distribution metric -> which is better; the first is the reward, a scorer",
+        min_length=2,
+        description=(
+            "scorer, win/SCORER or distribution metric -> which is better; the first is the reward, a scorer, over"
+            " which the others are drawn"
+        ),
     )
 
     @model_validator(mode="after")

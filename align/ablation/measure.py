@@ -14,7 +14,7 @@ from align.ablation.config import WIN, Baseline, Measure
 from align.data.prompts import read_prompts
 from align.training.compare import images_of, scores_of
 from evaluate import distribution, scorers
-from prompts.io.files import replace
+from prompts.io.files import write_json
 
 SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
 CHUNK = 256  # images scored together
@@ -28,7 +28,7 @@ def measure(
 
     cache: a file for what `over` scores, which is the same for every model.
     """
-    texts = _captions(options)
+    texts = captions(options) * options.images
     began = time.process_time()
     images = _drawn(model, texts, options, baseline or Baseline(model=model))
     drawing = 10 * (time.process_time() - began) / len(texts)
@@ -53,10 +53,11 @@ def measure(
     return {"metrics": metrics, "drawing_seconds": drawing}
 
 
-def _captions(options: Measure) -> list[str]:
+def captions(options: Measure) -> list[str]:
+    """Of each of which `images` are drawn. One may be there several times: families of `shapes` count alike."""
     listed = read_prompts(options.prompts)
     order = np.random.default_rng(SEED).permutation(len(listed))
-    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]] * options.images
+    return [listed[i] for i in order[np.arange(options.captions) % len(listed)]]
 
 
 def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -> Tensor:
@@ -81,5 +82,5 @@ def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | 
         scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
         kept = {name: score.tolist() for name, score in scores.items()}
         if cache:
-            replace(cache, lambda draft: draft.write_text(json.dumps(kept), encoding="utf-8"))
+            write_json(cache, kept)
     return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}

@@ -16,26 +16,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
 from align.config.overrides import difference, merge, validate
 from align.config.train import TRAIN, TrainConfig
 from align.options import Config
 from align.presets.load import presets
-from align.run_folder import open_folder
+from align.run_folder import alone, open_folder
 from align.training.interrupt import stop_on_signal
 from evaluate.console import ProgressLog, console
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, write_json
 from prompts.io.yaml import read_yaml
 
 BASELINE = "baseline.yaml"
@@ -141,21 +139,8 @@ def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
     Raises UserError, all other runs being done, where runs failed for a reason other than the training itself.
     """
     runs = plan(config, output)
-    with _alone(output):
+    with alone(output):
         return _carry_out(config, runs, processes)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Within: no other sweep is at work in `output`."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with FileLock(output / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{output}: another sweep is at work there; wait for it, or choose another --output") from None
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 
 
 def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
@@ -247,11 +232,11 @@ def take(config: SweepConfig, output: Path, table: Path) -> None:
                 f"{path}: {run.cell} was trained or measured by another configuration than this sweep's; leave out"
                 " --from"
             )
-    with _alone(output):
+    with alone(output):
         for run, row in taken.items():
             if not run.finished:
                 open_run(run, config.measure)
-                _write(run.folder / "result.json", result_of(config, row))
+                write_json(run.folder / "result.json", result_of(config, row))
 
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
@@ -281,7 +266,7 @@ def carry_out(folder: Path) -> bool:
     if (folder / BASELINE).is_file():
         baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
         measured = measure(baseline.model, options, baseline=baseline, cache=cache)
-        _write(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
+        write_json(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
         return True
     ended, stopped, seconds = _trained(folder)
     if not ended:
@@ -292,7 +277,7 @@ def carry_out(folder: Path) -> bool:
         if measured["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
             stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
-    _write(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
+    write_json(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True
 
@@ -313,14 +298,9 @@ def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:
             return False, None, None
     except Stopped as stop:
         why = str(stop).partition(";")[0]  # the remedy that follows is for a run by itself
-        _write(note, {"step": stop.step, "why": why, "by": "guard" if isinstance(stop, Guarded) else "divergence"})
+        write_json(note, {"step": stop.step, "why": why, "by": "guard" if isinstance(stop, Guarded) else "divergence"})
     stopped = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
     return True, stopped, time.process_time() - began if whole else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def _end_with_parent() -> None:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from align.ablation.claims import LEVEL, POWER, Finding, Interval, Results, cell_rows, findings
-from align.ablation.config import CENTRE, SweepConfig
+from align.ablation.config import CENTRE, Measure, SweepConfig
+from align.ablation.measure import captions
 from align.ablation.plot import curves_svg
 from evaluate.console import printer
 from evaluate.results.csv_io import write_csv
@@ -89,17 +89,22 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return table(escaped[0], escaped[1:])
 
 
+def _measured_on(measure: Measure) -> str:
+    listed = captions(measure)
+    distinct = f", {len(set(listed)):,} of them distinct" if len(set(listed)) < len(listed) else ""
+    return f"{len(listed) * measure.images:,} images of {len(listed):,} captions of {measure.prompts}{distinct}"
+
+
 def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
     """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md`
     and `curves.svg` into `folder`.
     """
     answered, (header, rows) = findings(config, results), _table(config, results)
-    images = config.measure.captions * config.measure.images
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
     caption = (
         f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 %"
-        f" interval]. {images:,} images of {config.measure.captions:,} captions of {config.measure.prompts} per run."
+        f" interval]. {_measured_on(config.measure)} per run."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
@@ -119,9 +124,9 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
         (name, header, rows),
         *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items()),
     ]:
-        table = Table(*map(escape, head), title=escape(title), caption=caption if title == name else None)
+        table = Table(*head, title=title, caption=caption if title == name else None)
         for line in lines:
-            table.add_row(*map(escape, line))
+            table.add_row(*line)
         console.print(table)
 
     text = [f"# {name}", "", caption, "", *_markdown(header, rows), "", "![curves](curves.svg)", ""]

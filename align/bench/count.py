@@ -5,7 +5,6 @@ Operations are those of matrix products, convolutions and attention, two for a m
 is what tensors hold when they hold most. Both by phase of the step.
 """
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from align.bench import plain
-from align.bench.step import alone, check_method, chosen, counted_for, repeated
+from align.bench.step import alone, check_method, chosen, counted_for, repeated, write
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data.text_embeddings import ENCODING
 from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import environment, layouts
-from evaluate.console import console
+from evaluate.console import AS_IT_IS, console
 from prompts.io import hub
 
 Mode = tuple[str, str, str]
@@ -70,11 +69,7 @@ def count(
         console.print(f"{', '.join(mode)} ...")
         rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | counted(config, mode))
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}")
-    text = json.dumps({"rows": [row | common for row in rows]}, indent=1)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    write([row | common for row in rows], output)
 
 
 def counted(config: TrainConfig, mode: Mode) -> dict[str, Any]:
@@ -119,7 +114,7 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
             cells += [f"{row[total]:.4g}", f"{row[total] / baseline[total]:.3f}" if baseline else ""]
         table.add_row(*_names(row), *cells)
     console.print(table)
-    wide = Console(stderr=True, width=max(console.width, WIDTH))
+    wide = Console(stderr=True, width=max(console.width, WIDTH), **AS_IT_IS)
     for values, unit in (("tflop_per_image", "Tflop / image"), ("peak_gib", "GiB at most")):
         phases = [phase for phase in PHASES if any(phase in row[values] for row in rows)]
         table = _table(f"{title}: {unit} by phase", [PHASES[phase] for phase in phases])

@@ -30,6 +30,7 @@ from evaluate.bench import timing
 from evaluate.console import console
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.files import write_json
 from prompts.io.yaml import read_yaml
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
@@ -107,7 +108,11 @@ def bench(
         measured[mode][0]["tflops"] = known[mode]
     rows = [_row(config, mode, each, common) for mode, each in measured.items()]
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
-    _write(rows, output, leaderboards)
+    if output or not leaderboards:
+        write(rows, output)
+    if leaderboards:
+        for row in rows:
+            timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
 
 
 def read_operations(path: Path, preset: str, config: TrainConfig) -> dict[tuple[str, str, str], float]:
@@ -163,7 +168,8 @@ def chosen(roles: Sequence[str], gradients: Sequence[str], *, plain: bool) -> li
         for mode in MODES + (PLAIN if plain else [])
         if (not roles or mode[1] in roles) and (not gradients or mode[2] in gradients)
     ]
-    if not modes:
+    known = {storage for _, storage, _ in MODES}, {gradient for _, _, gradient in MODES}
+    if not modes or set(roles) - known[0] or set(gradients) - known[1]:
         raise UserError(
             "bench: nothing is left to measure; --roles are full and lora, --gradient is exact, exact_sequential or"
             " detached"
@@ -183,16 +189,12 @@ def _row(
     return dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common
 
 
-def _write(rows: Sequence[dict[str, Any]], output: Path | None, leaderboards: Path | None) -> None:
-    """JSON into `output`, rows into `leaderboards`; where neither is given, JSON to stdout."""
-    text = json.dumps({"rows": rows}, indent=1)
+def write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
+    """Rows as JSON, to stdout where no file is named."""
     if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    elif not leaderboards:
-        print(text)
-    if leaderboards:
-        for row in rows:
-            timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
+        write_json(output, {"rows": rows})
+    else:
+        print(json.dumps({"rows": rows}, indent=1))
 
 
 def alone(config: TrainConfig, storage: str, gradient: str, steps: int) -> dict[str, Any]:

@@ -30,10 +30,20 @@ class HeldOut(Config):
 class FinalComparison(Config):
     """The result beside its start, on held-out captions that `source` names."""
 
-    prompts: int = Field(0, ge=0, description="how many captions; 0 compares nothing")
+    prompts: int = Field(
+        0, ge=0, description="how many captions, all of them where there are fewer; 0 compares nothing"
+    )
     source: str | None = Field(
         None, description="where they are, as `prompts` of a run; by default those of `held_out`"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FinalComparison":
+        if self.prompts == 1:
+            raise ValueError(
+                "final_comparison.prompts = 1: of one caption there is no interval; ask for more, or for 0"
+            )
+        return self
 
 
 class TrainConfig(Config):
@@ -119,6 +129,9 @@ class TrainConfig(Config):
                 f"method {self.method} takes no rewards; remove them, or choose"
                 f" {'di++' if self.method == 'di' else 'di*'}"
             )
+        names = [reward.scorer for reward in self.rewards]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"rewards: {', '.join(sorted(twice))} is there twice; give one of them, with both scales")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps "
@@ -135,6 +148,10 @@ class TrainConfig(Config):
             )
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:validation")
+        if self.final_comparison.prompts and not (self.final_comparison.source or self.held_out.prompts):
+            raise ValueError(
+                "final_comparison.prompts need captions that are not trained on; name them with final_comparison.source"
+            )
         for role in ("student", "assistant"):
             name = getattr(self, role).name
             if name.endswith("8bit") and (self.parallel == "fsdp2" or self.precision == "fp64"):

@@ -5,7 +5,7 @@ neither the number of processes nor an interruption changes what is drawn.
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
 
@@ -156,20 +156,29 @@ class BatchSampler:
         """Micro-batch m of batch number k >= 0."""
         rows = self.rows(m)
         keys = tuple(f"{k}/{row}" for row in rows)
-        low, high = self.interval(k, self.seed)
-        sigma = torch.cat([self._level(pipelines.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])
         cond, uncond, prompts = self.texts(self.picks(k, rows))
-        sigma = sigma.to(self.dtype).to(self.device)
         return Batch(
             prompts=prompts,
             cond=cond,
             uncond=uncond,
-            sigma=sigma,
+            sigma=self._levels(k, keys),
             keys=keys,
             shape=self.shape,
             seed=self.seed,
             number=k,
         )
+
+    def afresh(self, batch: Batch) -> Batch:
+        """The same rows at other noise levels, with other noise."""
+        assert batch.number is not None
+        keys = tuple(f"{key}/afresh" for key in batch.keys)
+        return replace(batch, sigma=self._levels(batch.number, keys), keys=keys, _noise={})
+
+    def _levels(self, k: int, keys: Sequence[str]) -> Tensor:
+        """A noise level for each key `[B]`, of those that batch k may be taken at."""
+        low, high = self.interval(k, self.seed)
+        sigma = torch.cat([self._level(pipelines.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])
+        return sigma.to(self.dtype).to(self.device)
 
     def _level(self, generator: torch.Generator, low: float, high: float) -> Tensor:
         """One noise level `[1]`, drawn again until it is within the interval, and put at its end where it never is."""

@@ -3,12 +3,14 @@ alone, with a recipe and a card.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,7 +26,7 @@ from evaluate.pipelines import Recipe, overlays
 from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
-from prompts.io.files import replace as put
+from prompts.io.files import write_json
 from prompts.io.yaml import read_yaml
 
 
@@ -63,7 +65,7 @@ def export(
         text = card.card(config, run, Recipe.model_validate(recipe), name=output.resolve().name, place=target.name)
         card.write(draft, text)
         replace(draft, target)
-        put(output / "run.json", lambda path: path.write_text(json.dumps(run, indent=1), encoding="utf-8"))
+        write_json(output / "run.json", run)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(
@@ -133,20 +135,56 @@ def copy(
     lora: bool,
     scores: Path | None,
     push_to: str | None,
-) -> None:
-    """Make `folder` out of the checkpoint `source`: whole, its network alone (`pipeline` has
-    all else), or its `lora` alone.
+) -> str:
+    """Make `folder` out of the checkpoint `source`, whole or not at all: all of it, its network alone (`pipeline` has
+    all else), or its `lora` alone. Returns its precision.
 
     dtype: by default the recipe's, or bf16 for flow matching, or fp16. scores: a leaderboard, whose rows of this model
     come into the card. push_to: the repository that it is made for.
     """
+    source = source.resolve()
     recipe, run = pipelines.read_recipe(str(source)), read_run(source.parent)
-    precision = dtype_of(dtype or recipe.dtype or ("bf16" if recipe.sigmas else "fp16"))
+    kept = dtype or recipe.dtype or ("bf16" if recipe.sigmas else "fp16")
+    precision, path = dtype_of(kept), source.parent / "config.yaml"
+    config = validate(TrainConfig, read_yaml(path), str(path)) if run.get("step") is not None else None
+    if scores and config is None:
+        raise UserError(f"--scores {scores}: {source} is not of a run of 'align train', whose card it belongs in")
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        kind, recipe = _fill(
+            draft, source, recipe, run, config, precision=precision, pipeline=pipeline, lora=lora, push_to=push_to
+        )
+        if config is not None:
+            rows = _rows(scores, source, draft) if scores else []
+            place, name = push_to or folder.name, push_to.partition("/")[2] if push_to else folder.resolve().name
+            found = _comparison(source.parent, run)
+            text = card.card(
+                config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=found, rows=rows
+            )
+            card.write(draft, text)
+        elif (source / card.README).is_file():  # not a run of `align train`, or one of an older version
+            shutil.copy(source / card.README, draft)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return kept
+
+
+def _fill(
+    folder: Path,
+    source: Path,
+    recipe: Recipe,
+    run: Mapping[str, Any],
+    config: TrainConfig | None,
+    *,
+    precision: torch.dtype,
+    pipeline: str | None,
+    lora: bool,
+    push_to: str | None,
+) -> tuple[card.Kind, Recipe]:
+    """Write all but the card; returns what it is, and how it is drawn with."""
     kind: card.Kind = "pipeline"
-    config: TrainConfig | None = None
-    if run.get("step") is not None:
-        path = source.parent / "config.yaml"
-        config = validate(TrainConfig, read_yaml(path), str(path))
     if lora:
         if config is None or not (source / LORA).is_file():
             raise UserError(f"{source}: no LoRA of a run there; train with 'lora' in its config, or leave out --lora")
@@ -155,29 +193,21 @@ def copy(
         _check_push(recipe, push_to)
         folder.mkdir(parents=True)
         save_tensors(tensors, folder / LORA)
+    elif pipeline is None:
+        pipelines.load(str(source), dtype=precision).save_pretrained(folder)
     else:
+        place = pipelines.locate(pipeline.partition("@")[0])
+        local = place is not None and Path(pipeline).exists()
         loaded = pipelines.load(str(source), dtype=precision)
-        if pipeline is None:
-            loaded.save_pretrained(folder)
-        else:
-            name = overlays.network_name(loaded)
-            kind, recipe = "network", recipe.model_copy(update={"pipeline": pipeline, "unet": name})
-            _check_push(recipe, push_to)
-            getattr(loaded, name).save_pretrained(folder / name)
-            loaded.scheduler.save_pretrained(folder / "scheduler")
+        name = overlays.network_name(loaded)
+        rest = os.path.relpath(pipeline, folder.parent.resolve() / folder.name) if local else pipeline
+        kind, recipe = "network", recipe.model_copy(update={"pipeline": rest, "unet": name})
+        _check_push(recipe, push_to)
+        getattr(loaded, name).save_pretrained(folder / name)
+        loaded.scheduler.save_pretrained(folder / "scheduler")
     forget_paths(folder)
     write_recipe(folder, recipe)
-    if config is None:  # not a run of `align train`, or one of an older version
-        if (source / card.README).is_file():
-            shutil.copy(source / card.README, folder)
-        return
-    rows = _rows(scores, source, folder) if scores else []
-    place, comparison = push_to or folder.name, _comparison(source.parent, run)
-    name = push_to.partition("/")[2] if push_to else folder.resolve().name
-    text = card.card(
-        config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=comparison, rows=rows
-    )
-    card.write(folder, text)
+    return kind, recipe
 
 
 def _check_push(recipe: Recipe, push_to: str | None) -> None:

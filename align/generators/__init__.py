@@ -20,14 +20,22 @@ if TYPE_CHECKING:
     from align.data.batches import Batch
 
 
+#: What would put other noise levels in place of those that a scheduler is given.
+SPACED_ANEW = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
+#: The same, and that the last step ends without noise.
+AS_GIVEN = {**SPACED_ANEW, "final_sigmas_type": "zero"}
 #: input_scale -> the stock scheduler whose single step is `G(z, c)`, its options over the reference's, and the guidance
 #: that is none. Noise scaled by sigma_init is what EulerDiscreteScheduler does; unit variance is LCMScheduler's.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 1.0),
-    "unit_variance": ("LCMScheduler", {}, 0.0),
+    "sigma_init": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", **AS_GIVEN}, 1.0),
+    # At the usual scaling of 10 a little of the noisy image stays in what it makes of the lowest levels.
+    "unit_variance": ("LCMScheduler", {"clip_sample": False, "thresholding": False, "timestep_scaling": 1e6}, 0.0),
 }
 #: What keeps a flow's stock scheduler at the times that it is given.
-UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+UNSHIFTED = {
+    "shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None, **SPACED_ANEW, "invert_sigmas": False,
+    "stochastic_sampling": False,
+}  # fmt: skip
 #: The guidance that is none for every flow: most pipelines count from 1, Z-Image's from 0.
 UNGUIDED = 0.0
 

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from align.data.batches import Batch
-from align.generators import UNGUIDED, UNSHIFTED, GeneratorOptions
+from align.generators import AS_GIVEN, UNGUIDED, UNSHIFTED, GeneratorOptions
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
 from evaluate import pipelines
@@ -35,7 +35,8 @@ class FewStepOptions(GeneratorOptions):
     losses_at: Literal["own", "all"] = Field(
         "own",
         description=(
-            "noise levels of the losses: own, from the next step's level to the step's; all, every one. With own the "
+            "noise levels of the losses: own, from the next step's level to the step's, the first's up to every "
+            "higher one and the last's down to none; all, every one. With own the "
             "assistant meets one step's images alone at a noise level, so each step ends at the reference; with all it "
             "sees the mixture of all steps' images, and a later step makes up for what an earlier one lacks"
         ),
@@ -60,9 +61,9 @@ class FewStepOptions(GeneratorOptions):
         for a flow that is noised afresh.
         """
         if flow and self.levels and self.eta == 1:
-            return "FlowMatchLCMScheduler", UNSHIFTED, UNGUIDED
+            return "FlowMatchLCMScheduler", {k: v for k, v in UNSHIFTED.items() if k != "stochastic_sampling"}, UNGUIDED
         if not flow and self.levels and self.eta == 0 and self.input_scale == "unit_variance":
-            return "EulerDiscreteScheduler", {"timestep_spacing": "leading"}, 1.0
+            return "EulerDiscreteScheduler", {"timestep_spacing": "leading", **AS_GIVEN}, 1.0
         return super().stock_scheduler(flow=flow)
 
 

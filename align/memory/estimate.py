@@ -62,6 +62,8 @@ class Implementation:
     step: Callable[[setup.Run], None]
 
 
+#: The phase before the first step.
+AHEAD = "encoding prompts ahead"
 TRAINER = Implementation(store=setup.make_roles, step=_train)
 
 
@@ -132,11 +134,14 @@ def estimate(
             with record_function("saving"):
                 largest = max(_bytes([tensor]) for tensor in [*saved, *_tensors(built.roles.student)])
                 tracker.hold("a whole tensor", [_room(largest)])
+    peak, phase = dict(tracker.peak), tracker.phase
+    if cuda and parts.encoding > sum(peak.values()):
+        peak, phase = {"text encoders": float(parts.encoding)}, AHEAD
     return Estimate(
         roles=_roles(config, built, same=parts.same),
-        parts=dict(tracker.peak),
-        phases=dict(tracker.peaks),
-        phase=tracker.phase,
+        parts=peak,
+        phases=dict(tracker.peaks) | ({AHEAD: float(parts.encoding)} if cuda and parts.encoding else {}),
+        phase=phase,
         reserve=RESERVE if cuda else 0.0,
         operations=_operations(config, tracker, passes),
         state=_bytes(saved),

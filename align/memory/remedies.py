@@ -1,6 +1,7 @@
 """What fits: a run's estimate compared with a GPU, and changes that save memory."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,13 +62,17 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
     changes: list[tuple[str, Any]] = []
     least = needed.total
     for change in remedies(config, processes):
-        total = estimate(changed(config, [*changes, change]), processes=processes).total
+        try:
+            total = estimate(changed(config, [*changes, change]), processes=processes).total
+        except UserError:  # it does not go with the rest of the config
+            continue
         if total < least:  # what does not help here is left out
             changes, least = [*changes, change], total
         if least <= available:
             alone = len(changes) > 1 and estimate(changed(config, changes[-1:]), processes=processes).total <= available
             options = " ".join(
-                f"--set {key}={json.dumps(value).strip(chr(34))}" for key, value in (changes[-1:] if alone else changes)
+                f"--set {shlex.quote(f'{key}={json.dumps(value).strip(chr(34))}')}"
+                for key, value in (changes[-1:] if alone else changes)
             )
             raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
     raise UserError(

@@ -9,7 +9,7 @@ Every function takes tensors and returns an unreduced `[B]` tensor, summed over 
 the batch and call `backward()`. In the divergences no gradient reaches the parameters of assistant or reference: only
 x0, and whatever produced it, receives one.
 
-Papers: DI++ = Diff-Instruct++ (Luo 2024); DI* = Diff-Instruct* (Luo et al. 2025); SIM = Score Implicit Matching (Luo et
+Papers: DI++ = Diff-Instruct++ (Luo 2024); DI* = Diff-Instruct* (Luo et al. 2024); SIM = Score Implicit Matching (Luo et
 al. 2024); SiD = Score identity Distillation (Zhou et al. 2024).
 """
 

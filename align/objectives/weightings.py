@@ -33,5 +33,5 @@ WEIGHTS: dict[str, Weight] = {
     "constant": None,
     "edm": _edm,  # Karras et al. 2022, table 1, at sigma_data = 1; DI++ eq. C.7
     "dmd": _inverse_l1,  # DMD: a mean over C, H, W divided by mean |x0 - D_ref(x)|
-    "inverse_norm": _inverse_l2,  # 1 / ||x0 - D_ref(x)||: one unit of step per image, whatever its size
+    "inverse_norm": _inverse_l2,  # 1 / ||x0 - D_ref(x)||: less for what is far from the reference, as DMD's
 }

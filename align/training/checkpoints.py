@@ -114,13 +114,15 @@ def load(folder: Path, step: int, *, mapped: bool = False) -> dict[str, Any]:
 
 def load_newest(folder: Path, *, mapped: bool = False) -> tuple[int, dict[str, Any]] | None:
     """The newest whole state of `folder` and its step, as `load` reads it, with a warning for every torn
-    one skipped; None without any.
+    one skipped; None without any. Raises StateError where there are states, and none is whole.
     """
     for step in steps(folder):
         try:
             return step, load(folder, step, mapped=mapped)
         except StateError as error:
             warnings.warn(f"skipping a torn state: {error}", stacklevel=2)
+    if steps(folder):
+        raise StateError(f"{folder}: no state there is whole; start again in another folder, without --resume")
     return None
 
 
@@ -136,9 +138,17 @@ class Checkpoints:
         self.average, self.validation, self.process = average, validation, process
 
     def restore(self) -> int:
-        """Take the newest whole state up again and return its step; 0 where there is none."""
+        """Take the newest whole state up again and return its step; 0 where there is none yet.
+
+        Raises StateError where a run that has ended has none any more: it would begin again, over what it had made.
+        """
         newest = load_newest(self.folder, mapped=True)
         if newest is None:
+            if (self.folder.parent / "checkpoint").exists():
+                raise StateError(
+                    f"{self.folder.parent}: this run has ended, and its states are gone; start another in a new folder,"
+                    " with initial for where this one ended"
+                )
             return 0
         step, saved = newest
         with torch.no_grad():

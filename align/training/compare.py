@@ -1,7 +1,6 @@
 """What an alignment did: the result beside its start, on the same held-out captions and the same noise."""
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from rich.table import Table
 from torch import Tensor
 
 from align.config.train import TrainConfig
-from align.data.prompts import read_prompts
 from align.networks.initial import is_pipeline, load_into
 from align.run_folder import read_run
 from align.training import compare_image as comparison
+from align.training.validation import compared_captions
 from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
@@ -25,6 +24,7 @@ from evaluate.precision import drawn_in, dtype_of
 from evaluate.results.stats import paired_difference, percent
 from evaluate.runs.retry import RetryInHalves
 from prompts.io.errors import UserError
+from prompts.io.files import write_json
 
 SEED = 10_000  # noise that no training and no watching has seen
 CHUNK = 64
@@ -61,24 +61,36 @@ def images_of(
     """One image per prompt, `[N, 3, H, W]` in [0, 1], through stock diffusers. sampler: in place of the recipe's."""
     recipe = pipelines.read_recipe(model)
     recipe = recipe.model_copy(update={"sampler": sampler}) if sampler else recipe
-    return _draw(pipelines.load(model, dtype=_dtype(recipe)), recipe, prompts, title=title, seed=seed, **overrides)
+    return draw(pipelines.load(model, dtype=_dtype(recipe)), recipe, prompts, title=title, seed=seed, **overrides)
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
     return dtype_of(drawn_in(recipe.dtype, device_of(None)))
 
 
-def _draw(
-    pipeline: Any, recipe: Recipe, prompts: list[str], *, title: str, seed: int = SEED, **overrides: Any
+def draw(
+    pipeline: Any,
+    recipe: Recipe,
+    prompts: list[str],
+    *,
+    title: str,
+    seed: int = SEED,
+    keys: Sequence[str] | None = None,
+    **overrides: Any,
 ) -> Tensor:
+    """The same with a pipeline. keys: what tells images' noise apart, by default their numbers.
+
+    Raises UserError where one image is too large for the memory.
+    """
+    keys = keys or [str(i) for i in range(len(prompts))]
     pipeline = pipeline.to(device_of(None))
     sampler = samplers.make(recipe)
 
-    def draw(rows: Sequence[int]) -> list[Tensor]:
-        some, keys = [prompts[i] for i in rows], [str(i) for i in rows]
-        return list(sampler.draw(pipeline, recipe, some, seeds=[seed] * len(rows), keys=keys, **overrides).cpu())
+    def drawn_of(rows: Sequence[int]) -> list[Tensor]:
+        some, theirs = [prompts[i] for i in rows], [keys[i] for i in rows]
+        return list(sampler.draw(pipeline, recipe, some, seeds=[seed] * len(rows), keys=theirs, **overrides).cpu())
 
-    in_halves = RetryInHalves(draw, name=title, say=console.print)
+    in_halves = RetryInHalves(drawn_of, name=title, say=console.print)
     drawn: list[Tensor] = []
     with ProgressLog(title, len(prompts)) as progress:
         for first in range(0, len(prompts), CHUNK):
@@ -131,25 +143,17 @@ def final_comparison(config: TrainConfig, output: Path) -> None:
     gc.collect()  # what trained has cycles, and is not needed any more
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    source: dict[str, None] = {}
-    wanted = config.final_comparison
-    for prompt in read_prompts(wanted.source or config.held_out.prompts or config.prompts):
-        source[prompt] = None
-        if len(source) == wanted.prompts:
-            break
-    available = list(source)
-    prompts = [available[i % len(available)] for i in range(wanted.prompts)]
+    prompts = compared_captions(config)
     start, result = config.initial or config.reference, str(output / "checkpoint")
-    before = _draw(*beginning(config, result), prompts, title=f"drawing {start}")
+    before = draw(*beginning(config, result), prompts, title=f"drawing {start}")
     after = images_of(result, prompts, title="drawing the result")
-    rewards = {reward.scorer: reward.weights for reward in config.rewards}
-    scored = score(
-        before, after, prompts, rewards | {name: None for name in config.held_out.scorers if name not in rewards}
-    )
+    rewards = {scorers.resolve(reward.scorer) or reward.scorer: reward.weights for reward in config.rewards}
+    watched = [scorers.resolve(name) or name for name in config.held_out.scorers]
+    scored = score(before, after, prompts, rewards | {name: None for name in watched if name not in rewards})
     rows = compare(scored)
 
     table = Table(
-        title=f"{output.name}: {len(prompts)} held-out captions, same noise",
+        title=f"{output.name}: {len(prompts):,} held-out captions, same noise",
         caption="difference with its 95 % interval, paired",
     )
     for column in ("metric", start, output.name, "difference", "wins"):
@@ -171,12 +175,12 @@ def final_comparison(config: TrainConfig, output: Path) -> None:
         "start": start,
         "rows": rows,
     }
-    if config.prompts.startswith("shapes:"):
+    if (config.final_comparison.source or config.held_out.prompts or "").startswith("shapes:"):  # else not rendered
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
         table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")
         content["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}
     console.print(table)
-    (output / "comparison.json").write_text(json.dumps(content, indent=1))
+    write_json(output / "comparison.json", content)
     role = "the reward" if rewards else "a held-out scorer"
     first = next((comparison.Scores(name, role, *both) for name, both in scored.items()), None)
     shown = comparison.sections(len(prompts), first, seed=SEED)

@@ -15,6 +15,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from torch import Tensor
 
+from prompts.io.files import replace
+
 COLUMNS = 4  # pairs side by side; as many rises, as many falls, and twice as many captions drawn at random
 # Inches: an image's longer side, within a pair, between pairs, around all.
 SIDE, GAP, APART, MARGIN = 1.25, 0.05, 0.32, 0.35
@@ -191,7 +193,7 @@ def draw(
                     below += _lines(1, FIGURE)
                 sheet.text(x, below, "\n".join(captions[i]), CAPTION, colour=FAINT)
             y += row_height(row)
-    path.write_bytes(sheet.png())
+    replace(path, lambda draft: draft.write_bytes(sheet.png()))
 
 
 def _tell(sheet: Sheet, x: float, y: float, width: float, scores: Scores, i: int) -> None:

@@ -1,6 +1,5 @@
 """Why a run ends by itself."""
 
-import json
 import math
 import statistics
 from collections import deque
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prompts.io.errors import UserError
+from prompts.io.files import write_json
 
 #: A figure this many times its recent median is an explosion.
 EXPLOSION = 1e4
@@ -54,7 +54,7 @@ class Health:
             if not math.isfinite(value) or exploded:
                 if self.writes:
                     content = {"step": step, "term": name, "value": str(value), "prompts": list(prompts)}
-                    self.file.write_text(json.dumps(content, indent=1))
+                    write_json(self.file, content)
                 raise Diverged(
                     step,
                     f"step {step}: {name} is {value:g}; start again with lower learning rates or a lower reward scale "

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from prompts.io.files import replace
+
 
 def trim_log(path: Path, step: int) -> None:
     """Drop the lines of `log.jsonl` after `step`, and a torn last one, before resuming from `step`."""
@@ -15,4 +17,5 @@ def trim_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in kept)
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))

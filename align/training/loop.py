@@ -10,6 +10,7 @@ from align.config.train import TrainConfig
 from align.data.batches import Batch
 from align.objectives.metrics import Metrics
 from align.training import setup
+from align.training.checkpoints import gather
 from align.training.health import Guarded
 from align.training.interrupt import stop_on_signal
 from align.training.observe import Observer
@@ -17,6 +18,7 @@ from align.training.process import Launched
 from align.training.result import finish
 from align.training.setup import Run
 from evaluate.console import console
+from prompts.io.errors import UserError
 
 
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool = True) -> bool:
@@ -27,6 +29,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, show: bool
     """
     run = setup.build(config, folder, Launched(config, folder), show=show)
     step = run.checkpoints.restore() if resume else 0
+    if len(set(gather(step, run.process.world))) > 1:
+        raise UserError(
+            f"{folder}: processes would go on from different steps; let all of them see the same folder, whole"
+        )
+    if step > run.steps:
+        raise UserError(f"{folder}: is at step {step} of {run.steps} already; leave out steps={config.steps}")
     with stop_on_signal() as signal, Observer(run, step, show=show) as observer:
         observer.look_first()
         while step < run.steps and not observer.stopped:
@@ -88,7 +96,8 @@ def update_student(run: Run, step: int, metrics: Metrics, drawn: Drawn | None = 
     """
     metrics.share = 1 / run.config.gradient_accumulation_steps
     updates = run.config.assistant.updates
-    batches = [drawn[0]] if drawn else run.batches(step * (updates + 1) + updates)
+    # Shared images meet other noise than the assistant has just learned to take away.
+    batches = [run.batches.afresh(drawn[0])] if drawn else run.batches(step * (updates + 1) + updates)
     for m, batch in enumerate(batches):
         with run.student.grad_sync(m + 1 == len(batches)):
             with record_function("student's forward"):

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 
 from align.objectives.metrics import Metrics
-from align.training.checkpoints import any_of
+from align.training.checkpoints import any_of, gather
 from align.training.health import Health
 from align.training.interrupt import Stop
 from align.training.log import trim_log
@@ -88,8 +88,10 @@ class Observer:
         process.track(values, step)
         if tripped and process.main:
             console.print(f"step {step}: {tripped}")
+        # GPUs may differ in a last digit, and all must end alike: the first process decides.
+        (tripped, *_) = gather(tripped, process.world)
         self.guarded = tripped if tripped and config.held_out.guard == "stop" and not last else ""
-        self.stopped = any_of(bool(signal) or bool(self.guarded), process.world)
+        self.stopped = any_of(bool(signal), process.world) or bool(self.guarded)
         if self.stopped or last:
             self.run.checkpoints.save(step)
         else:

@@ -33,6 +33,8 @@ class Alone:
 
     def __init__(self, config: TrainConfig, device: Any):
         self.device, self.narrow = torch.device(device), precisions(config)[1]
+        if not self.narrow:  # fp32 is that: by default a GPU's convolutions round what they read to 10 bits
+            torch.backends.cudnn.allow_tf32 = False
 
     @property
     def main(self) -> bool:

@@ -32,7 +32,7 @@ from align.training.ema import EMA
 from align.training.learner import Learner
 from align.training.process import Alone, precisions
 from align.training.terms import terms
-from align.training.validation import SampleGrid, Sampler, Validation, fixed_batch, load_scorers
+from align.training.validation import SampleGrid, Sampler, Validation, compared_captions, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import NOISE_LEVELS
@@ -110,6 +110,7 @@ def build(
     random_weights: networks are initialised at random, from their configs alone. store: how roles are kept, in place
     of what the config says.
     """
+    compared_captions(config)  # what cannot be compared in the end is refused now
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
     drawn_on = process.device if random_weights and not process.sharded else "cpu"
@@ -128,10 +129,10 @@ def build(
         dtype=narrow or dtype,
         show=process.main and show,
     )
-    scoring = Scoring(config, pipeline, device=process.device, dtype=dtype, random_weights=random_weights)
     watched = fixed_batch(config, preconditioning, pipeline, device=process.device, dtype=dtype)
     if config.text_encoding == "ahead":
         release(pipeline)
+    scoring = Scoring(config, pipeline, device=process.device, dtype=dtype, random_weights=random_weights)
     # Sharding moves each process's part alone.
     roles = (store or make_roles)(
         config, initial, reference, same=same, device="cpu" if process.sharded else process.device

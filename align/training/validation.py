@@ -17,9 +17,29 @@ from align.networks.roles import Roles
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Rewards
 from evaluate import scorers
+from prompts.io.errors import UserError
+from prompts.io.files import replace
 
 GRID = 16  # images in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
+
+
+def compared_captions(config: TrainConfig) -> list[str]:
+    """The captions of the final comparison, each once; none where nothing is compared.
+
+    Raises UserError where they cannot be read, or are one.
+    """
+    wanted, captions = config.final_comparison, dict[str, None]()
+    source = wanted.source or config.held_out.prompts
+    if not wanted.prompts or source is None:
+        return []
+    for prompt in read_prompts(source):
+        captions[prompt] = None
+        if len(captions) == wanted.prompts:
+            break
+    if len(captions) < 2:
+        raise UserError(f"final_comparison: {source} has one caption; name more, or set final_comparison.prompts=0")
+    return list(captions)
 
 
 def load_scorers(config: TrainConfig, **options: Any) -> dict[str, scorers.Scorer]:
@@ -156,5 +176,5 @@ def save_grid(images: Tensor, path: Path, *, columns: int) -> None:
 
     enlarge = max(1, 96 // images.shape[-1])
     shown = images.float().cpu().repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(shown, nrow=columns, padding=4, pad_value=1.0), path)
+    grid = make_grid(shown, nrow=columns, padding=4, pad_value=1.0)
+    replace(path, lambda draft: save_image(grid, draft, format="png"))

@@ -28,6 +28,7 @@ from align.world.config import PRETRAIN, REWARD
 from evaluate import embedded
 from evaluate.console import console
 from evaluate.distribution.fd_shapes import fd_shapes
+from prompts.io.files import write_json
 from prompts.io.yaml import read_yaml
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -245,7 +246,7 @@ def write_card(work: Path, home: Path) -> None:
         "preference": metrics,
     }
     draw_samples(home / "samples.png")
-    (home / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    write_json(home / "card.json", card)
     (home / "README.md").write_text(_card_text(card, size))
     console.print(f"{home}: {size:.1f} MiB; its card is {home / 'README.md'}")
 

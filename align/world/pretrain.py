@@ -71,8 +71,9 @@ def fit(
         for step in range(start, config.steps):
             loss = batch_loss(model, step)
             if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of {title} is {loss.item()} at step {step}; lower fit.learning_rate, then --resume"
+                raise UserError(
+                    f"the loss of {title} is {loss.item()} at step {step}; start again with a lower fit.learning_rate,"
+                    " in another folder"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -17,6 +17,7 @@ from evaluate.console import console
 from evaluate.scorers.shapes import DualEncoder, load
 from evaluate.weights import Files
 from prompts.io.errors import UserError
+from prompts.io.files import write_json
 
 CHUNK = 256  # pairs scored at a time
 
@@ -44,7 +45,7 @@ def read_pairs(path: Path) -> Pairs:
     `"source"` has its own accuracy.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what splitlines takes for an end
     except FileNotFoundError:
         raise UserError(f"--pairs {path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -52,9 +53,13 @@ def read_pairs(path: Path) -> Pairs:
     prompts: list[str] = []
     sources: list[str] = []
     images: dict[str, list[Tensor]] = {"preferred": [], "rejected": []}
-    for number, line in enumerate(filter(str.strip, lines), 1):
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
+            if not isinstance(row["prompt"], str):
+                raise TypeError("prompt is no text")
             prompts.append(row["prompt"])
             files = {key: path.parent / row[key] for key in images}
             sources.append(str(row.get("source", "")))
@@ -136,6 +141,6 @@ def train(config: RewardConfig, pairs: Pairs, output: Path, *, resume: bool) -> 
         metrics[f"held_out_accuracy/{source}"] = right[of_it].mean().item()
     save_half(scorer.clip, output / "checkpoint")
     scorer.tokenizer.save_pretrained(output / "checkpoint")
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(output / "metrics.json", metrics)
     console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return True

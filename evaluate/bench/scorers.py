@@ -6,7 +6,6 @@ by its own environment on the same machine and the same weights, and comes in th
 """
 
 import itertools
-import json
 import tempfile
 import time
 import warnings
@@ -25,7 +24,6 @@ from evaluate.bench.timing import peak_mib, time_call
 from evaluate.preprocess import CLIP_224, Preprocess
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
-from prompts.io.files import replace
 
 #: Images per call unless another number is asked for, and their edge in pixels.
 IMAGES, EDGE = 32, 512
@@ -372,12 +370,6 @@ def bench(
         "frechet": bench_frechet() if frechet else None,
         "harness": bench_harness() if harness else None,
     }
-
-
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """As JSON."""
-    text = json.dumps(result, indent=1) + "\n"
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def show(result: Mapping[str, Any]) -> None:

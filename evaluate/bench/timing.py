@@ -335,13 +335,12 @@ def record(row: dict[str, Any], path: Path, key: Sequence[str] = KEY) -> None:
 
 def show(row: dict[str, Any]) -> None:
     """Print the row."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
 
     table = Table(
-        title=escape(f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}"),
+        title=f"{row['model']}, weights {row['weights']}, {row['dtype']}: {row['hardware']}",
         caption=f"medians of {row['repeats']} calls of {row['batch']} images, after {WARMUP} that are not counted",
     )
     table.add_column("stage")

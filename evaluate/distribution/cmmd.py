@@ -1,7 +1,7 @@
 """CMMD (Jayasumana et al. 2024): 1,000 x the squared maximum mean discrepancy of CLIP's features, biased, under a
 Gaussian kernel of bandwidth 10. It needs fewer images than FID, and assumes no normal distribution.
 
-Any folder of real images is the reference; the paper's is COCO 2017's validation set, 30,000 images of which it takes.
+Any folder of real images is the reference; the published figures are against 30,000 of COCO's val2014.
 """
 
 from typing import Any

@@ -63,10 +63,10 @@ def folder_features(files: list[Path], extractor: Extractor, *, home: Path | Non
 
     home: where they are kept.
     """
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    from evaluate.console import console
+
     hashed = sorted(
         (weight_files.sha256(path), path) for path in track(files, "hashing the reference", console=console)
     )

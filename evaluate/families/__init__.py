@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evaluate.diffusion import FlowSchedule, NoiseLevels, Schedule, is_flow
@@ -109,6 +110,14 @@ class Packed(Family):
     def pack(self, latents: Tensor) -> Tensor:
         """`[B, C, H, W]` to a row `[B, H/2 W/2, 4 C]` for every two by two."""
         return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+    def told(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x, and t of 1000 as a part of 1, in the precision that the network computes in. Pipelines round the time to
+        it, and training has to tell the network what drawing will.
+        """
+        kind = x.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return x.to(narrow), t.to(narrow) / 1000
 
     def unpack(self, rows: Tensor, height: int, width: int) -> Tensor:
         """Back to `[B, C, height, width]`."""

@@ -40,9 +40,10 @@ class Flux(Packed):
         """The flow, of the shape of x. Places are rows and columns of two by two latents; those of text are 0."""
         height, width = x.shape[-2] // 2, x.shape[-1] // 2
         places = torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width)).to(x)
+        rows, time = self.told(self.pack(x), t)
         out: Tensor = network(
-            hidden_states=self.pack(x),
-            timestep=t / 1000,
+            hidden_states=rows,
+            timestep=time,
             guidance=cond.get("guidance"),
             encoder_hidden_states=cond["text"],
             pooled_projections=cond["pooled"],

@@ -57,14 +57,15 @@ class Flux2(Flux):
         """
         packed = self.pack(x)
         height, width = packed.shape[-2:]
-        none, rows, columns, tokens = (torch.arange(n) for n in (1, height, width, cond["text"].shape[1]))
+        none, down, across, tokens = (torch.arange(n) for n in (1, height, width, cond["text"].shape[1]))
+        rows, time = self.told(packed.flatten(2).transpose(1, 2), t)
         out: Tensor = network(
-            hidden_states=packed.flatten(2).transpose(1, 2),
-            timestep=t / 1000,
+            hidden_states=rows,
+            timestep=time,
             guidance=cond.get("guidance"),
             encoder_hidden_states=cond["text"],
             txt_ids=torch.cartesian_prod(none, none, none, tokens).to(x.device),
-            img_ids=torch.cartesian_prod(none, rows, columns, none).to(x.device),
+            img_ids=torch.cartesian_prod(none, down, across, none).to(x.device),
             return_dict=False,
         )[0]
         return nn.functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), 2)

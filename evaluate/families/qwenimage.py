@@ -73,9 +73,10 @@ class QwenImage(Packed):
     def call(self, network: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Tensor], pixels: int) -> Tensor:
         """The flow, of the shape of x."""
         height, width = x.shape[-2:]
+        rows, time = self.told(self.pack(x), t)
         out: Tensor = network(
-            hidden_states=self.pack(x),
-            timestep=t / 1000,
+            hidden_states=rows,
+            timestep=time,
             encoder_hidden_states=cond["text"],
             encoder_hidden_states_mask=cond["mask"],
             img_shapes=[[(1, height // 2, width // 2)]] * len(x),

@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.markup import escape
-
 from evaluate import distribution
 from evaluate.console import console
 from evaluate.papers.figures import SECONDS
@@ -78,7 +76,7 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
         count = min(limit or math.inf, suite_size(suite))
         say(f"to run: {suite}, {count:,} prompts, {', '.join(metrics)}: {', '.join(models)}", highlight=False)
     for why, what in work.skipped.items():
-        say(escape(f"skipped: {', '.join(what)}: {why}"), highlight=False)
+        say(f"skipped: {', '.join(what)}: {why}", highlight=False)
     if not work.runs:
         say("nothing to run")
     whole = True
@@ -103,6 +101,6 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
                 records = run.run_and_tell(settings)
                 whole &= records is None or records.complete
             except UserError as error:  # of this model, for example its terms not accepted: the others go on
-                say(escape(f"{model} on {suite}: {error}"), highlight=False)
+                say(f"{model} on {suite}: {error}", highlight=False)
                 whole = False
     return whole

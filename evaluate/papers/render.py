@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from evaluate import pipelines
@@ -138,18 +137,18 @@ def show(name: str, table: Sequence[Cell]) -> None:
     for title, source, heads, rows in parts:
         # Seven columns in 120, with names whole: what is measured is 13 wide, `0.925 ± 0.021`. Of more, it breaks.
         widest = 13 if len(heads) < 8 else 11
-        shown = Table(title=escape(title), box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
+        shown = Table(title=title, box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0), pad_edge=False)
         for i, head in enumerate(heads):
             width = widest if i > 1 else None
-            shown.add_column(escape(_text(head)), overflow="fold", justify="right" if i else "left", max_width=width)
+            shown.add_column(_text(head), overflow="fold", justify="right" if i else "left", max_width=width)
         for row in rows:
-            shown.add_row(*(escape(_text(entry)) for entry in row))
+            shown.add_row(*(_text(entry) for entry in row))
         out.print(shown)
-        out.print(escape(source), highlight=False)
+        out.print(source, highlight=False)
         out.print()
-    out.print(escape(KEY))
+    out.print(KEY)
     for number, text in enumerate(notes, 1):
-        out.print(escape(f"({number}) {text}"), highlight=False)
+        out.print(f"({number}) {text}", highlight=False)
 
 
 def _text(entry: Entry) -> str:

@@ -192,22 +192,23 @@ def replace_network(pipeline: Any, overlay: Overlay) -> None:
     weights.load_strict(network, tensors, overlay.root if configs else files[0])
     pipeline.register_modules(**{network_name(pipeline): network.eval()})
     if "scheduler_config.json" in configs:
-        set_scheduler(pipeline, json.loads(configs["scheduler_config.json"].read_text(encoding="utf-8")), overlay.root)
+        config = json.loads(configs["scheduler_config.json"].read_text(encoding="utf-8"))
+        set_scheduler(pipeline, str(config.get("_class_name")), config, overlay.root)
 
 
-def set_scheduler(pipeline: Any, config: Mapping[str, Any], source: object) -> None:
-    """Give the pipeline the scheduler of a config, whose `_class_name` is one of diffusers or of
-    `evaluate.pipelines.schedulers`.
+def set_scheduler(pipeline: Any, name: str, config: Mapping[str, Any], source: object, **options: Any) -> None:
+    """Give the pipeline a scheduler of diffusers or of `evaluate.pipelines.schedulers`, by the name of its class.
+
+    options: over what the config has. Not in it: diffusers takes what a config's file did not have out of the config.
     """
     import diffusers
 
     from evaluate.pipelines import schedulers
 
-    name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) or getattr(schedulers, name, None)
     if not name.endswith("Scheduler") or kind is None:
         raise UserError(f"{source}: scheduler: there is no {name!r}; name one of diffusers' schedulers")
-    pipeline.scheduler = kind.from_config(config)
+    pipeline.scheduler = kind.from_config(config, **options)
 
 
 @torch.no_grad()

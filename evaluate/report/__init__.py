@@ -105,14 +105,15 @@ def _write(output: Path, files: Path, page: str, images: Sequence[PageImage], *,
             f"{GENERATOR}: made by a program, which replaces this folder with the page beside it\n"
         )
         _place(draft, images, show=show)
-        if files.exists():
-            files.rename(old)
-        draft.rename(files)
         try:
+            if files.exists():
+                files.rename(old)
+            draft.rename(files)
             replace(output, lambda path: path.write_text(page, encoding="utf-8"))
-        except UserError:
-            files.rename(draft)
+        except BaseException:  # Ctrl-C as well: page and images stay those of one report
             if old.exists():
+                if files.exists():
+                    files.rename(draft)
                 old.rename(files)
             raise
     except OSError as error:
@@ -123,6 +124,8 @@ def _write(output: Path, files: Path, page: str, images: Sequence[PageImage], *,
     finally:
         for left in (draft, old):
             shutil.rmtree(left, ignore_errors=True)
+        if not output.exists():  # images without a page
+            shutil.rmtree(files, ignore_errors=True)
 
 
 def _place(folder: Path, images: Iterable[PageImage], *, show: bool) -> None:
@@ -145,5 +148,5 @@ def _place_one(folder: Path, image: PageImage) -> None:
             with Image.open(image.source) as thumbnail:
                 thumbnail.thumbnail((image.shrink, image.shrink), Image.Resampling.LANCZOS)
                 thumbnail.convert("RGB").save(folder / f"{image.name}.jpg", quality=85)
-        except SyntaxError as error:
-            raise UserError(f"{image.source}: torn image ({error}); delete it and run 'evaluate run' again") from None
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{image.source}: torn image ({error}); delete it, and have it drawn again") from None

@@ -24,9 +24,10 @@ const counted = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 const real = (x) => x !== null && x !== undefined;
 const colour = (i) => `var(--s${i % 6})`;
 
+// Not Math.max(...values): a call takes some ten thousand arguments at most.
+const largest = (values) => values.reduce((most, value) => (real(value) ? Math.max(most, Math.abs(value)) : most), 0);
 function decimals(values) {
-  const largest = Math.max(...values.filter(real).map(Math.abs), 1e-9);
-  return Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(largest))));
+  return Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(Math.max(largest(values), 1e-9)))));
 }
 function format(value, places, signed = false) {
   if (!real(value)) return "–";
@@ -121,10 +122,11 @@ function leaderboard({ models, metrics, board }) {
     columns.map((column) => {
       const cell = column.cells[m];
       if (!cell || !real(cell.value)) return el("td", { class: cell?.note ? "wrap" : null }, "–", cell?.note ? el("small", {}, text(cell.note)) : null);
-      return el("td", { title: cell.note || null },
+      return el("td", { class: cell.note ? "wrap" : null },
         el("b", {}, format(cell.value, column.places)),
         el("small", {}, real(cell.low) ? `${format(cell.low, column.places)} to ${format(cell.high, column.places)}` : "no interval"),
         cell.n === model.n ? null : el("small", {}, `of ${counted(cell.n, "image")}`),
+        cell.note ? el("small", { class: "text" }, text(cell.note)) : null,
         interval(column, cell));
     })));
 
@@ -240,7 +242,7 @@ function distributions({ models, metrics, scores }) {
 // ---- images
 
 function images({ models, metrics, scores, ids, copy, prompts, groups, state, errors, reasons, sizes }) {
-  const scored = metrics.filter((metric) => !metric.set), places = scored.map((_, j) => decimals(scores.flatMap((model) => [Math.max(...(model[j] ?? []).filter(real).map(Math.abs), 0)])));
+  const scored = metrics.filter((metric) => !metric.set), places = scored.map((_, j) => decimals(scores.flatMap((model) => [largest(model[j] ?? [])])));
   const haystack = prompts.map((prompt, r) => `${prompt}\n${ids[r]}`.toLowerCase());
   const view = { words: "", groups: groups.map(() => ""), failed: false, sort: "suite", metric: scored.length - 1, from: 0, to: Math.min(1, models.length - 1), page: 0 };
   let order = [];

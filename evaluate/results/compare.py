@@ -1,6 +1,5 @@
 """Two runs of one suite, prompt by prompt."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.stats import paired_difference, percent
 from prompts.io.errors import UserError
-from prompts.io.files import replace, write_as
+from prompts.io.files import write_as, write_json
 
 
 class ComparedMetric(NamedTuple):
@@ -156,22 +155,15 @@ def write(path: Path, a: Records, b: Records, rows: Sequence[ComparedMetric]) ->
     )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A file of JSON, whole or not at all."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
 def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     """Print the table, and under it what it leaves out."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
     table = Table(
-        title=escape(f"{a.meta['suite']}: A = {a.meta['model']}, B = {b.meta['model']}"),
+        title=f"{a.meta['suite']}: A = {a.meta['model']}, B = {b.meta['model']}",
         caption=(
             "difference B - A with its 95 % interval, paired by prompt; wins: share of prompts on which B is higher"
         ),
@@ -181,7 +173,7 @@ def show(a: Records, b: Records, rows: Sequence[ComparedMetric]) -> None:
     for row in rows:
         interval = "" if math.isnan(row.difference) else f"{row.difference:+.4f}"
         interval += "" if math.isnan(row.low) else f" [{row.low:+.4f}, {row.high:+.4f}]"
-        group = [escape(row.group) or "all"] if grouped else []
+        group = [row.group or "all"] if grouped else []
         table.add_row(
             row.metric,
             *group,

@@ -286,10 +286,13 @@ def parse_min_effect(options: Sequence[str]) -> tuple[float, dict[str, float]]:
 
 
 def baseline_of(records: Records) -> Records:
-    """What is kept of an accepted run: all but the prompts' sentences, which may not be ours to commit."""
+    """What is kept of an accepted run: all but the prompts' sentences and what scorers say in words, which may not be
+    ours to commit.
+    """
     if records.missing:
         raise ValueError(f"an incomplete run makes no baseline: {records.missing}")
-    return Records(records.frame.drop(columns="prompt", errors="ignore"), records.meta)
+    words = [column for column in records.frame if column == "prompt" or column.startswith("details.")]
+    return Records(records.frame.drop(columns=words), records.meta)
 
 
 def baseline_path(records: Records) -> Path:

@@ -16,13 +16,13 @@ import pandas as pd
 from scipy import stats
 
 from evaluate.results import sets
-from evaluate.results.compare import without_nan, write_json
+from evaluate.results.compare import without_nan
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.side_by_side import check_comparable
 from evaluate.results.stats import bootstrap_means, holm, shrink
 from prompts.io.errors import UserError
-from prompts.io.files import write_as
+from prompts.io.files import write_as, write_json
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -237,13 +237,12 @@ def bradley_terry(won: np.ndarray) -> np.ndarray:
 
 def show(runs: Sequence[Records], ranking: Ranking) -> None:
     """Print a table of every metric's models, and how far metrics agree."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
 
     table = Table(
-        title=escape(f"{runs[0].meta['suite']}: {len(runs)} models"),
+        title=f"{runs[0].meta['suite']}: {len(runs)} models",
         caption=(
             f"place: where a model can stand, all at once, {LEVEL:.0%}; strength: log-odds of winning a prompt against"
             f" the mean model, with its {LEVEL:.0%} interval"
@@ -256,9 +255,9 @@ def show(runs: Sequence[Records], ranking: Ranking) -> None:
         if before and row.metric != before:
             table.add_section()
         table.add_row(
-            escape(row.metric) if row.metric != before else "",
+            row.metric if row.metric != before else "",
             str(row.first) if row.first == row.last else f"{row.first} to {row.last}",
-            escape(row.model),
+            row.model,
             f"{row.n:,}",
             f"{row.mean:.4f}",
             "" if math.isnan(row.strength) else f"{row.strength:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",

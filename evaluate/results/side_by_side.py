@@ -43,6 +43,8 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
     models = [run.meta["model"] for run in runs]
     means = {run.meta["model"]: {row.metric: row for row in summarise(run)} for run in runs}
     shared = [metric for metric in means[models[0]] if all(metric in rows for rows in means.values())]
+    if not shared:
+        raise UserError("the runs share no metric; run them with the same --metric")
     wins = {
         (row.metric, other.meta["model"], run.meta["model"]): row
         for i, run in enumerate(runs)
@@ -69,8 +71,10 @@ def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
     shared = set.intersection(*(set(run.by_prompt()[protocols].dropna().index) for run in runs))
     if all(shared == set(run.frame["id"]) for run in runs):
         return list(runs)
-    if not shared or not protocols:
-        raise UserError("the runs are of different prompts, and share no score of one; run them on the same prompts")
+    if failed := [run.meta["model"] for run in runs if run.by_prompt()[protocols].dropna().empty]:
+        raise UserError(f"{failed[0]} has no score of any prompt; 'evaluate summary' says why")
+    if not shared:
+        raise UserError("the runs share no prompt that all have a score of; run them on the same prompts")
     whole = all(set(run.frame["id"]) == set(runs[0].frame["id"]) for run in runs)
     return [
         Records(run.frame[run.frame["id"].isin(shared)], run.meta if whole else {**run.meta, "distribution": {}})
@@ -111,20 +115,19 @@ def lines(figures: Sequence[SharedMetric]) -> tuple[list[str], list[list[str]]]:
 
 def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
     """Print the table."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
 
     (head, rows), parts = lines(figures), on_shared_prompts(runs)
     table = Table(
-        title=escape(f"{runs[0].meta['suite']}, {parts[0].frame['id'].nunique():,} prompts"),
+        title=f"{runs[0].meta['suite']}, {parts[0].frame['id'].nunique():,} prompts",
         caption="mean (standard error), or [95 % interval]; ahead of: share of prompts with the higher score",
     )
     for i, name in enumerate(head):
-        table.add_column(escape(name), justify="right" if i else "left")
+        table.add_column(name, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console = printer()
     console.print(table)
     for run, part in zip(runs, parts, strict=True):

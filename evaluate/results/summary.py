@@ -50,18 +50,17 @@ def summarise(records: Records, *, by: str | None = None) -> list[SummarisedMetr
 
 def show(records: Records, rows: list[SummarisedMetric]) -> None:
     """Print the table, and under it what is missing."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
 
     grouped = any(row.group for row in rows)
-    table = Table(title=escape(f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} images"))
+    table = Table(title=f"{records.meta['model']} on {records.meta['suite']}, {len(records.frame):,} images")
     for column in ("metric", *(["group"] if grouped else []), "mean", "standard error", "images"):
         table.add_column(column, justify="left" if column in ("metric", "group") else "right")
     for row in rows:
         spread = f"{row.error:.4f}" if math.isnan(row.low) else f"[{row.low:.4f}, {row.high:.4f}]"
-        group = [escape(row.group) or "all"] if grouped else []
+        group = [row.group or "all"] if grouped else []
         table.add_row(row.metric, *group, f"{row.mean:.4f}", "-" if spread == "nan" else spread, f"{row.n:,}")
     console = printer()
     console.print(table)
@@ -72,10 +71,7 @@ def show(records: Records, rows: list[SummarisedMetric]) -> None:
     if len(failed):
         first = failed.iloc[0]
         console.print(
-            escape(
-                f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}:"
-                f" {first['error']}"
-            )
+            f"{len(failed):,} of {len(records.frame):,} images have errors, the first: {first['id']}: {first['error']}"
         )
 
 

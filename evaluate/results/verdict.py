@@ -1,6 +1,5 @@
 """The gate's outcome, as people and programs read it."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from xml.etree import ElementTree
 
 from evaluate.results.gate import EXIT_CODES, Finding, Outcome, Verdict
 from evaluate.results.records import Records
-from prompts.io.files import replace
+from prompts.io import files
 
 
 def exit_code(outcome: Outcome, inconclusive: Verdict) -> int:
@@ -31,8 +30,7 @@ def write_json(path: Path, outcome: Outcome, current: Records, baseline: Records
         "metrics": [asdict(finding) for finding in outcome.findings],
         "notes": outcome.notes,
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    files.write_json(path, content)
 
 
 def write_junit(path: Path, outcome: Outcome, current: Records, inconclusive: Verdict) -> None:
@@ -55,7 +53,9 @@ def write_junit(path: Path, outcome: Outcome, current: Records, inconclusive: Ve
         case = ElementTree.SubElement(suite, "testcase", classname=current.meta["suite"], name=name)
         if tag:
             ElementTree.SubElement(case, tag, message=message)
-    replace(path, lambda draft: ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True))
+    files.replace(
+        path, lambda draft: ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True)
+    )
 
 
 def tell(finding: Finding) -> str:
@@ -68,7 +68,6 @@ def tell(finding: Finding) -> str:
 
 def show(outcome: Outcome, current: Records, baseline: Records) -> None:
     """Print the table and the verdict."""
-    from rich.markup import escape
     from rich.table import Table
 
     from evaluate.console import printer
@@ -76,10 +75,8 @@ def show(outcome: Outcome, current: Records, baseline: Records) -> None:
     console = printer()
     if outcome.findings:
         table = Table(
-            title=escape(
-                f"{current.meta['model']} against {baseline.meta['model']} on {baseline.meta['suite']}, {outcome.n:,}"
-                " prompts"
-            ),
+            title=f"{current.meta['model']} against {baseline.meta['model']} on {baseline.meta['suite']}, {outcome.n:,}"
+            " prompts",
             caption=(
                 f"difference with its one-sided bounds at {outcome.alpha:g}; p adjusted for {len(outcome.findings)}"
                 " metrics (Holm)"
@@ -100,5 +97,5 @@ def show(outcome: Outcome, current: Records, baseline: Records) -> None:
             table.add_row(f.metric, *numbers, f.verdict)
         console.print(table)
     for note in (*filter(None, (finding.note for finding in outcome.findings)), *outcome.notes):
-        console.print(escape(note))
-    console.print(escape(outcome.reason))
+        console.print(note)
+    console.print(outcome.reason)

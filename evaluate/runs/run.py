@@ -26,10 +26,10 @@ from evaluate.runs.draw import MakeSampler, draw_blocks, make_sampler
 from evaluate.runs.images import images_digest, images_in
 from evaluate.runs.score import Scores, measure_blocks, score_blocks
 from evaluate.runs.settings import Settings, slug
-from evaluate.runs.store import Store, StoredImage, write_json
+from evaluate.runs.store import Store, StoredImage
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
-from prompts.io.files import text_sha256
+from prompts.io.files import text_sha256, write_json
 
 
 def run_and_tell(settings: Settings) -> Records | None:
@@ -39,7 +39,7 @@ def run_and_tell(settings: Settings) -> Records | None:
         return None
     records = Records.load(path)
     summary.show(records, summary.summarise(records))
-    console.print(f"row in {settings.output / settings.suite.name}.csv, records in {path}")
+    console.print(f"row in {row_of(settings)}, records in {path}")
     return records
 
 
@@ -58,6 +58,7 @@ def run(
     make: (model, device=, dtype=) -> what draws from it. load: loads a scorer. Returns the records' file, or None where
     blocks are left to other shards.
     """
+    leaderboard.read(row_of(settings))  # one that cannot take this run's row is refused now
     loaded, metrics = _load(settings, load)
     made_by = identity(settings)
     digest = text_sha256(json.dumps(made_by, sort_keys=True))
@@ -80,8 +81,13 @@ def run(
     records = _records(settings, made_by, finished, loaded, estimates)
     path = folder / file_name(settings.suite.name, settings.suite.sha256, settings.command)
     records.save(path)
-    leaderboard.upsert(settings.output / f"{settings.suite.name}.csv", leaderboard.row(records, settings.device))
+    leaderboard.upsert(row_of(settings), leaderboard.row(records, settings.device))
     return path
+
+
+def row_of(settings: Settings) -> Path:
+    """The leaderboard that a run's row is for."""
+    return settings.output / f"{settings.suite.name}.csv"
 
 
 def identity(settings: Settings) -> dict[str, Any]:

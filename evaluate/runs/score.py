@@ -20,9 +20,10 @@ from evaluate.runs.blocks import Block
 from evaluate.runs.prefetch import prefetch
 from evaluate.runs.retry import RetryInHalves
 from evaluate.runs.settings import Settings
-from evaluate.runs.store import Store, StoredImage, write_json
+from evaluate.runs.store import Store, StoredImage
 from evaluate.scorers import Images, Scorer, prepare_all
 from prompts.io.errors import UserError
+from prompts.io.files import write_json
 from prompts.suites import Prompt
 
 

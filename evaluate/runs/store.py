@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluate.runs.blocks import Block, PromptSeed
-from prompts.io.files import replace
+from prompts.io.files import replace, write_json
 
 #: Pixels `[3, H, W]`, uint8 or float in [0, 1], or None; why there are none; and how many were drawn at once.
 DrawnImage = tuple[Tensor | None, str | None, int]
@@ -72,8 +71,7 @@ class Store:
     def write(self, block: Block, drawn: Sequence[DrawnImage]) -> list[StoredImage]:
         """Keep a block, and return what `read` would."""
         images = [self._write(block, row, each) for row, each in zip(block.rows, drawn, strict=True)]
-        text = json.dumps([asdict(image) for image in images], indent=0)
-        replace(self.folder / block.key / "index.json", lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_json(self.folder / block.key / "index.json", [asdict(image) for image in images])
         return images
 
     def _write(self, block: Block, row: PromptSeed, drawn: DrawnImage) -> StoredImage:
@@ -103,9 +101,3 @@ def to_uint8(image: Tensor) -> np.ndarray:
 def file_name(prompt_id: str) -> str:
     """A prompt's id as part of a file's name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in prompt_id)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Put `content` into a file that is there whole or not at all."""
-    text = json.dumps(content, indent=0, sort_keys=True)
-    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))

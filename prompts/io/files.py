@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prompts.io.errors import UserError
 
@@ -25,6 +27,21 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another place"
         ) from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def writable(path: Path) -> None:
+    """Raise UserError where `replace` could not write `path`, so that this is known before the work is done."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    replace(probe, lambda draft: draft.touch())
+    probe.unlink()
 
 
 def write_as(path: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:

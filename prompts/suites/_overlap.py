@@ -63,4 +63,5 @@ def _plain(text: str) -> str:
 
 
 def _pairs(plain: str) -> frozenset[Pair]:
-    return frozenset(pairwise(["", *re.findall(r"\w+", plain), ""]))
+    # A text without a word is told apart by all of it.
+    return frozenset(pairwise(["", *(re.findall(r"\w+", plain) or [plain]), ""]))

@@ -1,7 +1,6 @@
 """A suite's YAML file, and how what it names is fetched and checked."""
 
 import hashlib
-import tempfile
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
@@ -11,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from prompts.io import cache
 from prompts.io.errors import UserError
+from prompts.io.files import replace
+from prompts.io.hub import refusal
 from prompts.io.yaml import read_model
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -111,12 +112,11 @@ def obtain(recipe: Recipe, file: File, suite: str, path: Path | None) -> Path:
 def _from_hub(hub: Hub, file: File) -> Path:
     """Through the hub's own client, which caches it."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(hub.repository, file.name, repo_type="dataset", revision=hub.revision))
-    except (OSError, EntryNotFoundError) as error:
-        raise _cannot(f"{hub.repository}/{file.name}", error) from None
+    except Exception as error:  # what a broken line raises is its HTTP library's, which changes between its versions
+        raise refusal(error, f"datasets/{hub.repository}", file.name, hub.revision) from None
 
 
 def _from_url(url: str, file: File) -> Path:
@@ -129,14 +129,14 @@ def _from_url(url: str, file: File) -> Path:
             content = response.read()
     except (OSError, HTTPException) as error:
         raise _cannot(url, error) from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
-        temporary.write(content)
-    fetched = Path(temporary.name)
-    if file.digest_of(fetched) != file.digest:  # a portal's page, say: kept, it would be what every later run finds
-        fetched.unlink()
-        raise _cannot(url, ValueError("it is another file than the suite was made of"))
-    return fetched.replace(target)
+
+    def write(draft: Path) -> None:
+        draft.write_bytes(content)
+        if file.digest_of(draft) != file.digest:  # a portal's page, say: kept, it would be what every later run finds
+            raise _cannot(url, ValueError("it is another file than the suite was made of"))
+
+    replace(target, write)
+    return target
 
 
 def _cannot(what: str, error: Exception) -> UserError:

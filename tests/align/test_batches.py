@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from align.data import batches
 from align.data.batches import Batch, BatchSampler, NoiseLevelOptions
-from evaluate.diffusion import Schedule, lognormal
+from evaluate.diffusion import NOISE_LEVELS, Schedule, lognormal
+from prompts.io.errors import UserError
 
 SHAPE = (4, 3, 5)
 
@@ -106,6 +107,39 @@ def test_noise_levels_are_drawn_within_an_interval() -> None:
     assert upper.min() >= 1 and upper.max() <= 3 and len(upper.unique()) == len(upper)
     (far, *_) = sampler(interval=lambda k, seed: (100.0, 200.0))(0)
     assert far.sigma.tolist() == [100.0] * len(far.sigma)
+
+
+def test_the_same_rows_meet_other_noise_afresh() -> None:
+    draws = sampler(interval=lambda k, seed: (0.5, 3.0))
+    (batch,) = draws(7)
+    other = draws.afresh(batch)
+    assert other.prompts == batch.prompts and other.number == batch.number and other.cond is batch.cond
+    assert not torch.isin(other.noise("diffusion"), batch.noise("diffusion")).any()
+    assert (other.sigma != batch.sigma).all() and ((other.sigma >= 0.5) & (other.sigma <= 3)).all()
+    assert draws.afresh(batch).noise("diffusion").equal(other.noise("diffusion"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "uniform", "parameters": {"low": 20.5, "high": 980}}, "whole numbers 0 to 999"),
+        ({"name": "uniform", "parameters": {"low": -20, "high": 980}}, "not -20 and 980"),
+        ({"name": "uniform", "parameters": {"low": 20, "high": 1000}}, "whole numbers 0 to 999"),
+        ({"name": "flow_uniform", "parameters": {"low": 20, "high": 980}}, "flow_uniform takes times"),
+        ({"name": "logit_normal", "parameters": {"shift": 0}}, "shift = 0; take one above 0"),
+    ],
+)
+def test_noise_levels_of_a_config(options: dict[str, Any], words: str) -> None:
+    schedule = Schedule(torch.linspace(0.01, 20, 1000, dtype=torch.float64))
+
+    def made(given: dict[str, Any]) -> Any:
+        config = NoiseLevelOptions(**given)
+        return NOISE_LEVELS[config.name](schedule, **config.parameters)
+
+    drawn = made({"name": "uniform", "parameters": {"low": 20, "high": 980}})(9, torch.Generator().manual_seed(0))
+    assert drawn.min() >= schedule.sigmas[20] and drawn.max() <= schedule.sigmas[980]
+    with pytest.raises(UserError, match=words):
+        made(options)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,27 @@ def test_sdxl_costs_no_more_than_plain_and_half_its_memory() -> None:
     assert sequential["peak_gib_in_all"] <= plain["peak_gib_in_all"] / 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--count", "--plain"], "--plain: --count times nothing"),
+        (["--count", "--steps", "9"], "--steps: --count times nothing"),
+        (["--roles", "full", "--roles", "lroa"], "--roles are full and lora"),
+        (["--output", "."], ".: is a folder; name a file"),
+    ],
+)
+def test_slips_are_refused_before_anything_is_measured(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(module, "matrix_rate", lambda *_: 1.0)
+    monkeypatch.setattr("sys.argv", ["align", "bench", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 def test_counting_writes_no_row_and_needs_gradient_modes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from align.config.overrides import difference, validate
 from align.config.train import TRAIN, TrainConfig
 from align.presets import load
 from align.training import checkpoints as state
+from align.training import loop
 from align.world.config import PRETRAIN, REWARD
 from prompts.io.errors import UserError
 from prompts.io.yaml import read_yaml
@@ -80,6 +82,13 @@ def refused(result: tuple[int, str], *words: str) -> None:
         (["shapes-di", "--set", "method=di*"], ["needs rewards"]),
         (["shapes-di", "--set", "rewards=[{scorer: shapes/clip, scale: 1}]"], ["takes no rewards"]),
         (["shapes-di", "--set", "guidance.where=off"], ["does nothing with guidance.where off"]),
+        (["shapes-distar", "--set", "rewards=[{scorer: shapes/clip, scale: 1}, {scorer: shapes/clip, scale: 2}]"],
+         ["rewards: shapes/clip is there twice"]),
+        (["shapes-di", "--set", "final_comparison.prompts=1"], ["of one caption there is no interval"]),
+        (["shapes-di", "--set", "final_comparison={prompts: 4}", "--set", "held_out={}"],
+         ["captions that are not trained on"]),
+        (["shapes-di", "--set", "final_comparison={prompts: 4, source: /no/captions.txt}"], ["no such file"]),
+        (["shapes-di", "--processes", "2"], ["--gpu-memory and --processes belong to --dry-run"]),
         (["shapes-di", "--set", "gradient_accumulation_steps=5"], ["not a multiple of gradient_accumulation_steps"]),
         (["shapes-di", "--config", "/no/such.yaml"], ["/no/such.yaml: no such file"]),
         (["shapes-di", "--set", "reference=/no/such/model"], ["/no/such/model: no such folder"]),
@@ -219,6 +228,19 @@ def test_what_a_run_has_written_is_kept(tmp_path: Path, file: str) -> None:
     assert (run / "config.yaml").is_file()
 
 
+def test_one_run_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    config = load.resolve("shapes-di", TRAIN)
+    with run_folder.opened(config, tmp_path / "run", resume=False):
+        (tmp_path / "run" / "log.jsonl").write_text("{}\n")
+        with (
+            pytest.raises(UserError, match="another run is at work there"),
+            run_folder.opened(config, tmp_path / "run", resume=True),
+        ):
+            pass
+    with run_folder.opened(config, tmp_path / "run", resume=True):
+        pass
+
+
 def test_a_resumed_run_is_never_removed(tmp_path: Path) -> None:
     run_folder.open_folder(load.resolve("shapes-di", TRAIN), tmp_path / "run", resume=False)
     interrupted(tmp_path / "run", "log.jsonl", "", resume=True)
@@ -234,7 +256,9 @@ def test_an_unwritable_folder(align: Run, tmp_path: Path, small: Path) -> None:
     )
 
 
-def test_resuming_with_a_changed_config_names_the_key(align: Run, tmp_path: Path, small: Path) -> None:
+def test_resuming_with_a_changed_config_names_the_key(
+    align: Run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = ["train", "shapes-di", "--config", small, "--output", tmp_path / "run"]
     assert align(*run)[0] == 0
     refused(align(*run), "already there")
@@ -243,6 +267,18 @@ def test_resuming_with_a_changed_config_names_the_key(align: Run, tmp_path: Path
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     assert align(*run, "--resume", "--set", "steps=5")[0] == 0
     assert max(state.steps(tmp_path / "run" / "state")) == 6
+    refused(align(*run, "--resume", "--set", "steps=2"), "is at step 6 of 3 already")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gather", lambda step, world: [step, step - 1])
+        refused(align(*run, "--resume", "--set", "steps=6"), "processes would go on from different steps")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    for folder in (tmp_path / "run" / "state").iterdir():
+        (folder / "student.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="skipping a torn state"):
+        refused(align(*run, "--resume"), "no state there is whole")
+    shutil.rmtree(tmp_path / "run" / "state")
+    refused(align(*run, "--resume"), "this run has ended, and its states are gone")
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
 @pytest.mark.parametrize(
@@ -312,10 +348,12 @@ def test_every_preset_is_valid_and_says_what_it_is(preset: str) -> None:
     assert len(load.describe(path)) > 20
 
 
-def test_presets_are_listed(align: Run) -> None:
-    code, error = align("presets")
-    assert code == 0
-    assert "shapes-distar" in error
+def test_presets_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["align", "presets"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert "shapes-distar" in capsys.readouterr().out
 
 
 # ---- sample, export --------------------------------------------------------------------------------------------------
@@ -394,6 +432,8 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
         (lambda path: path.write_text(""), ["holds 0 pairs"]),
         (lambda path: path.write_text("{"), ["line 1", "not JSON with the keys"]),
         (lambda path: path.write_text('{"prompt": "a"}\n'), ["line 1", "not JSON with the keys"]),
+        (lambda path: path.write_text('\n{"prompt": 3}\n'), ["line 2", "prompt is no text"]),
+        (lambda path: path.write_text('{"prompt": "a\u2028b"}\n'), ["line 1", "('preferred')"]),
         (
             lambda path: (path.parent / "3-rejected.png").write_bytes(b"no image"),
             ["line 4", "3-rejected.png", "cannot be read as an image"],

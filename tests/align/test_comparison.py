@@ -17,7 +17,9 @@ from align.config.train import TrainConfig
 from align.training import compare as report
 from align.training import compare_image as comparison
 from align.training.compare_image import COLUMNS, Scores, Section, sections
+from align.training.validation import compared_captions
 from evaluate import embedded, scorers
+from prompts.io.errors import UserError
 from prompts.shapes import sample_captions
 
 CAPTIONS = [
@@ -187,13 +189,31 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     }
     config = validate(TrainConfig, SMALL_RUN | changes, "test")
     monkeypatch.setattr(report, "beginning", lambda config, result: (None, None))
-    monkeypatch.setattr(report, "_draw", lambda *_, **__: images(9))
+    monkeypatch.setattr(report, "draw", lambda *_, **__: images(9))
     monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
     monkeypatch.setattr(report, "score", lambda before, after, prompts, weights: dict.fromkeys(weights, two))
     report.final_comparison(config, tmp_path)
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()
+
+
+def test_captions_of_a_comparison_are_held_out_and_distinct(tmp_path: Path) -> None:
+    (tmp_path / "held-out.txt").write_text("a\nb\na\nc\n")
+    (tmp_path / "one.txt").write_text("a\na\n")
+
+    def captions(n: int, source: str | None = None, watched: str | None = None) -> list[str]:
+        changes = {"final_comparison": {"prompts": n, "source": source}, "held_out": {"prompts": watched}}
+        return compared_captions(validate(TrainConfig, SMALL_RUN | {"reference": "a/b"} | changes, "test"))
+
+    held_out = str(tmp_path / "held-out.txt")
+    assert captions(9, held_out) == captions(9, None, held_out) == ["a", "b", "c"]
+    assert captions(2, held_out) == ["a", "b"]
+    assert captions(0, held_out) == []
+    with pytest.raises(UserError, match="has one caption"):
+        captions(9, str(tmp_path / "one.txt"))
+    with pytest.raises(UserError, match="captions that are not trained on"):
+        captions(9)
 
 
 def test_scores_are_those_of_the_weights_that_were_trained_on() -> None:
@@ -217,6 +237,6 @@ def test_drawing_goes_on_with_fewer_where_memory_runs_short(monkeypatch: pytest.
             return torch.tensor([float(key) for key in keys]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
     monkeypatch.setattr(report.samplers, "make", lambda recipe: Narrow())
-    drawn = report._draw(torch.nn.Identity(), None, ["a"] * 10, title="test")
+    drawn = report.draw(torch.nn.Identity(), None, ["a"] * 10, title="test")
     assert drawn[:, 0, 0, 0].tolist() == [*range(10)]
     assert asked[0] == 10 and max(asked[1:]) <= 5

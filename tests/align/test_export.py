@@ -72,6 +72,7 @@ def trained(published: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """A run with LoRA of every family, from another network than the reference, both on the hub."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "prompts.txt").write_text(NASTY + "\na small circle\ntwo squares\n", encoding="utf-8")
+    (folder / "others.txt").write_text("a circle\na square\na circle\nthree circles\ntwo circles\n")
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         tiny_scorers.shrink(patch, published)
@@ -92,7 +93,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
         "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {},
-        "final_comparison": {"prompts": 4}, "method": "di++",
+        "final_comparison": {"prompts": 9, "source": str(folder / "others.txt")}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
         "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"},
         "student": {"learning_rate": 0.03},
@@ -230,7 +231,33 @@ def test_what_cannot_be_exported(trained: dict[str, Path], tmp_path: Path, tiny:
     refused(
         align("export", run, "--output", tmp_path / "y", "--scores", tmp_path / "other.csv"), "no row of this model"
     )
-    assert not (tmp_path / "x").exists()
+    refused(
+        align("export", tiny, "--output", tmp_path / "x", "--scores", tmp_path / "other.csv"),
+        "not of a run of 'align train'",
+    )
+    refused(align("export", run, "--output", tmp_path / "x", "--pipeline", tmp_path / "nowhere"), "no such folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.csv"], "nothing is left of what was refused"
+
+
+def test_a_network_alone_finds_the_rest_from_anywhere(
+    trained: dict[str, Path], tmp_path: Path, align: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained["sd15"].resolve()
+    monkeypatch.chdir(run)
+    code, said = align(
+        "export", "checkpoint", "--output", tmp_path / "bare", "--pipeline", "checkpoint", "--dtype", "fp32"
+    )
+    assert code == 0, said
+    assert "written in fp32" in said
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "bare", run / "bare")
+    (tmp_path / "elsewhere").mkdir()
+    assert align("export", run / "checkpoint", "--output", "elsewhere/bare", "--pipeline", run / "checkpoint")[0] == 0
+    monkeypatch.chdir(run)
+    mine, theirs = (
+        pipelines.load(str(path)).unet.state_dict() for path in (tmp_path / "elsewhere" / "bare", "checkpoint")
+    )
+    assert all((mine[name] - value).abs().max() < 1e-3 for name, value in theirs.items())
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------

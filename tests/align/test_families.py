@@ -113,6 +113,24 @@ def test_one_step_is_stock_diffusers(
     assert largest(wrong - theirs) > 0.1
 
 
+@pytest.mark.parametrize("input_scale", CONVENTIONS)
+def test_one_step_stays_what_it_is_whatever_the_references_scheduler_does(
+    stock: dict[str, Any], input_scale: str
+) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipeline, z = stock["sd15"], noise()
+    odd = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "thresholding": True, "clip_sample": True}
+    reference = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **odd)
+    reference.register_to_config(**odd)
+    generator = make("sd15", pipeline, input_scale)
+    scheduler, recipe = generator.export(reference)
+    theirs = draw(
+        pipeline, scheduler, z, "sd15", timesteps=recipe["timesteps"], guidance_scale=recipe["guidance_scale"]
+    )
+    assert largest(sample(generator, pipeline, z) - theirs) < 1e-4
+
+
 @pytest.mark.parametrize("family", tiny_families.FAMILIES)
 def test_twenty_guided_steps_are_stock_diffusers(stock: dict[str, Any], family: str) -> None:
     from diffusers import EulerDiscreteScheduler

@@ -163,11 +163,12 @@ def test_a_lora_is_drawn_by_the_same_scheduler(tmp_path: Path) -> None:
     run = {"sources": {"reference": "a/b", "pipeline": None, "initial": None}}
     for eta, expected in (
         (0.0, ("EulerDiscreteScheduler", {"timestep_spacing": "leading"})),
-        (1.0, ("LCMScheduler", {})),
+        (1.0, ("LCMScheduler", {"clip_sample": False})),
     ):
         config = validate(TrainConfig, SMALL_RUN | {"reference": "a/b", "generator": generator | {"eta": eta}}, "test")
         scheduler = lora_recipe(config, run, recipe, "unet", tmp_path).scheduler
-        assert scheduler and (scheduler.name, scheduler.options) == expected
+        name, options = expected
+        assert scheduler and scheduler.name == name and scheduler.options.items() >= options.items()
 
 
 # ---- in closed form --------------------------------------------------------------------------------------------------

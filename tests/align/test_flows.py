@@ -121,6 +121,33 @@ def test_one_step_is_stock_diffusers(stock: dict[str, Any], family: str, start: 
     check_one_step(family, stock[family], start)
 
 
+@pytest.mark.parametrize("odd", ["use_karras_sigmas", "use_beta_sigmas", "stochastic_sampling"])
+def test_steps_stay_what_they_are_whatever_the_references_scheduler_does(stock: dict[str, Any], odd: str) -> None:
+    pipeline, (first, rest) = stock["sd3"], FOUR
+    generator, noise = make(FewStep, "sd3", pipeline, sigma_init=first, levels=rest, eta=0.0), noises(pipeline)
+    reference = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **{odd: True})
+    scheduler, recipe = generator.export(reference)
+    theirs = draw(pipeline, scheduler, noise["z"], **Recipe(**recipe).call())
+    assert (sample(generator, pipeline, noise) - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["flux", "flux2", "qwenimage"])
+def test_the_time_is_told_as_the_pipeline_tells_it(stock: dict[str, Any], family: str) -> None:
+    """Which casts it to the latents' precision, of 3 digits in bf16, before it is divided."""
+    pipeline, known, seen = stock[family], families.load(family), {}
+    cond, x, t = known.encode(pipeline, PROMPTS), noises(pipeline)["z"], torch.full((len(PROMPTS),), 767.19)
+
+    def spy(**arguments: Any) -> Any:
+        seen.update(arguments)
+        return (arguments["hidden_states"],)
+
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            known.call(spy, x, t, cond, 0)  # type: ignore[arg-type]
+        assert seen["timestep"].equal(t.to(precision) / 1000)
+        assert seen["hidden_states"].dtype == precision
+
+
 def test_a_sana_may_count_time_from_0_to_1(tmp_path: Path) -> None:
     pipeline = tiny_families.pipeline("sana", tmp_path, timestep_scale=0.001)
     check_one_step("sana", pipeline, 4.0)

@@ -6,11 +6,13 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -468,6 +470,23 @@ def test_an_estimate_changes_nothing_that_follows(tiny: Path, tmp_path: Path) ->
         weights.append((tmp_path / name / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
         memory.estimate(made)
     assert weights[0] == weights[1]
+
+
+def test_what_does_not_go_with_a_config_is_no_remedy(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is one can be pasted into a shell."""
+
+    def needed(made: TrainConfig, **_: Any) -> Any:
+        return SimpleNamespace(total=(2 if made.lora else 3) * memory.GIB, parts={"a": 1.0}, phase="a step")
+
+    monkeypatch.setattr(remedies, "estimate", needed)
+    made = config(tiny, student={"name": "adam8bit", "learning_rate": 1e-4}, batch_size=4)
+    with pytest.raises(UserError, match=r"memory: about 3\.0 GiB are needed") as caught:
+        remedies.check(made, processes=2, available=2 * memory.GIB)
+    assert shlex.split(str(caught.value).partition("; add ")[2].partition(", which")[0]) == [
+        "--set", 'lora={"rank": 64, "alpha": 64.0}',
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"it is 2\.0 GiB: take a larger GPU"):
+        remedies.check(made, processes=2, available=memory.GIB)
 
 
 def test_a_run_is_refused_for_want_of_memory_alone(

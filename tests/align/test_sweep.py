@@ -1,6 +1,7 @@
 """Sweeps: what is refused before anything runs, what is resumed, and whether a table says what is in the figures."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -110,7 +111,13 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
         ),
         ({"seeds_of": {"othr": 1}}, ["no cell or curve 'othr'", "did you mean 'other'?"]),
         (
-            {"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"win/shapes/rule": "higher"}}},
+            {
+                "measure": {
+                    "prompts": "shapes:test",
+                    "captions": 6,
+                    "metrics": {"shapes/clip": "higher", "win/shapes/rule": "higher"},
+                }
+            },
             ["name it with measure.over"],
         ),
         (
@@ -118,7 +125,7 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
                 "measure": {
                     "prompts": "shapes:test",
                     "captions": 6,
-                    "metrics": {"win/fd-shapes": "higher"},
+                    "metrics": {"shapes/clip": "higher", "win/fd-shapes": "higher"},
                     "over": "shapes/base",
                 }
             },
@@ -378,7 +385,7 @@ def verdicts(config: SweepConfig, rows: list[dict[str, Any]]) -> dict[str, set[s
 
 
 def test_what_is_planted_is_found_and_nothing_else() -> None:
-    assert verdicts(*planted(gap=0.5, spread=40.0, stopped=5)) == {
+    assert verdicts(*planted(gap=0.5, spread=40.0, stopped=8, seeds=8)) == {
         "good": {"holds"},
         "distance": {"holds"},
         "spread": {"holds"},
@@ -444,16 +451,30 @@ def test_the_interval_at_equal_reward_covers_as_it_says() -> None:
 
 def test_shares_and_spreads_against_published_and_simulated_figures() -> None:
     # Newcombe (1998), table II, method 10: (a) 56/70 - 48/80 and (h) 10/10 - 0/10.
-    assert claims.share_difference(56, 70, 48, 80)[0] == pytest.approx((0.2, 0.0524, 0.3339, 150), abs=1e-4)
-    assert claims.share_difference(10, 10, 0, 10)[0] == pytest.approx((1.0, 0.6075, 1.0, 20), abs=1e-4)
+    assert claims.share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339, 150), abs=1e-4)
+    assert claims.share_difference(10, 10, 0, 10) == pytest.approx((1.0, 0.6075, 1.0, 20), abs=1e-4)
+    assert claims.sign_flips(np.array([1.0, 2.0, 3.0])) == 2 / 8
+    assert claims.sign_flips(np.array([1.0, -2.0, 1.0])) == claims.sign_flips(np.zeros(3)) == 1
+
+
+@pytest.mark.parametrize("across", [0.0, 0.8])
+@pytest.mark.parametrize("within", [0.0, 0.5])
+def test_spreads_of_runs_that_share_their_seeds_are_compared_as_the_level_says(within: float, across: float) -> None:
+    """Cells of one side share a part of their scatter, and that of both sides may be the same."""
     rng, inside, chances = np.random.default_rng(1), 0, []
-    for _ in range(1000):
-        worse, than = ([scale * rng.standard_normal(5) + place for place in (0, 9)] for scale in (2.0, 1.0))
+    for _ in range(600):
+        shared = rng.standard_normal(5)
+        parts = []
+        for scale in (2.0, 1.0):
+            own = across * shared + math.sqrt(1 - across**2) * rng.standard_normal(5)
+            cells = [within**0.5 * own + (1 - within) ** 0.5 * rng.standard_normal(5) for _ in range(3)]
+            parts.append([scale * cell + place for place, cell in zip((0, 9, 4), cells, strict=True)])
+        worse, than = parts
         ratio, _ = claims.spread_ratio(worse, than)
         inside += ratio.low <= 2 <= ratio.high
         chances.append(claims.spread_ratio([part / 2 for part in worse], than)[1])
-    assert 0.93 <= inside / 1000 <= 0.97
-    assert np.mean(np.array(chances) < 0.05) == pytest.approx(0.05, abs=0.02)
+    assert 0.93 <= inside / 600 <= 0.985
+    assert 0.015 <= np.mean(np.array(chances) < 0.05) <= 0.07
 
 
 def test_a_difference_that_would_have_been_found_is_found_as_often_as_is_said() -> None:

@@ -128,6 +128,11 @@ def test_a_scorer_in_another_precision(
     assert row["dtype"] == computed
 
 
+def test_nothing_to_time_is_said() -> None:
+    shown = CliRunner().invoke(cli.app, ["bench"])
+    assert isinstance(shown.exception, UserError) and "nothing to time" in str(shown.exception)
+
+
 def test_overhead_is_what_is_outside_the_forwards(hours: Hours, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each of the three blocks takes a second to be read: by five scorers, once each.
     read = Scorer._scores

@@ -96,6 +96,14 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "only in B: extra" in said
 
 
+def test_why_runs_have_nothing_side_by_side() -> None:
+    a, b = make({"m": A}), make({"m": np.full(4, np.nan)}, model="b")
+    with pytest.raises(UserError, match="b has no score of any prompt"):
+        side_by_side([a, b])
+    with pytest.raises(UserError, match="share no metric"):
+        side_by_side([a, make({"n": A}, model="b")])
+
+
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     c = np.array([5.0, 2.0, 2.0, 9.0])
     runs = [make({"m": a, "n": a}, model=name) for name, a in (("one", A), ("two", B))]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from evaluate import console as module
 from evaluate.console import ProgressLog
@@ -42,6 +43,14 @@ def watched(monkeypatch: pytest.MonkeyPatch, *, width: int = 80, terminal: bool)
         Console(width=width, file=out, force_terminal=terminal, color_system=None, legacy_windows=False),
     )
     return out
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "runs/[lora]/[/x] :cat:"
+    module.printer().print(name)
+    table = Table(name, title=name)
+    module.printer().print(table)
+    assert capsys.readouterr().out.count(name) == 3
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -396,6 +396,18 @@ def test_moments_stand_for_their_folder(name: str, real: Path, tmp_path: Path) -
     assert len(whole.reference_sha256) == 64
 
 
+def test_moments_of_moments_are_refused(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from evaluate.cli import app
+
+    (tmp_path / "stats.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="give the one that the real images are in"):
+        CliRunner().invoke(
+            app, ["moments", str(tmp_path / "stats.npz"), "--metric", "fd-dinov2"], catch_exceptions=False
+        )
+
+
 def test_moments_are_written_where_one_is(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(real, "--metric", "fid")

@@ -211,6 +211,9 @@ def drop(records: Records, amount: float, spread: float = 0.0) -> None:
 
 def test_a_baseline_is_accepted_without_its_sentences(known: Path, tmp_path: Path, evaluate: Run) -> None:
     assert "prompt" not in Records.load(known).frame
+    spoken = make({"judge": np.zeros(4)})
+    spoken.frame["details.judge"] = "an answer"
+    assert [column for column in gate.baseline_of(spoken).frame if column.startswith("details.")] == []
     code, said = evaluate("baseline", known, "--output", tmp_path / "other.parquet")
     assert (code, (tmp_path / "other.parquet").exists()) == (0, False)
     assert "--accept" in said

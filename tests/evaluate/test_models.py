@@ -328,6 +328,20 @@ def test_a_lora_for_another_architecture(models: Hub, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_may_set_what_the_schedulers_file_does_not_have(tmp_path: Path, tiny: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in config.items() if key != "timestep_spacing"}))
+    for spacing in ("trailing", "leading"):
+        scheduler = {"name": "DDIMScheduler", "options": {"timestep_spacing": spacing, "clip_sample": False}}
+        changes = {"pipeline": str(tmp_path / "model"), "revision": None, "variant": None, "scheduler": scheduler}
+        made = pipelines.load(own(tmp_path, "sd15-25step", **changes)).scheduler
+        assert type(made).__name__ == "DDIMScheduler"
+        assert (made.config.timestep_spacing, made.config.clip_sample) == (spacing, False)
+        assert made.config.beta_end == config["beta_end"]
+
+
 def test_a_pipeline_of_no_family(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = pipelines.load("pixart-15step")
     monkeypatch.setattr(type(families.load("pixart")), "pipelines", ())

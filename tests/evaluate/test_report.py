@@ -241,6 +241,15 @@ def test_large_images_get_thumbnails_and_originals_are_not_copied(tmp_path: Path
     assert page_data(tmp_path / "r.html")["measured"]["board"][0][0]["low"] is None  # one prompt has no interval
 
 
+def test_a_torn_large_image_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", model="m", prompts=PROMPTS[:1], scores=scores_of(1, 0), side=600)
+    image = next((run / "images").rglob("0.png"))
+    image.write_bytes(image.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"0\.png: torn image"):
+        reporting.report([run], tmp_path / "r.html", show=False)
+    assert not (tmp_path / "r_files").exists()
+
+
 def test_images_are_copied_where_links_are_refused(
     two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

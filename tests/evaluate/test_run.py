@@ -179,6 +179,15 @@ def test_the_size_a_model_draws_is_known_from_its_files(tiny: Path, monkeypatch:
     assert pipelines.size("sdxl-dmd2-1step-1024") == (1024, 1024)
 
 
+def test_a_leaderboard_that_cannot_take_the_row_is_refused_before_an_image_is_drawn(
+    tiny: Path, tmp_path: Path, tiny_clip: None
+) -> None:
+    (tmp_path / "small.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="not a leaderboard of this version"):
+        run.run(settings(tiny, tmp_path), show=False, make=stub(lambda *_: pytest.fail("drawn")))
+    assert [path.name for path in tmp_path.iterdir()] == ["small.csv"]
+
+
 def test_a_truncated_image_is_drawn_again(tiny: Path, tmp_path: Path, tiny_clip: None) -> None:
     run.run(settings(tiny, tmp_path), show=False)
     before = row(tmp_path)

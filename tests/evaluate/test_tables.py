@@ -547,6 +547,8 @@ def test_the_command_lists_and_refuses(
     assert all(name in said for name in TABLES)
     assert command(monkeypatch, "di-starr/1") == 2
     assert "did you mean 'di-star/1'" in capsys.readouterr().err
+    assert command(monkeypatch, "di-star/1", "--limit", 3) == 2
+    assert "belong to --run" in capsys.readouterr().err
     assert command(monkeypatch, "di-star/1", "--output", tmp_path / "t.pdf") == 2
     assert "ends in .csv, .md, .html" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "parti.csv").write_text("a,b\n1,2\n")

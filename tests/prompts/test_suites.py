@@ -312,7 +312,13 @@ def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tupl
     assert "but benchmark/anime.json of suite 'hpsv2' has 6b38a479cc6f" in ask()
     answers.clear()
     environment["HF_HOME"] = str(tmp_path / "empty")
-    assert "zhwang/HPDv2/benchmark/anime.json: cannot be fetched" in ask().splitlines()[-1]
+    assert "datasets/zhwang/HPDv2: benchmark/anime.json cannot be fetched" in ask().splitlines()[-1]
+
+
+def test_texts_without_a_word_are_not_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "theirs.txt").write_text("🐈\n🚀\n")
+    matches = suites.overlap(["🐈", "🐟"], suites.load(str(tmp_path / "theirs.txt")), near=0.8)
+    assert [(match.prompt, match.text, match.exact) for match in matches] == [("🐈", "🐈", True)]
 
 
 def test_overlap_finds_the_same_words_and_nearly_the_same(tmp_path: Path) -> None:
