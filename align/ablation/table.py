@@ -104,7 +104,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     trained = sum(row["seed"] is not None for row in results)
     caption = (
         f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 %"
-        f" interval]. {_measured_on(config.measure)} per run."
+        f" interval]. Per run {_measured_on(config.measure)}."
     )
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
