@@ -251,7 +251,12 @@ def suites() -> None:
 
 @app.command()
 def overlap(
-    prompts: Annotated[str, typer.Argument(help="A file of prompts, or a suite's name.")],
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            help="A file of prompts, a suite's name, or what a run is trained on: FILE:COLUMN, OWNER/NAME:COLUMN."
+        ),
+    ],
     suite: Annotated[str, typer.Option(help="The suite they should not be in.")],
     file: Annotated[
         Path | None, typer.Option(help="A local copy of the suite's file, in place of fetching it.")
@@ -264,9 +269,13 @@ def overlap(
     from rich.table import Table
 
     from evaluate.console import printer
+    from prompts import readers
     from prompts import suites as known
 
-    texts = [prompt.text for prompt in known.load(prompts).prompts]
+    if readers.is_named_by_column(prompts):
+        texts = list(readers.read_prompts(prompts))
+    else:
+        texts = [prompt.text for prompt in known.load(prompts).prompts]
     matches = known.overlap(texts, known.load(suite, path=file), near=near)
     exact = {match.prompt for match in matches if match.exact}
     if matches:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
-from align.data.prompts import read_prompts
 from align.training.compare import images_of, scores_of
 from evaluate import distribution, scorers
 from prompts.io.files import write_json
+from prompts.readers import read_prompts
 
 SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
 CHUNK = 256  # images scored together

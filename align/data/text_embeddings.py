@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import record_function
 
-from align.data.prompts import Prompts
 from evaluate import pipelines
 from evaluate.console import ProgressLog
 from prompts.io import cache
 from prompts.io.errors import UserError
 from prompts.io.files import flush
+from prompts.readers import Prompts
 
 ROWS = 512  # texts in a file
 OPEN = 256  # files whose headers are kept

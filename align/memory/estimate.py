@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 from align.config.train import TrainConfig
 from align.data.batches import Batch
-from align.data.prompts import Prompts, read_prompts
 from align.data.text_embeddings import ENCODING, Conditioning, OnlineTextEncoder, encoders
 from align.memory.tracker import BLOCK, FAKE, GRADIENTS, WEIGHTS, Tracker, as_on_cuda
 from align.networks.lora import Adapted
@@ -35,6 +34,7 @@ from align.training.process import Alone, precisions
 from align.training.validation import fixed_batch
 from evaluate.families import Family
 from prompts.io.errors import UserError
+from prompts.readers import Prompts, read_prompts
 
 #: Bytes that no tensor holds: CUDA's context, and what cuBLAS, cuDNN and the allocator's fragments take.
 RESERVE = 2**30

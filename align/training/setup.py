@@ -15,7 +15,6 @@ from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
-from align.data.prompts import read_prompts
 from align.data.text_embeddings import TextEmbeddings, prepare, release
 from align.generators import Generator
 from align.networks import sharding
@@ -37,6 +36,7 @@ from evaluate import families, pipelines, scorers
 from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import NOISE_LEVELS
 from prompts.extensions import member
+from prompts.readers import read_prompts
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,6 @@ from torch.profiler import record_function
 
 from align.config.train import TrainConfig
 from align.data.batches import Batch, seeded
-from align.data.prompts import read_prompts
 from align.data.text_embeddings import encode
 from align.generators import Generator
 from align.networks.preconditioning import Preconditioning
@@ -19,6 +18,7 @@ from align.rewards.differentiable import Rewards
 from evaluate import scorers
 from prompts.io.errors import UserError
 from prompts.io.files import replace
+from prompts.readers import read_prompts
 
 GRID = 16  # images in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn

@@ -11,10 +11,10 @@ import pytest
 from hub import Hub, commit
 
 from align.config.train import TRAIN
-from align.data import prompts as data
-from align.data.prompts import MAX_WORDS, dataset_id, read_prompts
 from align.presets.load import presets
+from prompts import readers as data
 from prompts.io.errors import UserError
+from prompts.readers import MAX_WORDS, dataset_id, read_prompts
 
 LAION = "ChristophSchuhmann/improved_aesthetics_6.25plus"
 TEXTS = ["a cat, 3 °C", "null", "", "007", 'a "quoted" word', "a cat, 3 °C"]
@@ -219,7 +219,7 @@ def test_prompts_are_not_in_memory(tmp_path: Path, quick_programs: None) -> None
     with path.open("w") as file:
         file.writelines(f"the image with the number {i}, and so on, and so on, and so on\n" for i in range(500_000))
     code = (
-        "import sys, datasets, pandas\nfrom align.data.prompts import read_prompts\n"
+        "import sys, datasets, pandas\nfrom prompts.readers import read_prompts\n"
         "own = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))\n"
         "read_prompts('shapes:test')\nif sys.argv[2] == 'first': read_prompts(sys.argv[1]); sys.exit()\n"
         "before = own(); prompts = read_prompts(sys.argv[1]); prompts[499_999]; print(own() - before)\n"

@@ -17,12 +17,12 @@ from hub import Hub
 from align import commands
 from align.config.train import TRAIN, TrainConfig
 from align.data import text_embeddings
-from align.data.prompts import dataset_id
 from align.options import dump
 from align.presets import load
 from align.training.compare import beginning
 from align.training.loop import train
 from evaluate import families, pipelines, weights
+from prompts.readers import dataset_id
 
 PAPERS = [name for name, content in load.presets(TRAIN).items() if content.get("family")]
 #: One of each family is compared with an uninterrupted run.

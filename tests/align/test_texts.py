@@ -19,11 +19,11 @@ from tiny import SMALL_RUN
 from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data import text_embeddings as texts
-from align.data.prompts import Prompts, read_prompts
 from align.data.text_embeddings import CachedTextEmbeddings, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
 from prompts.io.errors import UserError
+from prompts.readers import Prompts, read_prompts
 
 FAMILIES = ["sd15", "sdxl", "pixart"]
 TEXTS = [f"a circle number {i % 30}" for i in range(40)]
@@ -270,7 +270,7 @@ WORKER = """
 import sys, time, torch
 from align.data import text_embeddings as texts
 from evaluate import families
-from align.data.prompts import read_prompts
+from prompts.readers import read_prompts
 from evaluate import pipelines
 
 model, prompts, folder, pause = sys.argv[1:]

@@ -107,6 +107,12 @@ def read_prompts(source: str, *, at_most: int | None = None) -> Prompts:
 TABLE = re.compile(r"(.+\.(parquet|csv|tsv|jsonl?))(?::([^:]+))?")
 
 
+def is_named_by_column(source: str) -> bool:
+    """Whether it is what prompts to train on are named by, and no suite: a column, or a split of `shapes`."""
+    table = TABLE.fullmatch(source)
+    return source.startswith("shapes:") or bool(table[3] if table else dataset_id(source))
+
+
 class DatasetId(NamedTuple):
     """A column of a dataset on the hub."""
 
