@@ -223,9 +223,7 @@ def bench(
         writable(output)
     if count:
         timed = {"--leaderboards": leaderboards, "--counted": counted, "--random-weights": random_weights}
-        timed |= {"--plain": plain, "--steps": steps != 5, "--rounds": rounds != 1}
-        if given := [name for name, value in timed.items() if value]:
-            raise UserError(f"{given[0]}: --count times nothing, and has the plain one beside; leave it out")
+        counting.check_untimed(timed | {"--plain": plain, "--steps": steps != 5, "--rounds": rounds != 1})
         counting.count(resolved, preset, **chosen)
         return
     timing.bench(

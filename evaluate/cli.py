@@ -629,14 +629,11 @@ def bench(
     from evaluate.precision import dtype_of
 
     names = {name: path or None for name, _, path in (each.partition("=") for each in scorer or ())}
-    if not (names or frechet or harness):
-        raise UserError("nothing to time; name a --scorer, or add --frechet or --harness")
     if output:
         writable(output)
-    where = device_of(device)
     result = benchmark.bench(
         names,
-        device=where,
+        device=device_of(device),
         dtype=dtype_of(dtype) if dtype else None,
         repeats=repeats,
         images=images,

@@ -6,7 +6,7 @@ is what tensors hold when they hold most. Both by phase of the step.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import environment, layouts
 from evaluate.console import AS_IT_IS, console
 from prompts.io import hub
+from prompts.io.errors import UserError
 
 Mode = tuple[str, str, str]
 
@@ -70,6 +71,12 @@ def count(
         rows.append(dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | counted(config, mode))
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}")
     write([row | common for row in rows], output)
+
+
+def check_untimed(options: Mapping[str, object]) -> None:
+    """Raise UserError where one of these is given, which are of what is timed."""
+    if given := [name for name, value in options.items() if value]:
+        raise UserError(f"{given[0]}: --count times nothing, and has the plain one beside; leave it out")
 
 
 def counted(config: TrainConfig, mode: Mode) -> dict[str, Any]:

@@ -46,6 +46,8 @@ LIBRARIES = (
     "accelerate", "align.memory.estimate", "align.bench.plain", "align.training.loop", "diffusers", "pandas", "peft",
     "pyarrow.dataset", "transformers",
 )  # fmt: skip
+#: What tells rows of `training.csv` apart.
+KEY = (*timing.KEY, "implementation", "roles", "gradient")
 METRICS = ("step_s", "peak_mib", "held_mib", "tflops")
 UNTIMED = 2  # first steps, in which memory is claimed and kernels are chosen
 PROMPTS = "\n".join(f"image {number} of a circle" for number in range(64))  # padded, so any do
@@ -108,11 +110,7 @@ def bench(
         measured[mode][0]["tflops"] = known[mode]
     rows = [_row(config, mode, each, common) for mode, each in measured.items()]
     show(rows, f"{preset}, batch {config.batch_size}, {config.precision}: {common['hardware']}")
-    if output or not leaderboards:
-        write(rows, output)
-    if leaderboards:
-        for row in rows:
-            timing.record(row, leaderboards / "training.csv", (*timing.KEY, "implementation", "roles", "gradient"))
+    _keep(rows, output, leaderboards)
 
 
 def read_operations(path: Path, preset: str, config: TrainConfig) -> dict[tuple[str, str, str], float]:
@@ -187,6 +185,15 @@ def _row(
         row["images_per_second"] = config.batch_size / row["step_s"]
         row["share"] = row["tflops"] / row["step_s"] / common["matrix_tflops"]
     return dict(zip(("implementation", "roles", "gradient"), mode, strict=True)) | row | common
+
+
+def _keep(rows: Sequence[dict[str, Any]], output: Path | None, leaderboards: Path | None) -> None:
+    """JSON into `output`, rows into `leaderboards`; where neither is given, JSON to stdout."""
+    if output or not leaderboards:
+        write(rows, output)
+    if leaderboards:
+        for row in rows:
+            timing.record(row, leaderboards / "training.csv", KEY)
 
 
 def write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:

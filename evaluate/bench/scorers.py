@@ -350,8 +350,10 @@ def bench(
 ) -> dict[str, Any]:
     """All of it that is asked for. names: scorer -> local path of its weights, None for its own.
 
-    random_weights: none are read, and what is published of sizes stands for configs.
+    random_weights: none are read, and what is published of sizes stands for configs. Raises UserError where nothing is.
     """
+    if not (names or frechet or harness):
+        raise UserError("nothing to time; name a --scorer, or add --frechet or --harness")
     hardware = environment.hardware(device)
     known = Originals.read(originals, hardware, images) if originals else None
     rows = []

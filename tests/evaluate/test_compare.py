@@ -100,8 +100,9 @@ def test_why_runs_have_nothing_side_by_side() -> None:
     a, b = make({"m": A}), make({"m": np.full(4, np.nan)}, model="b")
     with pytest.raises(UserError, match="b has no score of any prompt"):
         side_by_side([a, b])
+    pairs = [make({one: A, other: B}, model=one + other) for one, other in ("mn", "no", "om")]
     with pytest.raises(UserError, match="share no metric"):
-        side_by_side([a, make({"n": A}, model="b")])
+        side_by_side(pairs)
 
 
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +132,7 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     failed.frame.loc[0, "score.m"] = math.nan
     means = {figure.model: figure.value for figure in side_by_side([runs[0], failed]) if not figure.over}
     assert means == fewer
-    with pytest.raises(UserError, match="share no score of one"):
+    with pytest.raises(UserError, match="two has no score of any prompt"):
         side_by_side([runs[0], Records(runs[1].frame.iloc[:0], runs[1].meta)])
 
     show_all(runs, figures)

@@ -27,6 +27,7 @@ from evaluate.runs.images import existing_images
 from evaluate.runs.settings import METRICS as USUAL
 from evaluate.runs.settings import Settings, from_options
 from prompts import suites
+from prompts.io import files
 from prompts.io.errors import UserError
 from prompts.suites import Prompt, Suite
 
@@ -100,10 +101,12 @@ def test_an_interrupted_run_goes_on_to_the_same_row(
                 raise KeyboardInterrupt
             original(path, write)
 
-        monkeypatch.setattr(store, "replace", interrupted)
+        for place in (store, files):  # images and JSON
+            monkeypatch.setattr(place, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run.run(settings(tiny, tmp_path / "cut"), show=False)
-    monkeypatch.setattr(store, "replace", original)
+    for place in (store, files):
+        monkeypatch.setattr(place, "replace", original)
     assert run.run(settings(tiny, tmp_path / "cut"), show=False)
     assert row(tmp_path / "cut") == whole[1]
 
