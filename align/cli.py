@@ -29,6 +29,7 @@ Counted = Annotated[
     Optional[Path],
     typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
 ]
+STEPS, ROUNDS = 5, 1  # of a benchmark, unless it is told
 Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest whole state of the run folder.")]
 
@@ -180,10 +181,10 @@ def presets() -> None:
 def bench(
     preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
     sets: Sets = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = 5,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = STEPS,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Times that each is measured, by turns; medians are shown.")
-    ] = 1,
+    ] = ROUNDS,
     roles: Annotated[Optional[list[str]], typer.Option("--roles", help="full or lora alone.")] = None,
     gradients: Gradients = None,
     random_weights: Annotated[
@@ -223,7 +224,7 @@ def bench(
         writable(output)
     if count:
         timed = {"--leaderboards": leaderboards, "--counted": counted, "--random-weights": random_weights}
-        counting.check_untimed(timed | {"--plain": plain, "--steps": steps != 5, "--rounds": rounds != 1})
+        counting.check_untimed(timed | {"--plain": plain, "--steps": steps != STEPS, "--rounds": rounds != ROUNDS})
         counting.count(resolved, preset, **chosen)
         return
     timing.bench(

@@ -6,7 +6,7 @@ one of them, or none, may be wrong.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -176,9 +176,16 @@ def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], In
         places = low + GRID * (high - low)
         return float((read_off(x, y, places) - read_off(u, v, places)).mean())
 
-    value, without = difference([]), np.array([difference([seed]) for seed in range(n)])
-    half = stats.t.ppf(0.975, n - 1) * math.sqrt((n - 1) * without.var())
-    return (float(low), float(high)), Interval(value, value - half, value + half, n)
+    return (float(low), float(high)), _jackknifed(difference, range(n))
+
+
+def _jackknifed(figure: Callable[[list[int]], float], seeds: Sequence[int]) -> Interval:
+    """A figure, which is told the seeds to leave out, with the interval that leaving out one at a time gives: Student's
+    t of one degree fewer than seeds.
+    """
+    n, value, without = len(seeds), figure([]), np.array([figure([seed]) for seed in seeds])
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt((n - 1) * without.var())
+    return Interval(value, value - half, value + half, n)
 
 
 def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> list[Answer]:
@@ -214,8 +221,7 @@ def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tup
     """Ratio of the standard deviations over seeds, pooled over cells `[seeds]` each, with its interval and the
     two-sided p-value of a ratio of 1.
 
-    Its logarithm is jackknifed, a seed left out of all cells at once, for runs of one seed share their batches;
-    Student's t of one degree fewer than seeds.
+    Its logarithm is jackknifed, a seed left out of all cells at once, for runs of one seed share their batches.
     """
 
     def logarithm(left_out: list[int]) -> float:
@@ -223,22 +229,18 @@ def spread_ratio(worse: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> tup
         return math.log(a / b) / 2 if a > 0 and b > 0 else math.nan
 
     seeds = np.flatnonzero(np.isfinite(np.array([*worse, *than])).any(0)).tolist()
-    n, value = len(seeds), logarithm([])
-    without = np.array([logarithm([seed]) for seed in seeds])
-    if n < 3 or not np.isfinite([value, *without]).all():
-        return Interval(math.exp(value), math.nan, math.nan, n), math.nan
-    error = math.sqrt((n - 1) * without.var())
-    half = stats.t.ppf(0.975, n - 1) * error
-    p = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error > 0 else float(value == 0)
-    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half), n), p
+    if len(seeds) < 3:  # with one left out, none of the others has a spread
+        return Interval(math.exp(logarithm([])), math.nan, math.nan, len(seeds)), math.nan
+    found = _jackknifed(logarithm, seeds)
+    ratio = Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+    return ratio, _p_of_difference(found)
 
 
 def _pooled_variance(parts: Sequence[np.ndarray]) -> float:
     kept = [part[np.isfinite(part)] for part in parts]
+    scatter = sum(float(((part - part.mean()) ** 2).sum()) for part in kept if len(part))
     freedom = sum(max(len(part) - 1, 0) for part in kept)
-    return (
-        sum(float(((part - part.mean()) ** 2).sum()) for part in kept if len(part)) / freedom if freedom else math.nan
-    )
+    return scatter / freedom if freedom else math.nan
 
 
 def share_difference(a: int, n: int, b: int, m: int) -> Interval:

@@ -148,7 +148,7 @@ class TrainConfig(Config):
             )
         if self.held_out.scorers and not self.held_out.prompts:
             raise ValueError("held_out.scorers need held_out.prompts; name some, for example shapes:validation")
-        if self.final_comparison.prompts and not (self.final_comparison.source or self.held_out.prompts):
+        if self.final_comparison.prompts and not self.compared_on:
             raise ValueError(
                 "final_comparison.prompts need captions that are not trained on; name them with final_comparison.source"
             )
@@ -167,6 +167,11 @@ class TrainConfig(Config):
                 " reward"
             )
         return self
+
+    @property
+    def compared_on(self) -> str | None:
+        """Where the captions of the final comparison are."""
+        return self.final_comparison.source or self.held_out.prompts
 
 
 #: Stage -> the model that validates it.

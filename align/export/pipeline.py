@@ -196,11 +196,10 @@ def _fill(
     elif pipeline is None:
         pipelines.load(str(source), dtype=precision).save_pretrained(folder)
     else:
-        place = pipelines.locate(pipeline.partition("@")[0])
-        local = place is not None and Path(pipeline).exists()
+        pipelines.locate(pipeline.partition("@")[0])  # for its errors
         loaded = pipelines.load(str(source), dtype=precision)
         name = overlays.network_name(loaded)
-        rest = os.path.relpath(pipeline, folder.parent.resolve() / folder.name) if local else pipeline
+        rest = os.path.relpath(pipeline, folder.resolve()) if Path(pipeline).exists() else pipeline
         kind, recipe = "network", recipe.model_copy(update={"pipeline": rest, "unet": name})
         _check_push(recipe, push_to)
         getattr(loaded, name).save_pretrained(folder / name)

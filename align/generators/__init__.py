@@ -33,8 +33,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], float]] = {
 }
 #: What keeps a flow's stock scheduler at the times that it is given.
 UNSHIFTED = {
-    "shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None, **SPACED_ANEW, "invert_sigmas": False,
-    "stochastic_sampling": False,
+    "shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None, "invert_sigmas": False, **SPACED_ANEW,
 }  # fmt: skip
 #: The guidance that is none for every flow: most pipelines count from 1, Z-Image's from 0.
 UNGUIDED = 0.0
@@ -53,7 +52,9 @@ class GeneratorOptions(Config):
 
     def stock_scheduler(self, *, flow: bool) -> tuple[str, dict[str, Any], float]:
         """What draws the same, as an entry of `SCHEDULERS`. flow: whether the network is one of flow matching."""
-        return ("FlowMatchEulerDiscreteScheduler", UNSHIFTED, UNGUIDED) if flow else SCHEDULERS[self.input_scale]
+        if flow:
+            return "FlowMatchEulerDiscreteScheduler", {**UNSHIFTED, "stochastic_sampling": False}, UNGUIDED
+        return SCHEDULERS[self.input_scale]
 
 
 def _as_its_own(value: Any) -> Any:

@@ -61,7 +61,7 @@ class FewStepOptions(GeneratorOptions):
         for a flow that is noised afresh.
         """
         if flow and self.levels and self.eta == 1:
-            return "FlowMatchLCMScheduler", {k: v for k, v in UNSHIFTED.items() if k != "stochastic_sampling"}, UNGUIDED
+            return "FlowMatchLCMScheduler", UNSHIFTED, UNGUIDED
         if not flow and self.levels and self.eta == 0 and self.input_scale == "unit_variance":
             return "EulerDiscreteScheduler", {"timestep_spacing": "leading", **AS_GIVEN}, 1.0
         return super().stock_scheduler(flow=flow)

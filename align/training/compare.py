@@ -175,7 +175,7 @@ def final_comparison(config: TrainConfig, output: Path) -> None:
         "start": start,
         "rows": rows,
     }
-    if (config.final_comparison.source or config.held_out.prompts or "").startswith("shapes:"):  # else not rendered
+    if (config.compared_on or "").startswith("shapes:"):  # else there is nothing to render
         a, b = fd_shapes(before, prompts), fd_shapes(after, prompts)
         table.add_row("fd-shapes (lower is better)", f"{a:.4f}", f"{b:.4f}", f"x {b / a:.3f}", "")
         content["fd-shapes"] = {"start": a, "result": b, "ratio": b / a}

@@ -29,16 +29,18 @@ def compared_captions(config: TrainConfig) -> list[str]:
 
     Raises UserError where they cannot be read, or are one.
     """
-    wanted, captions = config.final_comparison, dict[str, None]()
-    source = wanted.source or config.held_out.prompts
-    if not wanted.prompts or source is None:
+    wanted = config.final_comparison.prompts
+    if not wanted or config.compared_on is None:
         return []
-    for prompt in read_prompts(source):
+    captions: dict[str, None] = {}
+    for prompt in read_prompts(config.compared_on):
         captions[prompt] = None
-        if len(captions) == wanted.prompts:
+        if len(captions) == wanted:
             break
     if len(captions) < 2:
-        raise UserError(f"final_comparison: {source} has one caption; name more, or set final_comparison.prompts=0")
+        raise UserError(
+            f"final_comparison: {config.compared_on} has one caption; name more, or set final_comparison.prompts=0"
+        )
     return list(captions)
 
 
