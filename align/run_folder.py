@@ -15,8 +15,11 @@ from prompts.io.errors import UserError
 from prompts.io.files import replace, write_json
 from prompts.io.yaml import read_yaml
 
-#: What may differ when a run is resumed: nothing that changes what is computed up to a step.
-FREE = {"steps", "save_every", "sample_every", "text_cache", "trackers"}
+#: What may differ when a run is resumed: nothing that changes what is computed up to a step, but for rounding.
+FREE = {
+    "steps", "save_every", "sample_every", "text_cache", "trackers",
+    "gradient_accumulation_steps", "gradient_checkpointing", "parallel",
+}  # fmt: skip
 
 #: All that is in a run folder before the first step: `align` is what a tracker keeps there.
 BEGINNING = {"config.yaml", "run.json", "samples", "align"}

@@ -525,6 +525,7 @@ def time_model(
         compiled=compiled,
         channels_last=channels_last,
     )
+    timing.check(output / "timings.csv")
     row = timing.measure(settings)
     timing.show(row)
     timing.record(row, output / "timings.csv")

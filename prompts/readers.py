@@ -57,9 +57,7 @@ class Prompts:
         return hashlib.sha256(lengths.digest() + texts.digest()).hexdigest()
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each prompt the number of its text, `[N]`, and for each text the position of its
-        first prompt, `[M]`, ascending.
-        """
+        """For each prompt the number of its text, `[N]`, and for each text the position of its first prompt, `[M]`."""
         import pyarrow as pa
 
         # Offsets of 64 bits, since all texts together may be more than 2 GB.

@@ -21,11 +21,30 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ |= {
     "HF_ENDPOINT": HUB.url,
     "HF_HOME": CACHE.name,
+    # They go before HF_HOME: a cache of one's own would be filled with these tests' networks.
+    "HF_HUB_CACHE": f"{CACHE.name}/hub",
+    "HUGGINGFACE_HUB_CACHE": f"{CACHE.name}/hub",
+    "HF_DATASETS_CACHE": f"{CACHE.name}/datasets",
     "ALIGN_CACHE": f"{CACHE.name}/align",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
 }
+# What is compared is text without colours, of what ships alone.
+for name in (
+    "ALIGN_EXTENSIONS",
+    "FORCE_COLOR",
+    "HF_HUB_OFFLINE",
+    "PY_COLORS",
+    "TRANSFORMERS_OFFLINE",
+    "TTY_COMPATIBLE",
+):
+    os.environ.pop(name, None)
+# The same digits with a GPU and without: what is compared is compared on the CPU, but where a test is of the GPU.
+if "TEST_ON_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch  # noqa: E402
 

@@ -18,8 +18,8 @@ class Hub:
     """Serves `root/REPOSITORY/REVISION/FILE`; the REPOSITORY of a dataset is `datasets/OWNER/NAME`.
 
     requests: every path that was asked for, in order. broken: whether the line breaks before a file's first
-    byte. gated: repositories whose files are for those alone who accepted their terms. A revision goes by
-    its folder's name or its commit.
+    byte. busy: names of files that are answered with 503. gated: repositories whose files are for those
+    alone who accepted their terms. A revision goes by its folder's name or its commit.
 
     What is pushed lies in the revision `main`. tokens: by token, the owners it may write to. commits:
     what each changed, in order. private: repositories made so. down: whether every write fails, with an
@@ -31,6 +31,7 @@ class Hub:
         self.root = Path(self._folder.name)
         self.requests: list[str] = []
         self.broken = False
+        self.busy: set[str] = set()
         self.gated: set[str] = set()
         self.tokens: dict[str, set[str]] = {}
         self.commits: list[tuple[str, list[str]]] = []
@@ -102,6 +103,8 @@ class Hub:
             content = json.dumps([entry(folder, folder / path) for path in asked if (folder / path).exists()]).encode()
         elif api:
             content = json.dumps({"id": api[2], "sha": commit(folder.name), "siblings": []}).encode()
+        elif Path(name).name in self.busy:
+            status, code = 503, "ServiceUnavailable"
         elif repository in self.gated:
             status, code = 403, "GatedRepo"
         elif (folder / name).is_file():

@@ -278,6 +278,26 @@ def test_a_critic(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_critic_of_two_sharded_processes_is_that_of_one(tiny: Path, tmp_path: Path) -> None:
+    words = ["--set", 'critics={"guess": {"learning_rate": 0.01}}', "--set", "final_comparison.prompts=0"]
+    words += ["--set", "steps=3", "--set", "held_out={}", "--set", "batch_size=4", "--set", "assistant.warmup=1"]
+    trained = []
+    for name, start in {
+        "one": [],
+        "two": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"],
+    }.items():
+        parallel = ["--set", "parallel=fsdp2"] if start else []
+        done = command(
+            tmp_path, *start, "align.cli", "train", "shapes-di", *words, *parallel, "--output", name,
+            files=("critics/guess.py",),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        (state,) = (tmp_path / name / "state").iterdir()
+        trained.append(torch.load(state / "guess.pt", weights_only=True)["weight"])
+    torch.testing.assert_close(*trained, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_generator(tiny: Path, tmp_path: Path) -> None:
     usual, _ = train(tiny, tmp_path, "usual")
     whole, _ = train(tiny, tmp_path, "whole", "generators/shrunk.py", generator={"name": "shrunk", "shrink": 1.0})

@@ -15,11 +15,15 @@ import json
 import os
 import runpy
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +53,14 @@ LAZY = {
 # ---- what is put in the place of an interpreter ----------------------------------------------------------------------
 
 
-def ask(address: str, words: list[str]) -> int:
-    """Have a fork run `python WORDS`. Returns its exit code, negative for the signal that ended it."""
+def ask(address: str, executable: str, *words: str) -> int:
+    """Have a fork run `python WORDS`, called as `executable`. Returns its exit code, negative for the signal that ended
+    it.
+    """
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
         request = json.dumps(
-            {"executable": sys.argv[0], "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+            {"executable": executable, "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         ).encode()
         socket.send_fds(line, [len(request).to_bytes(4, "big")], [0, 1, 2])
         line.sendall(request)
@@ -174,24 +180,31 @@ def interpreter(folder: Path, **environment: str) -> Iterator[Path]:
 
     environment: over this process's, while the libraries are imported.
     """
-    address, program = str(folder / "socket"), folder / "python"
+    # A socket's path has room for a hundred letters, which a folder for tests may have itself.
+    home = tempfile.mkdtemp(prefix="warm", dir="/tmp")
+    address, program = f"{home}/socket", folder / "python"
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, __file__, address], stdin=subprocess.PIPE, env=os.environ | one | environment, cwd=folder
     )
     # As a module's file, not imported from its folder: -I and -S keep out all that takes time.
-    program.write_text(
-        f"#!{sys.executable} -IS\nimport runpy, sys, time\nfrom pathlib import Path\n"
-        f"while not Path({address!r}).exists():\n    time.sleep(0.05)\n"
-        f"warm = runpy.run_path({__file__!r})\nwarm['end'](warm['ask']({address!r}, sys.argv[1:]))\n"
+    (folder / "ask.py").write_text(
+        f"import runpy, sys\nwarm = runpy.run_path({__file__!r})\n"
+        f"warm['end'](warm['ask']({address!r}, *sys.argv[1:]))\n"
     )
+    asks = [sys.executable, "-IS", str(folder / "ask.py")]
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(asks)} "$0" "$@"\n')
     program.chmod(0o755)
     try:
+        while not Path(address).exists():
+            assert server.poll() is None, "the interpreter that is to be asked has died"
+            time.sleep(0.05)
         yield program
     finally:
         assert server.stdin
         server.stdin.close()
         server.wait()
+        shutil.rmtree(home)
 
 
 def leave(request: dict[str, Any]) -> None:

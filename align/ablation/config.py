@@ -25,7 +25,7 @@ class EqualReward(Config):
 
 
 class LessStable(Config):
-    """The claim that the cells `worse` vary more over seeds, and are stopped more often, than `than`, pair by pair."""
+    """The claim that the cells `worse`, pooled, vary more over seeds than `than`, and are stopped more often."""
 
     worse: tuple[str, ...] = Field(min_length=1)
     than: tuple[str, ...] = Field(min_length=1)
@@ -98,6 +98,11 @@ class SweepConfig(Config):
             if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
                 raise ValueError(
                     f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}"
+                )
+        for name, seeds in self.seeds_of.items():
+            if seeds > self.seeds:
+                raise ValueError(
+                    f"seeds_of.{name} = {seeds} is more than seeds = {self.seeds}; raise seeds, or lower it"
                 )
         trained = [CENTRE, *self.cells]
         known = [*trained, *self.baselines]

@@ -13,6 +13,7 @@ from torch import Tensor
 from align.ablation.config import WIN, Baseline, Measure
 from align.training.compare import images_of, scores_of
 from evaluate import distribution, scorers
+from evaluate.features import Batch
 from prompts.io.files import write_json
 from prompts.readers import read_prompts
 
@@ -43,11 +44,12 @@ def measure(
         for name, scorer in wins.items():
             gap = scores[scorer] - rivals[scorer]
             values[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
+    batches = [(Batch(list(part)), i * CHUNK) for i, part in enumerate(images.split(CHUNK))]  # which share features
     for name in options.metrics:
         if name not in values:
             metric = distribution.load(name)
-            for first in range(0, len(texts), CHUNK):
-                metric.update(images[first : first + CHUNK], texts[first : first + CHUNK])
+            for batch, first in batches:
+                metric.update(batch, texts[first : first + CHUNK])
             values[name] = metric.compute().value
     metrics = {name: {"value": values[name], "n": len(texts)} for name in options.metrics}
     return {"metrics": metrics, "drawing_seconds": drawing}

@@ -30,6 +30,7 @@ from align.options import Config
 from align.presets.load import presets
 from align.run_folder import alone, open_folder
 from align.training.interrupt import stop_on_signal
+from evaluate import embedded
 from evaluate.console import ProgressLog, console
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
@@ -60,10 +61,12 @@ class Trial:
         return self.folder / ("config.yaml" if isinstance(self.config, TrainConfig) else BASELINE)
 
     def identity(self, measure: Measure) -> str:
-        """What tells whether a result is of this configuration, measured like this: twelve hexadecimal digits."""
+        """What tells whether a result is of this configuration, measured like this, and of the world's weights as they
+        are now: twelve hexadecimal digits.
+        """
         # Without what is not set: settings that a later version has leave it the same.
         content = [each.model_dump(mode="json", exclude_none=True) for each in (self.config, measure)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([*content, embedded.digest()], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def done(self) -> int:
@@ -229,18 +232,26 @@ def take(config: SweepConfig, output: Path, table: Path) -> None:
     for run, row in taken.items():
         if row["config"] != run.identity(config.measure):
             raise UserError(
-                f"{path}: {run.cell} was trained or measured by another configuration than this sweep's; leave out"
-                " --from"
+                f"{path}: {run.cell} was trained or measured by another configuration, or with other weights of the"
+                " world, than this sweep's; leave out --from"
             )
     with alone(output):
         for run, row in taken.items():
             if not run.finished:
                 open_run(run, config.measure)
-                write_json(run.folder / "result.json", result_of(config, row))
+                _write_result(run.folder, result_of(config, row))
 
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
-    """The results of finished runs of this sweep. Raises UserError if there is none."""
+    """The results of finished runs of this sweep.
+
+    Raises UserError if there is none, or one that was made with other weights of the world than there are now.
+    """
+    for run in plan(config, output):
+        if run.finished and run.result.get("world", embedded.digest()) != embedded.digest():
+            raise UserError(
+                f"{run.folder}: made with other weights of the world than there are now; choose another --output"
+            )
     finished = [
         run.result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)}
         for run in plan(config, output)
@@ -266,7 +277,7 @@ def carry_out(folder: Path) -> bool:
     if (folder / BASELINE).is_file():
         baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
         measured = measure(baseline.model, options, baseline=baseline, cache=cache)
-        write_json(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
+        _write_result(folder, {"stopped": None, **measured, "training_seconds": 0.0})
         return True
     ended, stopped, seconds = _trained(folder)
     if not ended:
@@ -277,9 +288,13 @@ def carry_out(folder: Path) -> bool:
         if measured["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
             stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
-    write_json(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
+    _write_result(folder, {"stopped": stopped, **measured, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True
+
+
+def _write_result(folder: Path, content: dict[str, Any]) -> None:
+    write_json(folder / "result.json", {**content, "world": embedded.digest()})
 
 
 def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:

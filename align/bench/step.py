@@ -30,7 +30,7 @@ from evaluate.bench import timing
 from evaluate.console import console
 from prompts.io import hub
 from prompts.io.errors import UserError
-from prompts.io.files import write_json
+from prompts.io.files import text_sha256, write_json
 from prompts.io.yaml import read_yaml
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
@@ -136,7 +136,23 @@ def read_operations(path: Path, preset: str, config: TrainConfig) -> dict[tuple[
 
 def counted_for(config: TrainConfig) -> dict[str, Any]:
     """Of a config, what a count of operations is told apart by."""
+    model = config.model_dump(
+        mode="json",
+        include={
+            "family",
+            "reference",
+            "pipeline",
+            "initial",
+            "size",
+            "lora",
+            "generator",
+            "method",
+            "guidance",
+            "rewards",
+        },
+    )
     return {
+        "config": text_sha256(json.dumps(model, sort_keys=True))[:12],
         "batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "gradient_checkpointing": config.gradient_checkpointing,

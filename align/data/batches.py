@@ -48,7 +48,7 @@ class NoiseLevelOptions(Config):
 TRIES = 1000  # noise levels that are drawn for one within an interval
 
 
-def everywhere(number: int, seed: int) -> tuple[float, float]:
+def everywhere(number: int | None, seed: int) -> tuple[float, float]:
     """Every noise level, for any batch."""
     return 0.0, math.inf
 
@@ -118,7 +118,7 @@ class BatchSampler:
         noise_levels: Callable[[int, torch.Generator], Tensor],
         *,
         seed: int,
-        interval: Callable[[int, int], tuple[float, float]] = everywhere,
+        interval: Callable[[int | None, int], tuple[float, float]] = everywhere,
         rank: int = 0,
         world: int = 1,
         micro_batches: int = 1,
@@ -170,11 +170,10 @@ class BatchSampler:
 
     def afresh(self, batch: Batch) -> Batch:
         """The same rows at other noise levels, with other noise."""
-        assert batch.number is not None
         keys = tuple(f"{key}/afresh" for key in batch.keys)
         return replace(batch, sigma=self._levels(batch.number, keys), keys=keys, _noise={})
 
-    def _levels(self, k: int, keys: Sequence[str]) -> Tensor:
+    def _levels(self, k: int | None, keys: Sequence[str]) -> Tensor:
         """A noise level for each key `[B]`, of those that batch k may be taken at."""
         low, high = self.interval(k, self.seed)
         sigma = torch.cat([self._level(pipelines.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])

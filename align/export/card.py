@@ -288,6 +288,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
         + "".join(f", {code(key)} {code(value)}" for key, value in further.items()),
         "Weights": (
             (f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all trained")
+            + (f", over a base in {lora.base}" if lora and lora.base else "")
             + f", average of decay {config.ema:g}, precision {config.precision}"
         ),
         "Seed": f"{config.seed}",

@@ -50,8 +50,9 @@ def export(
     target, draft = output / "checkpoint", output / ".checkpoint.partial"
     name = families.load(config.family).network
     network = getattr(pipeline, name)
-    fresh = type(network).from_config(network.config)
-    fresh.load_state_dict({key: value.cpu() for key, value in weights.items()})
+    with torch.device("meta"):  # of tens of gigabytes a second copy is not to be had
+        fresh = type(network).from_config(network.config)
+    fresh.load_state_dict({key: value.cpu().to(fresh.dtype) for key, value in weights.items()}, assign=True)
     components = {**pipeline.components, name: fresh, "scheduler": scheduler}
     whole = type(pipeline)(**components, **_settings(pipeline))
     run = read_run(output) | dict(run_metadata)
@@ -156,9 +157,11 @@ def copy(
             draft, source, recipe, run, config, precision=precision, pipeline=pipeline, lora=lora, push_to=push_to
         )
         if config is not None:
-            rows = _rows(scores, source, draft) if scores else []
+            # A LoRA over rounded weights is laid over whole ones: what was measured of the checkpoint is not of it.
+            other = kind == "lora" and config.lora is not None and config.lora.base is not None
+            rows = _rows(scores, *([] if other else [source]), draft) if scores else []
             place, name = push_to or folder.name, push_to.partition("/")[2] if push_to else folder.resolve().name
-            found = _comparison(source.parent, run)
+            found = None if other else _comparison(source.parent, run)
             text = card.card(
                 config, run, recipe, name=name, place=place, kind=kind, dtype=precision, comparison=found, rows=rows
             )

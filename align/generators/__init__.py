@@ -75,7 +75,7 @@ class Generator(Protocol):
     def sample(self, network: nn.Module, batch: "Batch") -> Tensor:
         """x0 `[B, ...]` of a batch, with a graph to the network's parameters where gradients are on."""
 
-    def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
+    def interval(self, batch_number: int | None, seed: int) -> tuple[float, float]:
         """The noise levels, from low to high, that the losses of a global batch may be taken at."""
 
     def is_rewarded(self, batch: "Batch") -> bool:

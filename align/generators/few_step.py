@@ -93,7 +93,7 @@ class FewStep(OneStep):
         generator = pipelines.generator(seed, f"{number}/step")
         return int(torch.randint(len(self.levels), (1,), generator=generator))
 
-    def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
+    def interval(self, batch_number: int | None, seed: int) -> tuple[float, float]:
         """From the next step's level to this one's, the first reaching up to every higher one and the last down."""
         if self.options.losses_at == "all":
             return super().interval(batch_number, seed)

@@ -43,7 +43,7 @@ class OneStep:
         sigma = torch.full((len(z),), self.sigma_init, dtype=z.dtype, device=z.device)
         return self.preconditioning.denoiser(network, batch.cond)(self.k * z, sigma)
 
-    def interval(self, batch_number: int, seed: int) -> tuple[float, float]:
+    def interval(self, batch_number: int | None, seed: int) -> tuple[float, float]:
         """Every noise level."""
         return everywhere(batch_number, seed)
 

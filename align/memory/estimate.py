@@ -119,6 +119,8 @@ def estimate(
         # `pad_sequence` makes a true tensor of fake ones, with a graph, and torch asks it for its gradient.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         built = run()
+        if sharded:  # whose parameters stay as they are, for which nothing here is sharded enough
+            built.roles.constant = nullcontext  # type: ignore[assignment, method-assign]
         _prepare(built, tracker)
         for part, tensor in _extra(config, built, processes).items():
             tracker.hold(part, [tensor])

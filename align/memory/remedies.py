@@ -33,7 +33,8 @@ def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
     if config.lora is None:
         changes.append(("lora", {"rank": 64, "alpha": 64.0}))
     elif config.lora.rank > 16:
-        changes.append(("lora.rank", 16))
+        lora = config.lora.model_dump(mode="json", exclude_none=True)
+        changes.append(("lora", lora | {"rank": 16, "alpha": config.lora.alpha * 16 / config.lora.rank}))
     return changes
 
 
@@ -74,7 +75,11 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
                 f"--set {shlex.quote(f'{key}={json.dumps(value).strip(chr(34))}')}"
                 for key, value in (changes[-1:] if alone else changes)
             )
-            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB")
+            slow = config.lora is None and any(key == "lora" for key, _ in changes)
+            rates = (
+                "; a LoRA learns at rates of its own (student and assistant's learning_rate), as presets with one do"
+            )
+            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB{rates if slow else ''}")
     raise UserError(
         f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f}"
         " GiB: take a larger GPU, or more of them with parallel = fsdp2"

@@ -1,28 +1,37 @@
 """LoRA: roles that are adapters over a base they share, and what is left of one when training ends."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from align.networks.quantized import Bits
 from align.networks.sharding import gathered
 from align.options import Config
+from prompts.io.errors import UserError
 
 
 class LoraConfig(Config):
     """LoRA adapters in place of full copies."""
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat = 64.0
+    alpha: PositiveFloat = Field(64.0, description="what is learned is added times alpha / rank; by default the rank")
     target_modules: tuple[str, ...] | None = Field(
         None, description="ends of the names of the layers that have one; by default the family's"
     )
     base: Bits | None = Field(None, description="keep these layers of the frozen base in 8 or 4 bits (bitsandbytes)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_large_as_the_rank(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "rank" in content and "alpha" not in content:
+            return content | {"alpha": content["rank"]}
+        return content
 
 
 class Adapted(nn.Module):
@@ -43,6 +52,10 @@ class Adapted(nn.Module):
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within: this adapter is the one in use."""
+        # Checkpointed blocks ask one by one, and switching walks all layers.
+        if self.base.__dict__.get("switched_on", "nothing yet") == self.adapter:
+            yield
+            return
         trained = [(p, p.requires_grad) for p in self.base.parameters()]
         for layer in self._layers:
             layer.enable_adapters(self.adapter is not None)
@@ -51,6 +64,7 @@ class Adapted(nn.Module):
         # peft freezes what it switches off and trains what it switches on, which is not for it to say here.
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
+        self.base.__dict__["switched_on"] = self.adapter
         yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,6 +77,16 @@ class Adapted(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name."""
         return {name: p for name, p in self.base.named_parameters() if self.adapter and f".{self.adapter}." in name}
+
+
+def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    """Raise UserError where one of `target_modules` is no layer of the network: peft passes over it without a word."""
+    names = [f".{name}" for name, module in network.named_modules() if next(module.children(), None) is None]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdecimal()})
+            close = get_close_matches(target, ends, 1, 0)
+            raise UserError(f"lora.target_modules: {target!r} is no layer of the network; did you mean {close[0]!r}?")
 
 
 def _add_adapter(network: nn.Module, name: str, lora: LoraConfig) -> None:

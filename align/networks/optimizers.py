@@ -4,7 +4,7 @@ import importlib
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 
 from align.options import Config, Fraction, NonNegative
@@ -21,6 +21,12 @@ class Optimizer(Config):
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: NonNegative = 0.0
     max_grad_norm: PositiveFloat | None = Field(10.0, description="gradients of a larger norm are scaled down to it")
+
+    @model_validator(mode="after")
+    def _decays_as_its_name_says(self) -> "Optimizer":
+        if self.name == "adam8bit" and self.weight_decay:
+            raise ValueError("adam8bit with weight_decay decays as AdamW does; set name to adamw8bit")
+        return self
 
 
 def make_optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -153,8 +153,8 @@ class Checkpoints:
         step, saved = newest
         with torch.no_grad():
             for name, learner in self.learners.items():
-                for key, parameter in learner.parameters.items():
-                    parameter.copy_(sharding.like(saved[name][key], parameter))
+                for key, value in (learner.parameters | learner.buffers).items():
+                    value.copy_(sharding.like(saved[name][key], value))
         self.average.load_state_dict(saved["average"])
         for name, learner in self.learners.items():
             sharding.load_optimizer(learner.optimizer, saved["optimizers"][name], learner.parameters.values())
@@ -178,6 +178,9 @@ class Checkpoints:
 
     def state(self) -> dict[str, Any]:
         """The tensors of a state, sharded as they are."""
-        parts = {name: {key: p.detach() for key, p in each.parameters.items()} for name, each in self.learners.items()}
+        parts = {
+            name: {key: value.detach() for key, value in (each.parameters | each.buffers).items()}
+            for name, each in self.learners.items()
+        }
         optimizers = {name: learner.optimizer.state_dict() for name, learner in self.learners.items()}
         return parts | {"average": self.average.state_dict(), "optimizers": optimizers}

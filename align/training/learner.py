@@ -1,10 +1,11 @@
 """What is trained, with its optimiser."""
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from align.networks import sharding
@@ -17,9 +18,18 @@ class Learner:
     """A part that is trained: its module as training calls it, its parameters by name, and their optimiser."""
 
     def __init__(
-        self, name: str, module: nn.Module, parameters: dict[str, nn.Parameter], options: Optimizer, process: Alone
+        self,
+        name: str,
+        module: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        options: Optimizer,
+        process: Alone,
+        *,
+        buffers: Mapping[str, Tensor] | None = None,
     ):
+        """buffers: what else a state has to hold, of a network whose buffers are no constants."""
         self.name, self.role, self.parameters, self.options, self.process = name, module, parameters, options, process
+        self.buffers = dict(buffers or {})
         self.module, self.optimizer = process.prepare(module, make_optimizer(options, list(parameters.values())))
 
     def grad_sync(self, on: bool) -> Any:

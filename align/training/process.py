@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from align.config.train import TrainConfig
+from align.networks import sharding
 from align.objectives.metrics import Metrics
 from evaluate import families, precision
 from prompts.io.errors import UserError
@@ -118,8 +119,8 @@ class Launched(Alone):
         self.accelerator.backward(loss)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrapped by accelerate, unless sharding has seen to it."""
-        if self.sharded:
+        """Wrapped by accelerate, unless sharding has seen to it: roles are sharded, other critics are not."""
+        if self.sharded and any(map(sharding.is_sharded, module.parameters())):
             return module, optimizer
         prepared: tuple[nn.Module, torch.optim.Optimizer] = self.accelerator.prepare(module, optimizer)
         if prepared[0] is not module and hasattr(module, "config"):
@@ -128,7 +129,8 @@ class Launched(Alone):
 
     def unsynced(self, module: nn.Module) -> Any:
         """DDP's way; a sharded network has its own (`networks.sharding.sync`)."""
-        return nullcontext() if self.sharded else self.accelerator.no_sync(module)
+        wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
+        return self.accelerator.no_sync(module) if wrapped else nullcontext()
 
     @property
     def clip_grad_norm(self) -> Callable[..., Any]:

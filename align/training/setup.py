@@ -19,6 +19,7 @@ from align.data.text_embeddings import TextEmbeddings, prepare, release
 from align.generators import Generator
 from align.networks import sharding
 from align.networks.initial import load_into
+from align.networks.lora import check_targets
 from align.networks.optimizers import Optimizer
 from align.networks.preconditioning import Preconditioning
 from align.networks.roles import Roles
@@ -235,14 +236,18 @@ def make_learners(
         name: c.network if c.network is roles.assistant else c.network.to(process.device) for name, c in critics.items()
     }
     modules["student"] = roles.student
-    trainable = {name: roles.trainable(module) for name, module in modules.items()}
+    # What a critic has frozen stays as it is.
+    trainable = {name: {k: p for k, p in roles.trainable(m).items() if p.requires_grad} for name, m in modules.items()}
     learners = {}
     for name, module in modules.items():
         # DDP looks for gradients of whatever is trainable when it wraps; roles that share a base take turns.
         for other, parameters in trainable.items():
             for parameter in parameters.values():
                 parameter.requires_grad_(other == name)
-        learners[name] = Learner(name, module, trainable[name], options.get(name, config.student), process)
+        buffers = {} if module in (roles.student, roles.assistant) else dict(module.named_buffers())
+        learners[name] = Learner(
+            name, module, trainable[name], options.get(name, config.student), process, buffers=buffers
+        )
     for parameters in trainable.values():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -287,6 +292,8 @@ def load_networks(config: TrainConfig, pipeline: Any, *, random_weights: bool) -
     """What the student starts from, the reference, and whether the two are one network."""
     name = families.load(config.family).network
     reference = getattr(pipeline, name)
+    if config.lora and config.lora.target_modules:
+        check_targets(reference, config.lora.target_modules)
     if config.pipeline and not random_weights:
         load_into(pipeline, name, reference, config.reference)
     same = config.initial in (None, config.reference)

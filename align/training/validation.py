@@ -109,13 +109,19 @@ class Validation:
         """Scores of the student on the held-out captions, and a sentence if the guard trips.
 
         The guard trips when the training reward has risen since the first look, or there is none, while a held-out
-        scorer has fallen by more than `held_out.scorers` allows it.
+        scorer has fallen by more than `held_out.scorers` allows it; and when a scorer has nothing to say of half of the
+        images, of which means are not.
         """
         if not self.scorers:
             return None, {}
-        seen = {name: score.mean().item() for name, score in self.scores(student).items()}
+        scores = self.scores(student)
+        seen = {name: score[score.isfinite()].mean().item() for name, score in scores.items()}
         if not self.baseline:
             self.baseline = dict(seen)
+        for name, score in scores.items():
+            none = int((~score.isfinite()).sum())
+            if self.held.guard != "off" and 2 * none >= len(score):
+                return f"{name.partition('/')[2]} has no score of {none} of {len(score)} held-out images", seen
         if self.held.guard == "off" or (self.rewards and seen["held_out/reward"] <= self.baseline["held_out/reward"]):
             return None, seen
         rose = "the reward rose but " if self.rewards else ""

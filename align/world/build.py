@@ -19,7 +19,7 @@ from torch import Tensor
 from align.config.train import TRAIN
 from align.export.pipeline import copy
 from align.presets.load import resolve
-from align.run_folder import opened
+from align.run_folder import open_folder, opened, read_run
 from align.training.compare import images_of
 from align.training.loop import train
 from align.training.validation import save_grid
@@ -87,12 +87,14 @@ def build(work: Path, target: Path) -> None:
     write_card(work, home)
 
 
-def _finished(output: Path, run: Callable[[bool], bool]) -> Path:
+def _finished(output: Path, run: Callable[[bool], bool], *, steps: int | None = None) -> Path:
     """A stage's checkpoint in `output`.
 
-    What is not there yet is made by `run(resume)`, which says whether it ran to its end.
+    What is not there yet is made by `run(resume)`, which says whether it ran to its end. steps: at which its run says
+    that it is finished; an interrupted one has left a checkpoint too.
     """
-    if not (output / "checkpoint").is_dir() and not run((output / "config.yaml").is_file()):
+    there = (output / "checkpoint").is_dir() and (steps is None or read_run(output).get("step") == steps)
+    if not there and not run((output / "config.yaml").is_file()):
         raise KeyboardInterrupt
     return output / "checkpoint"
 
@@ -119,12 +121,14 @@ def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
 
 def _train(name: str, preset: str, work: Path, *sets: str) -> Path:
     config: Any = resolve(preset, TRAIN, sets=sets)
+    if (work / name / "config.yaml").is_file():
+        open_folder(config, work / name, resume=True)  # where the run there is another, it says so
 
     def run(resume: bool) -> bool:
         with opened(config, work / name, resume=resume, preset=preset):
             return train(config, work / name, resume=resume)
 
-    return _finished(work / name, run)
+    return _finished(work / name, run, steps=config.assistant.warmup + config.steps)
 
 
 def _place_whole(source: Path, target: Path, *, recipe: dict[str, Any] | None = None) -> None:

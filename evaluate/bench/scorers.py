@@ -167,6 +167,8 @@ def bench_scorer(
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
+    if "evaluate.scorers.shapes" in scorers.module_of(scorer.protocol) and next(scorer.parameters(), None) is None:
+        raise UserError(f"{scorer.protocol}: reads captions of its world alone; name a scorer of photographs")
     takes = scorer.prepare
     edge = takes.size if isinstance(takes, Preprocess) and not takes.resize else None  # images of its own size alone
     images, rounds = noise_images(n, edge).to(device), itertools.count()

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,8 +317,19 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
     }
 
 
+STAGES = tuple(field.name for field in fields(Timing) if field.name != "peak_mib")
+COLUMNS = (
+    "model", "weights", "recipe", "images", *(f"{name}_s" for name in STAGES), "peak_mib", "dtype", "compiled",
+    "channels_last", "batch", "repeats", "warmup", "hardware", "versions", "command",
+)  # fmt: skip
 #: What tells rows apart: the same command on the same hardware with the same versions replaces its row.
 KEY = ("command", "hardware", "versions")
+
+
+def check(path: Path) -> None:
+    """Raise UserError where the row of a timing could not be put into the file, before the time is taken."""
+    if path.is_file() and (rows := read_csv(path)) and tuple(rows[0]) != COLUMNS:
+        raise UserError(f"{path}: other columns than those of this version; move it away")
 
 
 def record(row: dict[str, Any], path: Path, key: Sequence[str] = KEY) -> None:

@@ -24,13 +24,15 @@ from evaluate.features.inception import Preparation
 
 @dataclass(frozen=True)
 class Protocol:
-    """prepare: an image's way to clean-fid's resize. n_images: generated ones. real: what the reference's folder holds.
+    """prepare: an image's way to clean-fid's resize. n_images: generated ones. real: what the reference's folder holds,
+    n_real images.
 
     size: in words.
     """
 
     prepare: Preparation
     n_images: int
+    n_real: int
     real: str
     size: str
 
@@ -38,13 +40,15 @@ class Protocol:
 SDXL_10K = "the 10,000 images of DMD2's coco10k/subset"
 #: What distances on Inception's features compare with.
 DATASETS = {
-    "coco2014-30k": Protocol(Preparation("square", 256), 30_000, "all 40,504 images of COCO's val2014", "at 256 x 256"),
-    "coco-sdxl-10k": Protocol(Preparation("square", 512), 10_000, SDXL_10K, "at 512 x 512"),
-    "mjhq-30k": Protocol(Preparation(), 30_000, "the 30,000 images of playgroundai/MJHQ-30K", "at 1024 x 1024"),
+    "coco2014-30k": Protocol(
+        Preparation("square", 256), 30_000, 40_504, "all 40,504 images of COCO's val2014", "at 256 x 256"
+    ),
+    "coco-sdxl-10k": Protocol(Preparation("square", 512), 10_000, 10_000, SDXL_10K, "at 512 x 512"),
+    "mjhq-30k": Protocol(Preparation(), 30_000, 30_000, "the 30,000 images of playgroundai/MJHQ-30K", "at 1024 x 1024"),
 }
 PROTOCOLS = {
     **{f"fid/{name}": protocol for name, protocol in DATASETS.items()},
-    "patch-fid/dmd2": Protocol(Preparation("patch"), 10_000, SDXL_10K, "cut to their central 299 x 299"),
+    "patch-fid/dmd2": Protocol(Preparation("patch"), 10_000, 10_000, SDXL_10K, "cut to their central 299 x 299"),
 }
 VARIANTS = {
     name: f"FID of {p.n_images:,} images {p.size} against {p.real}; lower is better" for name, p in PROTOCOLS.items()
@@ -57,4 +61,6 @@ def load(name: str, device: Any, weights: str | None, reference: str) -> Distrib
     """weights: a local copy of Inception's."""
     protocol = PROTOCOLS[name]
     features = inception.extractor(device, weights, protocol.prepare)
-    return frechet_metric(name, reference, features, real=protocol.real, n_images=protocol.n_images)
+    return frechet_metric(
+        name, reference, features, real=protocol.real, n_images=protocol.n_images, n_real=protocol.n_real
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.jackknife import group_of, jackknife
-from evaluate.distribution.samples import Sample, too_few
+from evaluate.distribution.samples import Sample, another_reference, too_few
 
 #: Images whose moments are taken together.
 PENDING = 1024
@@ -23,13 +23,14 @@ Features = Callable[[Tensor | Sequence[Tensor]], Tensor]
 class Moments:
     """n, mean `[D]` and scatter `[D, D]` (sum of outer products about the mean) of features, in float64.
 
-    sha256: of what they are the moments of, '' where nobody asks.
+    sha256: of what they are the moments of, '' where nobody asks. counted: whether n is known; else it is 2.
     """
 
     n: int
     mean: Tensor
     scatter: Tensor
     sha256: str = ""
+    counted: bool = True
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
@@ -96,8 +97,8 @@ class FrechetMetric(DistributionMetric):
     """Fréchet distance of images' features to a reference's moments.
 
     features: images, as `update` takes them -> `[B, D]`. reference: gives the reference's moments, which may take long
-    to measure: it is asked when the distance is. n_images: how many images the protocol takes, None for any number.
-    state: moments by group of prompts.
+    to measure: it is asked when the distance is. n_images, n_real: how many images the protocol takes, and how many its
+    reference has, None for any number. state: moments by group of prompts.
     """
 
     def __init__(
@@ -107,10 +108,11 @@ class FrechetMetric(DistributionMetric):
         reference: Callable[[], Moments],
         *,
         n_images: int | None,
+        n_real: int | None = None,
         weights_sha256: str,
     ):
         self.protocol, self.features, self.reference, self.n_images = protocol, features, reference, n_images
-        self.weights_sha256 = weights_sha256
+        self.n_real, self.weights_sha256 = n_real, weights_sha256
         self._moments: dict[int, Moments] = {}
         self._pending: tuple[tuple[Tensor, Tensor], ...] = ()
 
@@ -168,6 +170,14 @@ class FrechetMetric(DistributionMetric):
             return frechet_distance(union(self.state[group] for group in counts if group != left_out), reference)
 
         estimate = jackknife(counts, distance, bounds=(0.0, math.inf))
-        deficient = f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high"
-        notes = [estimate.note, deficient if n <= width else "", too_few(n, self.n_images)]
+        notes = [
+            estimate.note,
+            f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high"
+            if n <= width
+            else "",
+            too_few(n, self.n_images),
+        ]
+        if reference.counted:
+            few = f"the reference's {reference.n:,} images are too few for {width:,} dimensions"
+            notes += [few if reference.n <= width else "", another_reference(reference.n, self.n_real)]
         return replace(estimate, note="; ".join(filter(None, notes)), reference_sha256=reference.sha256)

@@ -68,11 +68,12 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     """weights: those of `fid` or of `fd-shapes`, whose features these are."""
     if reference is None:
         features = shapes_clip.extractor(device, weights)
-        make, n_images, say = renders(features), None, lambda images, reference: ""
+        make, n_images, n_real, say = renders(features), None, None, lambda images, reference: ""
     else:
         protocol = DATASETS[name.removeprefix("kid/")]
         features = inception.extractor(device, weights, protocol.prepare)
-        make, n_images = make_reference(reference, name, protocol.real, features), protocol.n_images
+        make = make_reference(reference, name, protocol.real, features)
+        n_images, n_real = protocol.n_images, protocol.n_real
         say = note
     return SampleMetric(
         name,
@@ -81,6 +82,7 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
         make,
         weights_sha256=features.weights_sha256,
         n_images=n_images,
+        n_real=n_real,
         groups=MANY_GROUPS,
         note=say,
     )

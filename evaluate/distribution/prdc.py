@@ -141,11 +141,12 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
     _, statistic, k, most = STATISTICS[kind]
     if reference is None:
         features = shapes_clip.extractor(device, weights)
-        make, n_images = renders(features), None
+        make, n_images, n_real = renders(features), None, None
     else:
         protocol = DATASETS[data]
         features = inception.extractor(device, weights, protocol.prepare)
-        make, n_images = make_reference(reference, name, protocol.real, features), protocol.n_images
+        make = make_reference(reference, name, protocol.real, features)
+        n_images, n_real = protocol.n_images, protocol.n_real
     return SampleMetric(
         name,
         features,
@@ -153,6 +154,7 @@ def load(name: str, device: Any, weights: str | None, reference: str | None) -> 
         make,
         weights_sha256=features.weights_sha256,
         n_images=n_images,
+        n_real=n_real,
         least=k + 1,
         bounds=(0.0, most),
     )

@@ -8,6 +8,8 @@ none of these: it is taken for what its user calls it, and known by its own hash
 import hashlib
 import json
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +56,8 @@ def read_image(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, Image.DecompressionBombError) as error:
+    # A broken file makes Pillow raise any of these.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not an image that can be read ({error}); fetch it again or remove it") from None
 
 
@@ -71,20 +74,28 @@ def folder_features(files: list[Path], extractor: Extractor, *, home: Path | Non
         (weight_files.sha256(path), path) for path in track(files, "hashing the reference", console=console)
     )
     digest = hashlib.sha256("".join(file_hash for file_hash, _ in hashed).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([extractor.made_by, digest], sort_keys=True).encode()).hexdigest()
+    paths = [path for _, path in hashed]
+
+    def measured() -> Tensor:
+        parts = track(range(0, len(paths), CHUNK), "measuring the reference", console=console)
+        return torch.cat([extractor([read_image(path) for path in paths[i : i + CHUNK]]) for i in parts])
+
+    return kept(extractor, digest, measured, home=home), digest
+
+
+def kept(extractor: Extractor, of: str, measure: Callable[[], Tensor], *, home: Path | None = None) -> Tensor:
+    """Features that were measured before by the same extractor `of` the same images, or that `measure` gives now.
+
+    home: where they are kept, if it can be written to.
+    """
+    key = hashlib.sha256(json.dumps([extractor.made_by, of], sort_keys=True).encode()).hexdigest()
     target = (home or cache.folder("features")) / f"{key}.safetensors"
     if target.is_file():
-        return weight_files.read(target)["features"], digest
-    paths = [path for _, path in hashed]
-    features = torch.cat(
-        [
-            extractor([read_image(path) for path in paths[i : i + CHUNK]])
-            for i in track(range(0, len(paths), CHUNK), "measuring the reference", console=console)
-        ]
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace(target, lambda draft: save_file({"features": features}, draft))
-    return features, digest
+        return weight_files.read(target)["features"]
+    features = measure()
+    with suppress(UserError):
+        replace(target, lambda draft: save_file({"features": features}, draft))
+    return features
 
 
 def folder_sample(files: list[Path], extractor: Extractor) -> MakeReference:
@@ -105,10 +116,18 @@ def make_reference(reference: str, name: str, real: str, extractor: Extractor) -
 
 
 def frechet_metric(
-    name: str, reference: str, extractor: Extractor, *, real: str, n_images: int | None
+    name: str,
+    reference: str,
+    extractor: Extractor,
+    *,
+    real: str,
+    n_images: int | None,
+    n_real: int | None = None,
 ) -> FrechetMetric:
     """The Fréchet distance to a folder of images, or to a file of moments."""
-    make = partial(FrechetMetric, name, extractor, n_images=n_images, weights_sha256=extractor.weights_sha256)
+    make = partial(
+        FrechetMetric, name, extractor, n_images=n_images, n_real=n_real, weights_sha256=extractor.weights_sha256
+    )
     if Path(reference).suffix in FILES:
         moments = read_moments(Path(reference), name, extractor)
         return make(lambda: moments)
@@ -169,4 +188,5 @@ def _read_npz(path: Path) -> Moments:
             f"{path}: no moments 'mu' and 'sigma' there ({weight_files.reason(error)}); give a file that pytorch-fid,"
             " clean-fid or 'evaluate moments' wrote"
         ) from None
-    return Moments(2, mean, covariance, weight_files.sha256(path))  # of two, a scatter is the covariance
+    # Of two, a scatter is the covariance.
+    return Moments(2, mean, covariance, weight_files.sha256(path), counted=False)

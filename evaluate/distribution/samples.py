@@ -68,9 +68,9 @@ class SampleMetric(DistributionMetric):
     """A statistic of images' features, or of theirs and a reference's.
 
     statistic: of what `Sample`s. reference: makes the second one, None where there is none; it may take long, and is
-    asked when the metric is computed. n_images: how many images the protocol takes, None for any number. least: how
-    many there must be. bounds: what the metric cannot leave. note: what to say of images and a reference of these
-    sizes. state: what was gathered, in parts.
+    asked when the metric is computed. n_images, n_real: how many images the protocol takes, and how many its reference
+    has, None for any number. least: how many there must be. bounds: what the metric cannot leave. note: what to say of
+    images and a reference of these sizes. state: what was gathered, in parts.
     """
 
     def __init__(
@@ -82,13 +82,15 @@ class SampleMetric(DistributionMetric):
         *,
         weights_sha256: str,
         n_images: int | None = None,
+        n_real: int | None = None,
         least: int = 2,
         groups: int = GROUPS,
         bounds: tuple[float, float] = (-math.inf, math.inf),
         note: Callable[[int, int], str] = lambda images, reference: "",
     ) -> None:
         self.protocol, self.features, self.weights_sha256 = protocol, features, weights_sha256
-        self.statistic, self.reference, self.n_images, self.least = statistic, reference, n_images, least
+        self.statistic, self.reference, self.least = statistic, reference, least
+        self.n_images, self.n_real = n_images, n_real
         self.groups, self.bounds, self.note = groups, bounds, note
         self.state: tuple[Rows, ...] = ()
 
@@ -122,9 +124,15 @@ class SampleMetric(DistributionMetric):
             samples.append(self.reference(rows.prompts, samples[0]))
         estimate = jackknife(Counter(groups.tolist()), self.statistic(*samples), groups=self.groups, bounds=self.bounds)
         notes = [estimate.note, self.note(n, len(samples[-1])), too_few(n, self.n_images)]
+        notes.append(another_reference(len(samples[-1]), self.n_real))
         return replace(estimate, note="; ".join(filter(None, notes)), reference_sha256=samples[-1].sha256)
 
 
 def too_few(n: int, expected: int | None) -> str:
     """What to say of another number of images than a protocol takes."""
     return f"{n:,} images where the protocol takes {expected:,}" if expected not in (None, n) else ""
+
+
+def another_reference(n: int, expected: int | None) -> str:
+    """The same of the images that it compares with."""
+    return f"a reference of {n:,} images where the protocol's has {expected:,}" if expected not in (None, n) else ""

@@ -5,7 +5,9 @@ else in the code knows one. The tests compare it with stock diffusers where `tes
 pipeline of it, and else skip it by name.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +20,7 @@ from prompts.io.errors import UserError
 
 __path__ = extensions.extended(__path__, "families")
 
+NOBODY = "no family draws with it; add one to evaluate/families, or use another model"
 
 #: The ends of the names of a UNet's layers that have most of its weights.
 UNET_LAYERS = (
@@ -143,14 +146,30 @@ def of(pipeline: Any) -> Family:
     for name in names():
         if draws_with(load(name), pipeline):
             return load(name)
-    raise UserError(
-        f"{type(pipeline).__name__}: no family draws with it; add one to evaluate/families, or use another model"
-    )
+    raise UserError(f"{type(pipeline).__name__}: {NOBODY}")
 
 
 def draws_with(family: Family, pipeline: Any) -> bool:
     """Whether the pipeline's class, or one that it is derived from, is among the family's."""
     return bool({kind.__name__ for kind in type(pipeline).__mro__} & set(family.pipelines))
+
+
+def check_class(index: Path, source: str) -> None:
+    """Raise UserError where no family draws with the pipeline of a `model_index.json`; of a class that diffusers does
+    not have, nothing is known.
+    """
+    import diffusers
+
+    try:
+        name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    except (OSError, ValueError, AttributeError):
+        return  # whoever loads it says so
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type):
+        return
+    classes = {each.__name__ for each in kind.__mro__}
+    if not any(classes & set(load(family).pipelines) for family in names()):
+        raise UserError(f"{source}: {name}: {NOBODY}")
 
 
 def check(name: str, pipeline: Any, source: str) -> None:

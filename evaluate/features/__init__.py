@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from evaluate import environment
+
 T = TypeVar("T")
 Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or images [3, H, W] of any sizes: uint8, or float in [0, 1]
 
@@ -30,7 +32,9 @@ class Extractor:
         self, compute: Callable[[Images], Tensor], *, weights_sha256: str, made_by: Mapping[str, Any] | None = None
     ) -> None:
         self._compute, self.weights_sha256 = compute, weights_sha256
-        self.made_by = {**(made_by or {}), "weights": weights_sha256}
+        # Features of a reference are kept, and must not outlive what made them.
+        code = environment.versions("onestep-align", "torch", "torchvision", "transformers", "pillow")
+        self.made_by = {**(made_by or {}), "weights": weights_sha256, "versions": code}
         self._latest: dict[str, tuple[Hashable, Any]] = {}
 
     def __call__(self, images: Images) -> Tensor:

@@ -157,12 +157,13 @@ class Leaderboards:
 
 def _is_of(records: Records, row: Mapping[str, str]) -> bool:
     """Whether a row of a leaderboard was made of the records: a command's runs may differ in recipe and machine."""
-    made_by = records.meta["made_by"]
+    made_by = records.meta["made_by"]  # of images that somebody else drew, of what less is known
+    digest = made_by.get("model_sha256") or made_by.get("images_sha256")
     return (
-        (records.meta["model"], made_by.get("model_sha256")) == (row["model"], row["model_sha256"])
+        (records.meta["model"], digest) == (row["model"], row["model_sha256"])
         and made_by.get("recipe") == json.loads(row["recipe"])
-        and all(made_by.get(name) == row[name] for name in ("dtype", "hardware"))
-        and row["versions"].startswith(made_by["versions"])  # a row tells of scorers' too
+        and all(made_by.get(name, "") == row[name] for name in ("dtype", "hardware"))
+        and row["versions"].startswith(made_by.get("versions", ""))  # a row tells of scorers' too
     )
 
 
@@ -174,7 +175,7 @@ def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, col
     recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
     options = dict(pairwise(words))
     n, whole = int(row["n"]), suite_size(column.suite) * int(options.get("--per-prompt", 1))
-    own_weights = any(word.startswith(f"{protocol}=") for word in words)
+    own_weights = any(word.startswith((f"{protocol}=", f"{metric_of(protocol)}=")) for word in words)
     reasons = {
         "of images that were drawn elsewhere": recipe is None,
         "drawn by another recipe than today's": recipe is not None and recipe != today.record(),

@@ -209,6 +209,17 @@ def runnable(model: str) -> Recipe:
     return recipe
 
 
+def unsaid(model: str) -> str:
+    """What to say of a model that is drawn as no recipe says; '' where one does."""
+    recipe, repo = read_recipe(model), model.partition("@")[0]
+    if recipe.model_fields_set:
+        return ""
+    said = f"{model} has no recipe: {recipe.steps} steps, guidance {recipe.guidance_scale:g}, fp32 unless you say else"
+    shipped = {name: read_recipe(name) for name in names()}
+    whole = [n for n, r in shipped.items() if r.pipeline == repo and not (r.unet or r.delta or r.lora)]
+    return said + (f"; {' and '.join(whole)} draw it as published" if whole else "")
+
+
 def describe(recipe: Recipe) -> tuple[str, ...]:
     """What it is, steps, guidance, size, parameters, and licence. '-' where nobody has said."""
     fields, about = recipe.model_fields_set, recipe.about

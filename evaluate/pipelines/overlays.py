@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from evaluate import weights
+from evaluate import families, weights
 from evaluate.pipelines import lora
 from prompts.io import hub
 from prompts.io.errors import UserError
@@ -52,6 +52,7 @@ class Overlay(NamedTuple):
 def snapshot(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
     """The local folder with what is loaded of a pipeline on the hub. Raises UserError with the remedy."""
     index = hub.fetch(repo, "model_index.json", revision or "main")
+    families.check_class(index, repo)  # before tens of gigabytes are fetched
     suffixes = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else ["*.safetensors"]
     allow = [f"{part}/{pattern}" for part in parts(index) for pattern in (*suffixes, *(f"*{text}" for text in TEXTS))]
     # The commit that the index came from, should the branch move meanwhile.

@@ -48,7 +48,7 @@ def _by_number(folder: Path, by_name: Mapping[str, Path], prompts: Sequence[Prom
         return {}
     if twice := [number for number, count in Counter(numbers).items() if count > 1]:
         raise UserError(f"--images {folder}: two images are number {twice[0]}; remove one")
-    if 0 not in numbers and len(prompts) in numbers:
+    if 0 not in numbers and (1 in numbers or len(prompts) in numbers):
         raise UserError(f"--images {folder}: numbered from 1; number them from 0, or name them by their prompts' ids")
     return {int(name): by_name[name] for name in names}
 

@@ -4,11 +4,14 @@ Everything is a function of the settings: an interrupted run continues where it 
 them, and whoever finds it full writes the row, which is the same row each way.
 """
 
+import ast
 import copy
+import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,9 @@ from evaluate.runs.store import Store, StoredImage
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 from prompts.io.files import text_sha256, write_json
+
+#: What scores depend on lies in these packages, extensions among them.
+OURS = ("evaluate.", "prompts.")
 
 
 def run_and_tell(settings: Settings) -> Records | None:
@@ -59,6 +65,8 @@ def run(
     blocks are left to other shards.
     """
     leaderboard.read(row_of(settings))  # one that cannot take this run's row is refused now
+    if not settings.images and (said := pipelines.unsaid(settings.model)):
+        console.print(said)
     loaded, metrics = _load(settings, load)
     made_by = identity(settings)
     digest = text_sha256(json.dumps(made_by, sort_keys=True))
@@ -114,16 +122,46 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 def _kept_as(scorer: Scorer, device: str) -> str:
     """The folder of a scorer's scores, named by what they depend on besides images and prompts, so that what another
-    version of it said is not taken for its own: weights, versions, the processor, and the code of `evaluate` and of
-    extensions that its classes and its preparation are of.
+    version of it said is not taken for its own: weights, versions, the processor, and the code, of ours and of
+    extensions, that its classes and its preparation are of and lean on.
     """
-    kinds = {kind for part in scorer.modules() for kind in type(part).__mro__} | {type(scorer.prepare)}
-    modules = {kind.__module__ for kind in kinds} | scorers.module_of(scorer.protocol)
-    files = sorted(str(sys.modules[name].__file__) for name in modules if name.startswith("evaluate."))
-    by = environment.versions("onestep-align", "torch", "transformers", "open_clip_torch")
-    code = [text_sha256(Path(file).read_text(encoding="utf-8")) for file in files]
+    by = environment.versions(
+        "onestep-align", "torch", "torchvision", "transformers", "tokenizers", "open_clip_torch", "pillow"
+    )
+    code = [text_sha256(file.read_text(encoding="utf-8")) for file in sorted(_code_of(scorer))]
     digest = text_sha256(json.dumps([scorer.weights_sha256, by, environment.processor(device), code]))
     return slug(f"{scorer.protocol}-{digest[:12]}")
+
+
+def _code_of(scorer: Scorer) -> set[Path]:
+    """The files that a scorer's classes and its family's module are of, and all of ours that they import."""
+    kinds = {kind for part in scorer.modules() for kind in type(part).__mro__} | {type(scorer.prepare)}
+    names = {kind.__module__ for kind in kinds} | scorers.module_of(scorer.protocol)
+    files, found = {_file_of(name) for name in names if name.startswith(OURS)}, set[Path]()
+    while new := {file for file in files if file} - found:
+        found |= new
+        files = {_file_of(name) for file in new for name in _imported(file)}
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    """A module's file; None for a name that is none, but of something in one."""
+    with suppress(ModuleNotFoundError):
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin) if spec and spec.origin else None
+    return None
+
+
+@cache
+def _imported(file: Path) -> set[str]:
+    """Names of our modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS):
+            names |= {str(node.module), *(f"{node.module}.{each.name}" for each in node.names)}
+    return {name for name in names if name.startswith(OURS)}
 
 
 def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer], list[DistributionMetric]]:

@@ -69,8 +69,16 @@ def score_blocks(
     todo = [each for each in unscored if each[2]]
     if not todo:
         return
-    for scorer in dict.fromkeys(scorer for _, _, which in todo for scorer in which):
-        scorer.to(settings.device)
+    wanted = list(dict.fromkeys(scorer for _, _, which in todo for scorer in which))
+    try:
+        for scorer in wanted:
+            scorer.to(settings.device)
+    except torch.OutOfMemoryError:
+        names = " and ".join(scorer.protocol for scorer in wanted)
+        raise UserError(
+            f"{names}: not enough memory on {settings.device} for all at once; run again with fewer --metric at a time:"
+            " what is drawn is kept"
+        ) from None
     score, total = BlockScorer(say=console.print), sum(len(block.rows) for block, _, _ in todo)
     with ProgressLog(f"scoring {settings.model}", total, unit="image", show=show) as progress:
         ready = prefetch(lambda each: LoadedBlock.of(*each, store, settings.device), todo)
@@ -174,7 +182,7 @@ def _assess(scorer: Scorer, prepared: Prepared, pairs: Sequence[ImagePrompt]) ->
     texts, meta = [pair.prompt.text for pair in pairs], [pair.prompt.meta for pair in pairs]
     with torch.inference_mode():
         said = scorer.assess(prepared, texts, meta)
-    columns = {name: said.columns[name].double().tolist() for name in scorer.columns}
+    columns = {name: said.columns[name].cpu().double().tolist() for name in scorer.columns}
     details = said.details or [None] * len(pairs)
     return [RowScores({name: values[i] for name, values in columns.items()}, each) for i, each in enumerate(details)]
 
@@ -223,7 +231,7 @@ def _estimate(metric: DistributionMetric, failed: str | None) -> dict[str, Any]:
     """
     try:
         estimate = Estimate(math.nan, math.nan, math.nan, 0, failed) if failed else metric.compute()
-    except ValueError as error:
-        estimate = Estimate(math.nan, math.nan, math.nan, 0, str(error))
+    except Exception as error:  # what has been drawn and scored is not lost with it
+        estimate = Estimate(math.nan, math.nan, math.nan, 0, str(error) or type(error).__name__)
     lower = distribution.lower_is_better(metric.protocol)
     return asdict(estimate) | {"weights_sha256": metric.weights_sha256, "lower_is_better": lower}

@@ -1,6 +1,7 @@
 """GenEval's rules: what is wrong with an image in which these objects were found (Ghosh et al. 2023, section 3)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,18 @@ SLACK = 0.1  # of both objects' sizes, by which they may overlap in the directio
 Objects = Sequence[Detection]
 #: The colour of each object of a class.
 ColoursOf = Callable[[Objects, str], list[str]]
+
+
+def unknown(meta: Mapping[str, Any]) -> str:
+    """What of a prompt's meta stands for nothing; '' where all is well."""
+    clauses = [*meta["include"], *meta.get("exclude", ())] if isinstance(meta["include"], Sequence) else [None]
+    for clause in clauses:
+        if not isinstance(clause, Mapping) or not isinstance(clause.get("count"), int):
+            return f"include and exclude are lists of objects with class and count, got {clause!r}"
+        for key, known in (("class", CLASSES), ("color", COLOURS)):
+            if (value := clause.get(key, known[0] if key == "color" else None)) not in known:
+                return f"{key} {value!r} is none of {', '.join(get_close_matches(str(value), known, 3, 0))} and others"
+    return ""
 
 
 def threshold(meta: Mapping[str, Any]) -> float:

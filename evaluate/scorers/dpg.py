@@ -92,6 +92,12 @@ class DPG(JudgeScorer):
         self.rule = RULES[protocol]
         self.tokens = [judge.first_tokens(spellings) for spellings in (YES, NO)]
 
+    def check_meta(self, meta: Meta | None) -> None:
+        """Raise UserError for questions that are not written as they should be."""
+        super().check_meta(meta)
+        for each in meta or ():
+            self._questions(each["questions"])
+
     def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
         """Raises UserError for questions that the suite does not give as it should, ValueError as the rules do."""
         scores, details = [], []

@@ -24,6 +24,7 @@ from evaluate.scorers._clip import TransformersClip, clip_tokenizer, transformer
 from evaluate.scorers._detector import Detector
 from evaluate.scorers.clipscore import OPENAI, OPENAI_REVISION
 from evaluate.weights import Files
+from prompts.io.errors import UserError
 
 BACKGROUND = 0x99  # grey, around an object whose colour is asked for
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -69,6 +70,13 @@ class GenEval(Scorer):
     def __init__(self, protocol: str, clip: TransformersClip, *, weights_sha256: str) -> None:
         super().__init__(protocol, AsTheyAre(), weights_sha256=weights_sha256)
         self.detector, self.colours = Detector(), Colours(clip)
+
+    def check_meta(self, meta: Meta | None) -> None:
+        """Raise UserError for what no image could show: a class or a colour that nothing is ever told to be."""
+        super().check_meta(meta)
+        for i, each in enumerate(meta or (), 1):
+            if wrong := _geneval.unknown(each):
+                raise UserError(f"{self.protocol}: prompt {i}: {wrong}; write it as the suite 'geneval' does")
 
     def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
         """1 or 0. `reason`: what is wrong; `boxes`: by class what was found, [left, top, right, bottom, confidence]."""

@@ -53,6 +53,12 @@ class GenEval2(JudgeScorer):
         super().__init__(protocol, judge, weights_sha256=weights_sha256)
         self.columns = (f"{protocol}/am", f"{protocol}/gm")
 
+    def check_meta(self, meta: Meta | None) -> None:
+        """Raise UserError for a `vqa_list` that is no list of questions and answers."""
+        super().check_meta(meta)
+        for each in meta or ():
+            self._atoms(each["vqa_list"])
+
     def assess(self, prepared: Prepared, prompts: Sequence[str], meta: Meta) -> Assessment:
         """Both means. Raises UserError for a `vqa_list` that is no list of questions and answers."""
         credits, details = [], []

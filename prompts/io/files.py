@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
     The folder is made where it is missing. Raises UserError where the disk refuses.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not by the process's number alone: in containers it is often the same.
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -39,7 +41,7 @@ def writable(path: Path) -> None:
     """Raise UserError where `replace` could not write `path`, so that this is known before the work is done."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    probe = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.probe")
     replace(probe, lambda draft: draft.touch())
     probe.unlink()
 

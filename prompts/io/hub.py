@@ -28,12 +28,17 @@ def fetch(repo: str, filename: str, revision: str, *, local: str | None = None) 
 
 
 def find(repo: str, filename: str, revision: str) -> Path | None:
-    """`fetch`, or None where the repository has no such file, or the hub is out of reach and there is no local copy."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    """`fetch`, or None where the repository has no such file; or where nobody can know, HF_HUB_OFFLINE being set."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo, filename, revision=revision))
+    except LocalEntryNotFoundError as error:  # the hub has not answered
+        seen = try_to_load_from_cache(repo, filename, revision=revision)
+        if constants.HF_HUB_OFFLINE or (seen is not None and not isinstance(seen, str)):  # it has said before: no
+            return None
+        raise refusal(error, repo, filename, revision) from None
     except EntryNotFoundError:
         return None
     except Exception as error:  # as above

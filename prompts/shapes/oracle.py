@@ -6,6 +6,7 @@ doing what the caption says.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -54,11 +55,16 @@ def _nearest_shape(cover: np.ndarray, x: float, y: float, area: float) -> tuple[
     return (SHAPES[kind[best]] if overlap[best] >= MIN_OVERLAP else None), float(radius[best])
 
 
-def read(image: np.ndarray) -> tuple[str, list[Found], float]:
+def read(image: np.ndarray) -> tuple[str, tuple[Found, ...], float]:
     """What one image `[3, 32, 32]`, float in [0, 1], shows: its background, its objects, and pixels of dirt."""
     if image.shape != (3, RESOLUTION, RESOLUTION):
         raise ValueError(f"the oracle reads images of shape (3, {RESOLUTION}, {RESOLUTION}), got {image.shape}")
-    pixels = image.transpose(1, 2, 0)
+    return _read(image.tobytes(), image.dtype.str)
+
+
+@lru_cache(1024)  # three scorers read the same images
+def _read(content: bytes, dtype: str) -> tuple[str, tuple[Found, ...], float]:
+    pixels = np.frombuffer(content, dtype).reshape(3, RESOLUTION, RESOLUTION).transpose(1, 2, 0)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(border, axis=0)
     background = min(BACKGROUNDS, key=lambda b: float(np.abs(ground - BACKGROUND_LEVEL[b]).sum()))
@@ -80,7 +86,7 @@ def read(image: np.ndarray) -> tuple[str, list[Found], float]:
         x, y = float((cover * columns).sum() / area), float((cover * rows).sum() / area)
         shape, radius = _nearest_shape(cover, x, y, area)
         objects.append(Found(x=x, y=y, radius=radius, colour=_nearest_colour(colour), shape=shape))
-    return background, objects, dirt
+    return background, tuple(objects), dirt
 
 
 def _holds(relation: str, a: Found, b: Found) -> bool:

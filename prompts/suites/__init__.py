@@ -159,8 +159,16 @@ def _suite(
         Prompt(f"{name}/{i:0{width}d}", row.text, dict(row.group), dict(row.meta)) for i, row in enumerate(listed, 1)
     )
     content = json.dumps([p.content for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()
+    try:
+        digest = hashlib.sha256(content.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        broken = next(p.id for p in prompts if not _whole(json.dumps(p.content, ensure_ascii=False)))
+        raise UserError(f"{source}: {broken} holds half of a character ({error.reason}); write it anew") from None
     return Suite(name, prompts, digest, source, licence, per_prompt, tuple(metrics))
+
+
+def _whole(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _usual(module: Any) -> tuple[int, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tiny import SMALL_RUN
@@ -359,9 +360,21 @@ def test_presets_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 # ---- sample, export --------------------------------------------------------------------------------------------------
 
 
-def test_sampling_draws_a_row_a_prompt(align: Run, tmp_path: Path, tiny: Path) -> None:
+def test_sampling_draws_a_row_a_prompt(align: Run, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.training import compare
+
+    asked: list[tuple[str, str]] = []
+    draw = compare.draw
+
+    def drawn(pipeline: Any, recipe: Any, prompts: list[str], **options: Any) -> torch.Tensor:
+        asked.extend(zip(prompts, options["keys"], strict=True))
+        return draw(pipeline, recipe, prompts, **options)
+
+    monkeypatch.setattr(compare, "draw", drawn)
     code, error = align("sample", tiny, "--prompt", "a", "--prompt", "b", "--n", 3, "--output", tmp_path / "s.png")
     assert code == 0, error
+    assert [text for text, _ in asked] == ["a"] * 3 + ["b"] * 3
+    assert len({key for _, key in asked}) == 6, "noise of its own for each"
     with Image.open(tmp_path / "s.png") as image:
         assert image.width > image.height
 

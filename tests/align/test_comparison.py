@@ -192,10 +192,33 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
     monkeypatch.setattr(report, "draw", lambda *_, **__: images(9))
     monkeypatch.setattr(report, "images_of", lambda *_, **__: 1 - images(9))
     two = (np.zeros(9), np.linspace(-1, 1, 9))
-    monkeypatch.setattr(report, "score", lambda before, after, prompts, weights: dict.fromkeys(weights, two))
+    given: list[torch.Tensor] = []
+
+    def scored(before: torch.Tensor, after: torch.Tensor, prompts: list[str], weights: Any) -> dict[str, Any]:
+        given.extend((before, after))
+        return dict.fromkeys(weights, two)
+
+    monkeypatch.setattr(report, "score", scored)
     report.final_comparison(config, tmp_path)
+    if given:
+        assert given[0].equal(images(9)) and given[1].equal(1 - images(9))
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()
+
+
+def test_a_report_on_the_world_has_the_distance_of_start_and_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"step": 4}))
+    changes = {"reference": "a/b", "final_comparison": {"prompts": 9, "source": "shapes:test"}, "held_out": {}}
+    monkeypatch.setattr(report, "beginning", lambda config, result: (None, None))
+    monkeypatch.setattr(report, "draw", lambda *_, **__: images(9) / 4)
+    monkeypatch.setattr(report, "images_of", lambda *_, **__: images(9) / 2)
+    monkeypatch.setattr(report, "fd_shapes", lambda drawn, prompts: drawn.mean().item() if len(prompts) == 9 else -1)
+    report.final_comparison(validate(TrainConfig, SMALL_RUN | changes, "test"), tmp_path)
+    found, mean = json.loads((tmp_path / "comparison.json").read_text())["fd-shapes"], images(9).mean().item()
+    assert found == {key: pytest.approx(x) for key, x in {"start": mean / 4, "result": mean / 2, "ratio": 2}.items()}
+    assert f"{mean / 4:.4f} │ {mean / 2:.4f} │ x 2.000" in " ".join(capsys.readouterr().err.split())
 
 
 def test_captions_of_a_comparison_are_held_out_and_distinct(tmp_path: Path) -> None:

@@ -342,7 +342,8 @@ def test_a_card_and_all_beside_it_tell_nothing_of_this_machine(
             assert align("export", run, *options, "--output", folder)[0] == 0
         for path in (path for folder in (run / "checkpoint", tmp_path / family) for path in folder.rglob("*")):
             content = path.read_bytes() if path.is_file() else b""
-            for word in (str(run.parents[1]), str(tmp_path), str(Path.home()) + "/"):
+            home = [f"{Path.home()}/"] if Path.home().name else []  # "/" would be in every address
+            for word in (str(run.parents[1]), str(tmp_path), *home):
                 assert word.encode() not in content, (path, word)
             if path.name in ("README.md", "recipe.yaml"):
                 assert not re.search(rf"\b{re.escape(platform.node())}\b", content.decode()), path

@@ -30,6 +30,7 @@ from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.memory import remedies
 from align.memory.tracker import ACTIVATIONS, CASTS, GRADIENTS, WEIGHTS, Tracker
+from align.networks.lora import LoraConfig
 from evaluate import pipelines
 from prompts.io.errors import UserError
 
@@ -270,7 +271,7 @@ def test_the_estimate_is_what_the_process_holds(tmp_path: Path, tiny: Path) -> N
         assert abs(estimated / measured - 1) < 0.15, (name, estimated / MIB, measured / MIB)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and TEST_ON_GPU=1")
 @pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_what_a_gpu_holds(tmp_path: Path, name: str) -> None:
     from align.training.loop import train
@@ -503,3 +504,27 @@ def test_a_run_is_refused_for_want_of_memory_alone(
     monkeypatch.setattr(remedies, "estimate", unknown)
     runs.check_memory(made, processes=1, available=0)
     assert "could not be estimated (NotImplementedError)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_estimate_of_shared_images(tiny: Path) -> None:
+    options = {"learning_rate": 1e-3, "shares_images": True}
+    shared, anew = (
+        memory.estimate(config(tiny, method="sim", assistant=options | {"shares_images": on})) for on in (True, False)
+    )
+    assert shared.operations.get("student's forward", 0) == 0 < anew.operations["student's forward"]
+
+
+def test_a_smaller_lora_adds_as_much(tiny: Path) -> None:
+    made = config(tiny, lora={"rank": 64, "alpha": 8.0})
+    for change in remedies.remedies(made, 1):
+        lora = remedies.changed(made, [change]).lora
+        assert lora is not None and lora.alpha / lora.rank == 1 / 8
+    assert validate(LoraConfig, {"rank": 16}, "test").alpha == 16
+
+
+def test_sharded_parameters_keep_what_their_gradient_would_need(tiny: Path) -> None:
+    made = config(tiny, method="sim", batch_size=16, parallel="fsdp2", divergence={"gradient": "exact"})
+    whole, sharded = (
+        memory.estimate(made.model_copy(update={"parallel": parallel}), processes=2) for parallel in ("ddp", "fsdp2")
+    )
+    assert sharded.operations["student's divergence"] >= whole.operations["student's divergence"]

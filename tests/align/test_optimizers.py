@@ -92,3 +92,9 @@ def test_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=r"bitsandbytes is not installed; install 'onestep-align\[8bit\]', or set name to adamw$"
     ):
         make_optimizer(Optimizer(name="adamw8bit", learning_rate=1.0), [])
+
+
+def test_weight_decay_is_what_the_name_says() -> None:
+    with pytest.raises(UserError, match="adam8bit with weight_decay decays as AdamW does; set name to adamw8bit"):
+        validate(Optimizer, {"name": "adam8bit", "learning_rate": 1e-4, "weight_decay": 0.1}, "test")
+    validate(Optimizer, {"name": "adamw8bit", "learning_rate": 1e-4, "weight_decay": 0.1}, "test")

@@ -20,6 +20,7 @@ from align.ablation.config import SWEEP, SweepConfig
 from align.ablation.plot import INK
 from align.config.overrides import validate
 from align.presets.load import presets, resolve
+from evaluate import embedded
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
@@ -153,6 +154,25 @@ def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny:
     assert len(sweep.plan(make(tiny, seeds=3, cells={**content(tiny)["cells"], "third": {}}), tmp_path)) == 9
 
 
+def test_runs_with_other_weights_of_the_world_are_not_taken_for_these(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(tiny)
+    (run, *_) = prepare(config, tmp_path)
+    before = run.identity(config.measure)
+    sweep._write_result(run.folder, {"stopped": None, "metrics": None, "drawing_seconds": 1.0, "training_seconds": 1.0})
+    assert len(sweep.results(config, tmp_path)) == 1
+    monkeypatch.setattr(embedded, "digest", lambda: "another")
+    assert run.identity(config.measure) != before
+    with pytest.raises(UserError, match=r"seed-0: made with other weights of the world than there are now"):
+        sweep.results(config, tmp_path)
+
+
+def test_more_seeds_of_a_cell_than_of_all_are_refused(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"seeds_of\.other = 3 is more than seeds = 1"):
+        make(tiny, seeds_of={"other": 3})
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +278,7 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(
         make(tiny, cells={"wild": wild, "guarded": guarded}, measure=content(tiny)["measure"] | {"captions": 7}),
     ):
         with pytest.raises(
-            UserError, match=r"runs.csv: wild was trained or measured by another configuration .*--from"
+            UserError, match=r"runs.csv: wild was trained or measured by another configuration, .*--from"
         ):
             sweep.take(changed, tmp_path / "changed", tmp_path / "table")
     assert not (tmp_path / "changed").exists()

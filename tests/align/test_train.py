@@ -20,14 +20,17 @@ from align.memory import estimate as memory
 from align.networks.initial import LORA
 from align.networks.lora import LoraConfig, merged
 from align.networks.roles import Roles
+from align.objectives.metrics import Metrics
 from align.training import checkpoints as state
 from align.training import loop as module
 from align.training import process, validation
+from align.training.ema import EMA
 from align.training.health import Diverged, Health
 from align.training.loop import train
 from align.training.result import finish
 from align.training.setup import Run
 from evaluate import pipelines, weights
+from evaluate.diffusion import append_dims
 from evaluate.families import UNET_LAYERS
 from prompts.io.errors import UserError
 
@@ -94,6 +97,148 @@ def test_every_method_trains_logs_and_leaves_a_checkpoint(
         assert "reward/shapes/clip" in lines[-1]
     images = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert {"step-00000.png", "step-00005.png", "step-00005-predictions.png"} <= images
+
+
+def built(config: TrainConfig, folder: Path) -> Run:
+    from align.training import setup
+    from align.training.process import Alone
+
+    return setup.build(config, folder, Alone(config, "cpu"), show=False)
+
+
+def test_the_assistant_learns_to_denoise_what_it_is_told_of(tiny: Path, tmp_path: Path) -> None:
+    """DI++ eq. 2.2 on a run's own networks: the prompt's conditioning, the noise level's weight."""
+    run = built(make(tiny, precision="fp64", held_out={}), tmp_path)
+    (batch,) = run.batches(0)
+    with torch.no_grad():
+        x0 = run.generator.sample(run.roles.student, batch)
+        sigma = append_dims(batch.sigma, x0)
+        denoiser = run.preconditioning.denoiser(run.roles.assistant, batch.cond)
+        error = denoiser(x0 + sigma * batch.noise("diffusion"), batch.sigma) - x0
+    expected = ((sigma**2 + 1) / sigma**2 * error**2).flatten(1).sum(1)
+    torch.testing.assert_close(run.critics[0].loss(x0, batch), expected)
+
+
+@pytest.mark.parametrize("method", ["di", "di++"])
+def test_integral_kl_is_what_di_and_dipp_descend(tiny: Path, tmp_path: Path, method: str, tiny_clip: None) -> None:
+    """DI++ eq. 3.8 on a run's own networks, with guidance in the reference."""
+    rewards = REWARDED if method == "di++" else {}
+    guidance = {"where": "reference", "scale": 2.0}
+    run = built(make(tiny, method=method, precision="fp64", held_out={}, guidance=guidance, **rewards), tmp_path)
+    (batch,) = run.batches(0)
+    with torch.no_grad():
+        x0 = run.generator.sample(run.roles.student, batch)
+        x = x0 + append_dims(batch.sigma, x0) * batch.noise("diffusion")
+        score, cond, uncond = (
+            run.preconditioning.denoiser(role, told)(x, batch.sigma)
+            for role, told in (
+                (run.roles.assistant, batch.cond),
+                (run.roles.reference, batch.cond),
+                (run.roles.reference, batch.uncond),
+            )
+        )
+        target = uncond + 2 * (cond - uncond)
+        weight = 1 / (x0 - target).flatten(1).norm(dim=1)
+    divergence = run.terms[0].gradient(x0, batch, Metrics())
+    assert [term.name for term in run.terms] == ["divergence", *(["reward"] if rewards else [])]
+    torch.testing.assert_close(divergence, append_dims(weight, x0) * (score - target) / len(x0))
+
+
+def test_gradients_are_clipped_and_their_norm_is_noted(tiny: Path, tmp_path: Path) -> None:
+    sgd = {"name": "sgd", "learning_rate": 1.0, "max_grad_norm": 10.0}
+    run = built(make(tiny, precision="fp64", held_out={}, student=sgd), tmp_path)
+    parameters, metrics = list(run.student.parameters.values()), Metrics()
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for parameter, value in zip(parameters, (30.0, 40.0), strict=False):
+        assert parameter.grad is not None
+        parameter.grad.view(-1)[0] = value
+    run.student.step(metrics)
+    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, parameters, strict=True)])
+    assert moved.norm().item() == pytest.approx(10) and moved.max().item() == pytest.approx(8)
+    assert metrics.values["student_gradient"].item() == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"divergence": {"distance": "hubber"}}, r"divergence\.distance = hubber: .*choose from l2, pseudo_huber"),
+        ({"lora": {"target_modules": ["nowhere"]}}, r"lora\.target_modules: 'nowhere' is no layer of the network"),
+        ({"lora": {"target_modules": ["to_q", "to_z"]}}, r"'to_z' is no layer of the network; did you mean 'to_"),
+    ],
+)
+def test_slips_are_refused_before_prompts_are_encoded(
+    tiny: Path, tmp_path: Path, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align.training import setup
+
+    monkeypatch.setattr(setup, "prepare", lambda *_, **__: pytest.fail("hours of encoding"))
+    with pytest.raises(UserError, match=said):
+        built(make(tiny, method="sim", held_out={}, **changes), tmp_path)
+
+
+def test_a_checkpointed_block_switches_no_adapter_that_is_on(tiny: Path, tmp_path: Path) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    lora = {"lora": {"rank": 2, "alpha": 2.0}, "gradient_checkpointing": True}
+    run, switched = built(make(tiny, method="sim", held_out={}, **lora), tmp_path), []
+    (batch,) = run.batches(0)
+    loss = run.critics[0].loss(run.generator.sample(run.roles.student, batch).detach(), batch).sum()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(BaseTunerLayer, "set_adapter", lambda self, names: switched.append(names))
+        loss.backward()
+    assert not switched
+    assert all(p.grad is not None for name, p in run.learners["assistant"].parameters.items() if "lora_B" in name)
+
+
+CRITIC = """
+import torch
+from align.networks.optimizers import Optimizer as Options
+
+class Watch:
+    name = "watch"
+
+    def __init__(self):
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+        torch.nn.init.constant_(self.network[0].weight, 0.5)
+        self.network[0].requires_grad_(False)
+
+    def loss(self, x0, batch):
+        return self.network(x0.mean((2, 3)).to(torch.float32)).square().flatten()
+
+def build(options, denoisers):
+    return Watch()
+"""
+
+
+def test_what_a_critic_counts_is_resumed_and_what_it_froze_stays(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import align.critics
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "watch.py").write_text(CRITIC)
+    monkeypatch.setattr(align.critics, "__path__", [*align.critics.__path__, str(tmp_path / "mine")])
+    config = make(tiny, method="sim", critics={"watch": {"learning_rate": 1e-2}}, held_out={}, save_every=1)
+    run(config, tmp_path / "whole")
+    run(config.model_copy(update={"steps": 2}), tmp_path / "parts")
+    run(config, tmp_path / "parts", resume=True)
+    whole, parts = (state.load_newest(tmp_path / name / "state") for name in ("whole", "parts"))
+    assert whole and parts
+    assert {"1.running_mean", "1.num_batches_tracked", "2.weight"} <= whole[1]["watch"].keys()
+    for name, value in whole[1]["watch"].items():
+        torch.testing.assert_close(parts[1]["watch"][name], value, rtol=0, atol=0)
+    assert "0.weight" not in whole[1]["watch"], "it is not trained"
+
+
+def test_the_average_is_exponential() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    average = EMA({"p": parameter}, 0.9)
+    for value in (1.0, 2.0):
+        parameter.data.fill_(value)
+        average.update()
+    assert average.values["p"].item() == pytest.approx(0.9 * 0.1 * 1 + 0.1 * 2)
 
 
 def test_no_samples_are_drawn_where_none_are_wanted(tiny: Path, tmp_path: Path) -> None:
@@ -314,6 +459,57 @@ def test_the_guard_trips_without_a_reward_too_but_not_over_a_step_that_is_the_la
         train(make(tiny, method="sim", steps=3, held_out=held), tmp_path / "one", show=False)
     scores = iter([0.9, 0.9, 0.5])
     assert train(make(tiny, method="sim", steps=1, held_out=held), tmp_path / "two", show=False)  # and one of warm-up
+
+
+def test_the_guard_lets_a_run_go_on_whose_reward_has_not_risen(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_clip: None
+) -> None:
+    scores = iter([0.9, 0.7, 0.5, 0.3])
+
+    def scored(self: Any, student: Any) -> dict[str, torch.Tensor]:
+        return {"held_out/shapes/oracle": torch.tensor([next(scores)]), "held_out/reward": torch.tensor([2.0])}
+
+    monkeypatch.setattr(validation.Validation, "scores", scored)
+    held = {"scorers": {"shapes/oracle": 0.1}, "prompts": "shapes:test", "images": 4, "every": 1, "guard": "stop"}
+    assert train(make(tiny, method="di*", steps=2, **REWARDED, held_out=held), tmp_path, show=False)
+    assert not list(scores), "it was looked at"
+
+
+def test_the_guard_measures_a_fall_from_the_first_look_of_all_not_from_a_resumed_runs(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0.9
+
+    def scored(self: Any, student: Any) -> dict[str, torch.Tensor]:
+        return {"held_out/shapes/oracle": torch.tensor([seen])}
+
+    monkeypatch.setattr(validation.Validation, "scores", scored)
+    held = {"scorers": {"shapes/oracle": 0.1}, "prompts": "shapes:test", "images": 4, "every": 1, "guard": "stop"}
+    assert train(make(tiny, method="sim", steps=1, held_out=held), tmp_path, show=False)
+    seen = 0.5
+    with pytest.raises(UserError, match=r"fell from 0\.9 to 0\.5"):
+        train(make(tiny, method="sim", steps=3, held_out=held), tmp_path, resume=True, show=False)
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ([0.1, float("nan"), 0.1, 0.1], r"fell from 0\.9 to 0\.1"),
+        ([0.9, float("nan"), float("nan"), 0.9], "shapes/oracle has no score of 2 of 4 held-out images"),
+    ],
+)
+def test_the_guard_sees_past_an_image_without_a_score(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: list[float], said: str
+) -> None:
+    scores = iter([[0.9, float("nan"), 0.9, 0.9], later, later])
+
+    def scored(self: Any, student: Any) -> dict[str, torch.Tensor]:
+        return {"held_out/shapes/oracle": torch.tensor(next(scores))}
+
+    monkeypatch.setattr(validation.Validation, "scores", scored)
+    held = {"scorers": {"shapes/oracle": 0.1}, "prompts": "shapes:test", "images": 4, "every": 1, "guard": "stop"}
+    with pytest.raises(UserError, match=said):
+        train(make(tiny, method="sim", steps=3, held_out=held), tmp_path, show=False)
 
 
 def test_trackers_are_told_numbers_and_words_alone(tiny: Path) -> None:

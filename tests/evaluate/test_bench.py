@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evaluate import cli, layouts, weights
 from evaluate.bench import scorers as bench
 from evaluate.bench.scorers import Originals, bench_frechet, bench_harness, bench_scorer
+from evaluate.preprocess import CLIP_MEAN, CLIP_STD
 from evaluate.scorers import Scorer
 from prompts.io.errors import UserError
 
@@ -88,11 +89,14 @@ def test_torchmetrics_computes_what_it_is_timed_for(clip_folder: Path) -> None:
         torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8),
         ["a red circle", "a blue square", "a circle"],
     )
+    prepared = (images / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     with torch.no_grad():
         score = make(scorer)(images, texts)
+        cosines = clip(pixel_values=prepared, **scorer.tokenizer(texts, return_tensors="pt", padding=True))
     assert name == "torchmetrics"
     assert isinstance(score, torch.Tensor)
-    assert score.isfinite()
+    expected = 100 * (cosines.image_embeds * cosines.text_embeds).sum(1).mean()
+    assert score.item() == pytest.approx(max(0.0, expected.item()), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["hpsv3", "mps", "aesthetic/v2.5", "geneval", "geneval2", "dpg/qwen3-vl-8b-strict"])

@@ -202,9 +202,8 @@ def test_the_judge_chooses_what_is_likelier(suite: Suite, real_scorers: Hub) -> 
     "bad", [[], "Is it?", [{"id": 1}], [{"id": "one", "question": "", "parents": [], "category": ""}]]
 )
 def test_questions_that_are_none_are_refused_in_a_sentence(real_scorers: Hub, bad: Any) -> None:
-    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(UserError, match="questions must be a list of objects with id, question, parents and") as caught:
-        scorers.load("dpg/qwen3-vl-8b").score([image], [""], [{"questions": bad}])
+        scorers.load("dpg/qwen3-vl-8b").check_meta([{"questions": bad}])
     assert "\n" not in str(caught.value)
 
 

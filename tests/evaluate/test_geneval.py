@@ -301,6 +301,30 @@ def test_what_is_to_be_seen_must_be_known(scorer: geneval.GenEval) -> None:
         scorer.score(IMAGES["grey"][None], ["a photo of a dog"])
 
 
+@pytest.mark.parametrize(
+    ("include", "said"),
+    [
+        ([{"class": "mouse", "count": 1}], "prompt 2: class 'mouse' is none of horse, computer mouse, "),
+        ([{"class": "dog", "count": 1, "color": "gray"}], "prompt 2: color 'gray' is none of"),
+        ([{"class": "dog"}], "prompt 2: include and exclude are lists of objects with class and count"),
+        ("a dog", "prompt 2: include and exclude are lists"),
+    ],
+)
+def test_what_no_image_could_show_is_refused_before_one_is_drawn(
+    scorer: geneval.GenEval, include: Any, said: str
+) -> None:
+    right = {"tag": "single_object", "include": [{"class": "computer mouse", "count": 1}]}
+    scorer.check_meta([right, right])
+    with pytest.raises(UserError, match=said):
+        scorer.check_meta([right, right | {"include": include}])
+
+
+def test_every_prompt_of_the_suite_can_be_judged(scorer: geneval.GenEval) -> None:
+    prompts = suites.load("geneval").prompts
+    scorer.check_meta([prompt.meta for prompt in prompts])
+    assert len(prompts) == 553
+
+
 def test_the_detector_is_fetched_by_its_hash(
     real_scorers: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

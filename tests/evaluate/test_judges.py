@@ -211,6 +211,16 @@ def answer(judge: Judge) -> Answer:
     return Answer("answer", judge, prepare, question=question, answer="Yes", weights_sha256="").requires_grad_(False)
 
 
+def test_vqascore_asks_qwen_as_t2v_metrics_does(real_scorers: Hub) -> None:
+    scorer: Any = scorers.load("vqascore/qwen3-vl-8b")
+    assert isinstance(scorer, Answer)
+    assert scorer.question == 'Does this figure show "{}"? Please answer Yes or No.'
+    assert [scorer.token] == scorer.judge.first_tokens(["Yes"])
+    assert scorer.prepare == Patched(smallest=4 * 32 * 32, library="pillow")
+    score = scorer.score([image("square")], ["a moon"])
+    assert score.shape == (1,) and 0 <= score.item() <= 1
+
+
 def test_an_answer_is_the_probability_of_its_first_token(answer: Answer) -> None:
     prompts = ["a {red} cat", "a moon"]
     scores = answer.score([image("small"), image("square")], prompts)

@@ -342,6 +342,40 @@ def test_a_recipe_may_set_what_the_schedulers_file_does_not_have(tmp_path: Path,
         assert made.config.beta_end == config["beta_end"]
 
 
+def test_a_recipe_that_the_hub_did_not_say_is_not_the_default_one(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.folder("somebody/one-step", "main")
+    monkeypatch.setattr(models, "busy", {"recipe.yaml"})
+    with pytest.raises(UserError, match=r"recipe\.yaml cannot be fetched"):
+        pipelines.read_recipe("somebody/one-step")
+    monkeypatch.setattr(models, "busy", set())
+    assert pipelines.read_recipe("somebody/one-step") == pipelines.Recipe()
+    pipelines._published.cache_clear()
+    monkeypatch.setattr(models, "busy", {"recipe.yaml"})  # it has said so before
+    assert pipelines.read_recipe("somebody/one-step") == pipelines.Recipe()
+
+
+def test_a_model_without_a_recipe_says_how_it_is_drawn_and_who_knows_better(tiny: Path) -> None:
+    repo = RECIPES["pixart-15step"].pipeline
+    assert pipelines.unsaid(f"{repo}") == (
+        f"{repo} has no recipe: 50 steps, guidance 7.5, fp32 unless you say else; pixart-15step and"
+        " pixart-25step draw it as published"
+    )
+    assert pipelines.unsaid(str(tiny)).startswith(f"{tiny} has no recipe")
+    assert pipelines.unsaid("shapes/base") == pipelines.unsaid("pixart-15step") == ""
+
+
+def test_a_pipeline_that_nothing_draws_with_is_refused_before_its_weights_are_fetched(published: Hub) -> None:
+    folder = published.folder("somebody/kolors", "main")
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "KolorsPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}'
+    )
+    (folder / "unet").mkdir()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"large")
+    with pytest.raises(UserError, match="somebody/kolors: KolorsPipeline: no family draws with it"):
+        pipelines.load("somebody/kolors")
+    assert not any(path.endswith(".safetensors") for path in published.requests if "somebody/kolors" in path)
+
+
 def test_a_pipeline_of_no_family(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = pipelines.load("pixart-15step")
     monkeypatch.setattr(type(families.load("pixart")), "pipelines", ())

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from hub import Hub
 from PIL import Image
 from recording import write_rows
 from torch import Tensor
@@ -25,7 +27,7 @@ from evaluate.results.records import Records
 from evaluate.runs import run, store
 from evaluate.runs.images import existing_images
 from evaluate.runs.settings import METRICS as USUAL
-from evaluate.runs.settings import Settings, from_options
+from evaluate.runs.settings import Settings, _shard, from_options
 from prompts import suites
 from prompts.io import files
 from prompts.io.errors import UserError
@@ -375,6 +377,121 @@ def test_an_image_of_another_size_does_not_cost_the_scores_of_others(tiny_clip: 
     assert not records.complete
 
 
+def test_what_makes_an_image_another_one(
+    tiny: Path, tmp_path: Path, tiny_clip: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(name: str, **recipe: Any) -> Settings:
+        shutil.copytree(tiny, tmp_path / name)
+        content = {"steps": 1, "timesteps": [625], "guidance_scale": 1.0} | recipe
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(content))
+        return settings(tmp_path / name, tmp_path)
+
+    usual = model("usual")
+    another = model("another")
+    weights = tmp_path / "another" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    others = {
+        "guidance": model("guided", guidance_scale=3.0),
+        "timesteps": model("earlier", timesteps=[500]),
+        "sampler": model("best", sampler={"name": "best_of", "n": 2, "scorer": "shapes/clip"}),
+        "weights": another,
+        "batch": replace(usual, batch=8),
+        "precision": replace(usual, dtype="bf16"),
+    }
+    identities = {name: run.identity(each) for name, each in {"usual": usual, **others}.items()}
+    assert run.identity(model("same")) == identities["usual"]
+    for part in ("versions", "processor"):
+        with monkeypatch.context() as changed:
+            changed.setattr(run.environment, part, lambda *_: "another")
+            identities[part] = run.identity(usual)
+    assert len({str(each) for each in identities.values()}) == len(identities)
+
+
+def test_scores_are_kept_by_the_scorers_weights(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "other")
+    weights = tmp_path / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    kept = [run._kept_as(scorers.load("shapes/clip", weights=str(x)), "cpu") for x in (clip_folder, tmp_path / "other")]
+    assert kept[0] != kept[1]
+    assert kept[0] == run._kept_as(scorers.load("shapes/clip", weights=str(clip_folder)), "cpu")
+
+
+def test_what_a_scorer_leans_on_is_part_of_what_its_scores_are_kept_under(real_scorers: Hub) -> None:
+    for name, leans_on in {
+        "shapes/oracle": {"prompts/shapes/oracle.py", "prompts/shapes/taste.py", "evaluate/scorers/shapes.py"},
+        "geneval": {"evaluate/scorers/_geneval.py", "evaluate/scorers/_mask2former.py", "evaluate/preprocess.py"},
+    }.items():
+        files = {"/".join(file.parts[-3:]) for file in run._code_of(scorers.load(name))}
+        assert all(any(file.endswith(each) for file in files) for each in leans_on), (name, files)
+
+
+def test_a_metric_that_fails_in_the_end_costs_no_score(
+    tiny_clip: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    for i in range(N):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "theirs" / f"{i}.png")
+
+    def compute(self: Any) -> None:
+        raise SyntaxError("broken PNG file")
+
+    from evaluate.distribution.frechet import FrechetMetric
+    from evaluate.distribution.samples import SampleMetric
+
+    for kind in (FrechetMetric, SampleMetric):
+        monkeypatch.setattr(kind, "compute", compute)
+    path = run.run(settings(Path("theirs"), tmp_path, images=tmp_path / "theirs"), show=False)
+    assert path
+    records = Records.load(path)
+    assert records.frame["score.shapes/clip"].notna().all()
+    assert records.meta["distribution"]["fd-shapes"]["note"] == "broken PNG file"
+
+
+def test_scorers_that_do_not_fit_together_are_named(
+    tiny_clip: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "theirs" / "0.png")
+
+    def full(device: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def load(name: str, **_: Any) -> scorers.Scorer:
+        scorer = scorers.load(name)
+        monkeypatch.setattr(scorer, "to", full)
+        return scorer
+
+    given = settings(Path("theirs"), tmp_path, images=tmp_path / "theirs", metrics=("shapes/oracle", "shapes/facts"))
+    with pytest.raises(UserError, match="shapes/oracle and shapes/facts: not enough memory on cpu for all at once"):
+        run.run(given, show=False, load=load)
+
+
+def test_a_process_of_torchrun_has_its_part_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert _shard("2/3") == (1, 3)
+    parts = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for text in ("1/3", "2/3", "3/3"):
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            parts.append(_shard(text))
+    assert parts == [(i, 6) for i in range(6)]
+
+
+def test_a_leaderboard_replaces_what_the_same_command_made_of_the_same_things(tmp_path: Path) -> None:
+    board = tmp_path / "board.csv"
+    usual = dict.fromkeys(leaderboard.FIXED, "x") | {"m": "1", "m weights": "w", "m reference": "r"}
+    key = ["command", "model_sha256", "suite_sha256", "recipe", "hardware", "versions", "m weights", "m reference"]
+    for name in key:
+        leaderboard.upsert(board, usual | {name: "another"})
+    for value in ("1", "2"):
+        leaderboard.upsert(board, usual | {"m": value})
+    rows = read_csv(board)
+    assert len(rows) == len(key) + 1
+    assert [row["m"] for row in rows if all(row[name] == usual[name] for name in key)] == ["2"]
+
+
 def test_what_another_version_said_of_an_image_is_not_taken_for_this_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +513,8 @@ def test_images_that_others_numbered_from_1_are_not_scored_by_the_next_prompt(tm
         Image.new("RGB", (32, 32)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="numbered from 1; number them from 0"):
         existing_images(tmp_path, suite().prompts, seeds=1)
+    with pytest.raises(UserError, match="numbered from 1; number them from 0"):  # the last ones are not there yet
+        existing_images(tmp_path, suite(2 * N).prompts, seeds=1)
     ids = [Prompt(f"s/{i:04d}", str(i), {}) for i in range(1, 1201)]  # of which 1000 and more are written alike
     (tmp_path / "1000.png").touch()
     (tmp_path / "1200.png").touch()
@@ -548,7 +667,7 @@ def test_exit_codes(
 ) -> None:
     for name in ("EMPTY", "HALF"):
         (tmp_path / name).mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "HALF" / "1.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "HALF" / "0.png")
     given = [str(tmp_path / each) if each.isupper() else each for each in arguments]
     monkeypatch.setattr("sys.argv", ["evaluate", "run", "--suite", "shapes", "--output", str(tmp_path / "out"), *given])
     with pytest.raises(SystemExit) as stop:

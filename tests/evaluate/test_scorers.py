@@ -14,7 +14,6 @@ from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Reward, Rewards
 from evaluate import pipelines, scorers
 from evaluate.preprocess import Preprocess
-from evaluate.scorers._judge import JudgeScorer
 from prompts.extensions import names
 from prompts.io.errors import UserError
 from prompts.shapes import render, sample_captions
@@ -23,6 +22,18 @@ CAPTIONS = sample_captions(6, split="test", seed=0)
 IMAGES = torch.from_numpy(render(CAPTIONS, seed=0))
 BYTES = (IMAGES * 255).round().byte()
 NAMES = list(scorers.variants())
+#: Those that ask a judge or a detector, and where they are tested.
+OF_THEIR_OWN = {
+    "dpg/qwen3-vl-8b": "test_dpg.py",
+    "dpg/qwen3-vl-8b-strict": "test_dpg.py",
+    "geneval": "test_geneval.py",
+    "geneval2": "test_judges.py",
+    "unifiedreward/2.0-qwen3vl-2b": "test_judges.py",
+    "unifiedreward/2.0-qwen3vl-4b": "test_judges.py",
+    "unifiedreward/2.0-qwen3vl-8b": "test_judges.py",
+    "unifiedreward/2.0-qwen3vl-32b": "test_judges.py",
+    "vqascore/qwen3-vl-8b": "test_judges.py",
+}
 
 
 def encodes(scorer: scorers.Scorer) -> None:
@@ -36,15 +47,19 @@ def scorer(request: pytest.FixtureRequest, tiny_clip: None, clip_folder: Path, r
     given = (
         str(clip_folder) if request.param in ("shapes/clip", "shapes/preference", "shapes/preference-weak") else None
     )
+    if request.param in OF_THEIR_OWN:
+        pytest.skip(f"held by tests of its own: tests/evaluate/{OF_THEIR_OWN[request.param]}")
     try:
-        scorer = scorers.load(request.param, weights=given)
-        if scorer.needs or isinstance(scorer, JudgeScorer):
-            pytest.skip(f"held to the contract by its own tests: {request.param} asks a judge or a detector")
-        return scorer
+        return scorers.load(request.param, weights=given)
     except UserError as error:
         if request.param in scorers.verified():
             raise
         pytest.skip(f"not tested: {request.param} has no small weights in tests/tiny_scorers.py ({error})")
+
+
+@pytest.mark.parametrize(("name", "file"), OF_THEIR_OWN.items())
+def test_those_with_tests_of_their_own_have_them(name: str, file: str) -> None:
+    assert name.partition("/")[0] in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 def test_a_score_an_image(scorer: scorers.Scorer) -> None:

@@ -217,6 +217,12 @@ def test_too_few_images_are_said_so() -> None:
         == "rank-deficient: 60 images for 64 dimensions, so the value is far too high; 60 images where the protocol"
         " takes 100"
     )
+    metric = metric_of(Moments(40, wide.mean, wide.scatter), n_images=60)
+    metric.n_real = 50
+    metric.update(features, [f"{i}" for i in range(60)])
+    assert metric.compute().note.endswith(
+        "the reference's 40 images are too few for 64 dimensions; a reference of 40 images where the protocol's has 50"
+    )
     single = metric_of(STANDARD, n_images=8)
     single.update(torch.randn(8, 4), ["one prompt"] * 8)
     estimate = single.compute()

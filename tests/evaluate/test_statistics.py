@@ -70,7 +70,9 @@ def test_the_interval_of_the_win_rate_covers_it_as_often_as_it_says() -> None:
         ]
         covered = np.mean([row.win_low <= share <= row.win_high for row in rows])
         assert 0.93 <= covered <= 0.985, (share, n, covered)
-    # As scipy.stats.binomtest(15, 20).proportion_ci(method="wilson") says.
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
     assert wilson(0.75, 20) == pytest.approx(tuple(binomtest(15, 20).proportion_ci(method="wilson")), rel=1e-12)
     assert wilson(1.0, 10)[1] == pytest.approx(1) and wilson(0.0, 10)[0] == pytest.approx(0)
 

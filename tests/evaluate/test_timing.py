@@ -108,6 +108,11 @@ def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monk
     (tmp_path / "timings.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="move it away"):
         timing.record(dict(rows[0]), tmp_path / "timings.csv")
+    monkeypatch.setattr(timing, "measure", lambda settings: pytest.fail("an hour has been taken"))
+    monkeypatch.setattr("sys.argv", [*arguments, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("change", [{"dtype": "int8"}, {"device": "cuda"}])

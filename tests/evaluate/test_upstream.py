@@ -154,15 +154,6 @@ def test_imagereward_at_full_size_has_the_originals_tensors() -> None:
     assert sum(tensor.numel() for tensor in ours.state_dict().values()) > 440_000_000
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("ViT-H-14", 986_109_441), ("ViT-g-14", 1_366_678_273), ("ViT-L-14", 427_616_513)]
-)
-def test_clips_at_full_size_have_the_published_number_of_parameters(name: str, count: int) -> None:
-    with torch.device("meta"):
-        clip = open_clip.CLIP(**open_clip.get_model_config(name))
-    assert sum(parameter.numel() for parameter in clip.parameters()) == count
-
-
 # Where no original package exists, the published formula, written out on the libraries its authors used.
 
 
