@@ -24,6 +24,11 @@ from typing import NamedTuple
 import pytest
 import warm
 
+from align.config.train import TRAIN
+from align.presets.load import resolve
+from evaluate import distribution, scorers
+from evaluate.results.csv_io import read_csv
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -90,6 +95,58 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+CELL = re.compile(r"([-+]?[\d.,]+)( %)?(?: \(([\d.]+)\)| \[([-+\d.]+), ([-+\d.]+)\])?")
+
+
+def rounded(value: str, like: str, *, percent: bool = False) -> str:
+    """A figure as a page that has `like` would write it."""
+    sign = "+" if like.startswith("+") else ""
+    return f"{float(value) * (100 if percent else 1):{sign}.{len(like.partition('.')[2])}f}"
+
+
+def test_the_readmes_table_is_the_leaderboards() -> None:
+    rows = {row["model"]: row for row in read_csv(ROOT / "leaderboards" / "shapes.csv")}
+    models = ("shapes/renderer", "shapes/teacher", "shapes/base", "shapes/aligned")
+    page, compared = (ROOT / "README.md").read_text(encoding="utf-8"), 0
+    for line in page[: page.index("## Two commands")].splitlines():
+        if not line.startswith("|"):
+            continue
+        metric, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        name = metric.split("`")[1] if metric.startswith("`") else ""
+        if "ahead" in metric or name not in rows["shapes/base"]:
+            continue
+        for model, cell in zip(models, cells, strict=True):
+            value, _, error, low, high = CELL.fullmatch(cell.replace("*", "")).groups()  # type: ignore[union-attr]
+            keys = {"": value, " se": error, " low": low, " high": high}
+            for key, said in keys.items():
+                assert said is None or rounded(rows[model][f"{name}{key}"], said) == said, (model, name, cell)
+                compared += said is not None
+    assert compared > 40
+
+
+@pytest.mark.parametrize("page", ["few-steps", "over-optimisation"])
+def test_intervals_on_a_page_are_its_sweeps(page: str) -> None:
+    """Every `x [low, high]` in a table of a page is a figure of the sweep that it shows."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").partition("## What stops it")[0]
+    (name,) = set(re.findall(r"leaderboards/([\w-]+)/curves\.svg", text))
+    folder = ROOT / "leaderboards" / name
+    cells, claims = read_csv(folder / "cells.csv"), folder / "claims.csv"
+    known = [[row[f"{of}{key}"] for key in ("mean", "low", "high")] for row in cells for of in ("", "difference ")]
+    if claims.is_file():
+        known += [[row[key] for key in ("value", "low", "high")] for row in read_csv(claims)]
+    known = [each for each in known if all(x not in ("", "nan") for x in each)]
+    written = [CELL.fullmatch(cell.strip(" *")) for line in text.splitlines() for cell in line.split("|")[1:-1]]
+    found = [match.groups() for match in written if match and match[5]]
+
+    def recorded(percent: str | None, *said: str) -> bool:
+        return any(
+            [rounded(x, y, percent=bool(percent)) for x, y in zip(each, said, strict=True)] == [*said] for each in known
+        )
+
+    assert len(found) > 20
+    assert not [f"{x}{p or ''} [{low}, {high}]" for x, p, _, low, high in found if not recorded(p, x, low, high)]
+
+
 #: Pages whose commands take long; the slow tests run them.
 LONG = {
     "add-a-divergence", "add-a-model", "add-a-reward", "add-a-suite", "align-a-distilled-model", "align-your-model",
@@ -146,10 +203,17 @@ def parses(line: str) -> None:
     import typer.main
 
     words = shlex.split(line, comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):  # set for this command
+        words = words[1:]
     if "-m" in words:  # torchrun ... -m align.cli train ...
         words = [words[words.index("-m") + 1].removesuffix(".cli"), *words[words.index("-m") + 2 :]]
     if words[0] not in ("align", "evaluate"):
         return
     app = importlib.import_module(f"{words[0]}.cli").app
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    commands[words[1]].make_context(words[1], words[2:])
+    context = commands[words[1]].make_context(words[1], words[2:])
+    given = context.params
+    if given.get("sets") and words[1] in ("train", "bench"):
+        resolve(given["preset"], TRAIN, sets=given["sets"])
+    for metric in given.get("metric") or ():
+        assert scorers.resolve(metric) or distribution.resolve(metric), metric

@@ -11,17 +11,30 @@ import numpy as np
 from align.ablation.claims import Results, by_seed, mean_of
 from align.ablation.config import CENTRE, SweepConfig
 
+#: From which ratio of the largest to the smallest a metric is drawn by its logarithm, all being positive.
+WIDE = 8
+#: Up to so many curves their cells are named; more names would be nothing but ink.
+NAMED = 3
+
 
 def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
-    """Limit a plot to the curves' cells and half as much around them; returns the cells that are outside."""
+    """Limit a plot to the curves' cells and a third as much around them; returns the cells that are outside."""
     x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
     if not (np.isfinite(x).any() and np.isfinite(y).any()):
         return []
+    from matplotlib.ticker import LogLocator
+
+    wide = np.nanmin(y) > 0 and np.nanmax(y) > WIDE * np.nanmin(y)
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     limits = []
-    for values, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
-        low, high = np.nanmin(values), np.nanmax(values)
-        room = max((high - low) / 2, 1e-9)
-        limits.append(limit(low - room, high + room))
+    for values, limit, log in ((x, axes.set_xlim, False), (y, axes.set_ylim, wide)):
+        low, high = (np.log(each) if log else each for each in (np.nanmin(values), np.nanmax(values)))
+        room = max((high - low) / 3, 1e-9)
+        limits.append(limit(*(np.exp(each) if log else each for each in (low - room, high + room))))
     (left, right), (bottom, top) = limits
     finite = {cell: place for cell, place in places.items() if all(map(math.isfinite, place))}
     return [cell for cell, (a, b) in finite.items() if not (left <= a <= right and bottom <= b <= top)]
@@ -75,7 +88,7 @@ def curves_svg(config: SweepConfig, results: Results) -> str:
                 )
                 for cell, a, b in zip(cells, x, y, strict=True):
                     places[cell] = (a, b)
-                    if math.isfinite(a) and math.isfinite(b):
+                    if math.isfinite(a) and math.isfinite(b) and (not name or len(config.curves) <= NAMED):
                         axes.annotate(cell, (a, b), (4, 4), textcoords="offset points", fontsize=7, color=colour)
             axes.set_xlabel(f"{reward} (the reward)")
             axes.set_ylabel(f"{metric} ({config.measure.metrics[metric]} is better)")
