@@ -527,4 +527,4 @@ def test_sharded_parameters_keep_what_their_gradient_would_need(tiny: Path) -> N
     whole, sharded = (
         memory.estimate(made.model_copy(update={"parallel": parallel}), processes=2) for parallel in ("ddp", "fsdp2")
     )
-    assert sharded.operations["student's divergence"] >= whole.operations["student's divergence"]
+    assert sharded.parts["activations"] > whole.parts["activations"]
