@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 
 MAX_EDGE = 16_384  # pixels: above it something went wrong before us, and every scorer would shrink it 70-fold
 MAX_PIXELS = 2**26  # 8192 x 8192, 192 MiB once decoded
@@ -43,7 +43,7 @@ def read_image(path: Path) -> Tensor:
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated or not an image ({str(error).splitlines()[0]}); make it again") from None
+        raise UserError(f"{path}: truncated or not an image ({first_line(error)}); make it again") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

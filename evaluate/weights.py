@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from evaluate import layouts
 from evaluate.console import console
 from prompts.io import cache, hub
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -151,9 +151,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: a pickle that holds more than plain tensors; convert it to safetensors where you trust it"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: truncated or not a weights file ({str(error).splitlines()[0]}); fetch it again"
-        ) from None
+        raise UserError(f"{path}: truncated or not a weights file ({first_line(error)}); fetch it again") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: not a mapping of names to tensors; give a file of weights")
@@ -218,7 +216,7 @@ def check_files(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
                 shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path}: truncated or not a safetensors file ({str(error).splitlines()[0]}); fetch it again"
+                f"{path}: truncated or not a safetensors file ({first_line(error)}); fetch it again"
             ) from None
     return shapes
 

@@ -150,7 +150,7 @@ def test_intervals_on_a_page_are_its_sweeps(page: str) -> None:
 #: Pages whose commands take long; the slow tests run them.
 LONG = {
     "add-a-divergence", "add-a-model", "add-a-reward", "add-a-suite", "align-a-distilled-model", "align-your-model",
-    "cost", "evaluate-images", "exact-gradients", "gate-a-ci", "many-gpus", "read-a-leaderboard",
+    "architecture", "cost", "evaluate-images", "exact-gradients", "gate-a-ci", "many-gpus", "read-a-leaderboard",
 }  # fmt: skip
 
 
@@ -190,6 +190,7 @@ def test_every_command_runs(page: Path, checkout: Path, offline: Path, tmp_path:
             assert found, f"{path} has no {marker}"
             file.write_text(f"{before}{found}{line}\n{text}{following}")
         elif path:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
         elif language == "python":
             done = subprocess.run(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class NoiseLevelOptions(Config):
     `evaluate.diffusion.NOISE_LEVELS` and its parameters.
     """
 
-    name: Literal["lognormal", "uniform", "logit_normal", "flow_uniform"] = "lognormal"
+    name: str = "lognormal"
     #: By default those of DI*'s lognormal, and for another distribution its own.
     parameters: dict[str, float] = Field(
         default_factory=lambda given: {"mean": -2.0, "std": 2.0} if given.get("name") == "lognormal" else {}
@@ -35,6 +35,8 @@ class NoiseLevelOptions(Config):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        if self.name not in NOISE_LEVELS:
+            raise ValueError(f"noise_levels.name = {self.name}: unknown; choose from {', '.join(NOISE_LEVELS)}")
         _, *known = inspect.signature(NOISE_LEVELS[self.name]).parameters.values()
         names = [each.name for each in known]
         if wrong := next((name for name in self.parameters if name not in names), None):

@@ -34,7 +34,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)
-    where = None if pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
+    where = None if Path(whole).exists() or pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
     if where:
         base = {"pipeline": where.repository, "revision": where.revision}
     else:

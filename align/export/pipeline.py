@@ -199,7 +199,8 @@ def _fill(
     elif pipeline is None:
         pipelines.load(str(source), dtype=precision).save_pretrained(folder)
     else:
-        pipelines.locate(pipeline.partition("@")[0])  # for its errors
+        if not Path(pipeline).exists():
+            pipelines.locate(pipeline.partition("@")[0])  # for its errors
         loaded = pipelines.load(str(source), dtype=precision)
         name = overlays.network_name(loaded)
         rest = os.path.relpath(pipeline, folder.resolve()) if Path(pipeline).exists() else pipeline

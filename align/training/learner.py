@@ -28,7 +28,7 @@ class Learner:
         buffers: Mapping[str, Tensor] | None = None,
     ):
         """buffers: what else a state has to hold, of a network whose buffers are no constants."""
-        self.name, self.role, self.parameters, self.options, self.process = name, module, parameters, options, process
+        self.name, self.parameters, self.options, self.process = name, parameters, options, process
         self.buffers = dict(buffers or {})
         self.module, self.optimizer = process.prepare(module, make_optimizer(options, list(parameters.values())))
 

@@ -28,7 +28,7 @@ from align.world.config import PRETRAIN, REWARD
 from evaluate import embedded
 from evaluate.console import console
 from evaluate.distribution.fd_shapes import fd_shapes
-from prompts.io.files import write_json
+from prompts.io.files import replace, write_json
 from prompts.io.yaml import read_yaml
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES
@@ -171,7 +171,8 @@ def make_pairs(folder: Path, model: str, *, n: int, seed: int, source: str = "")
             row[key] = f"{i:05d}-{key}.png"
             Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / row[key])
         rows.append(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    replace(path, lambda draft: draft.write_text(text))  # what is there is taken for whole
     return path
 
 
@@ -184,7 +185,7 @@ def _join(folders: Sequence[Path], path: Path) -> Path:
             lines.append(
                 json.dumps(row | {key: f"{folder.name}/{row[key]}" for key in ("preferred", "rejected")}) + "\n"
             )
-    path.write_text("".join(lines))
+    replace(path, lambda draft: draft.write_text("".join(lines)))
     return path
 
 

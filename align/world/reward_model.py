@@ -71,7 +71,7 @@ def read_pairs(path: Path) -> Pairs:
             try:
                 with Image.open(file) as image:
                     pixels = np.array(image.convert("RGB"))
-            except OSError as error:
+            except (OSError, SyntaxError, ValueError, EOFError) as error:  # any of which a torn file makes Pillow raise
                 raise UserError(
                     f"{path}, line {number}: {key} = {file} cannot be read as an image ({error}); replace it"
                 ) from None

@@ -1,7 +1,8 @@
 """Distribution metrics: of a set of images, which no single image has. One file here is one family of them.
 
 A family's file declares `VARIANTS`, name -> what it is in a sentence, the first being the family's default, and
-`load(name, device, weights, reference)`, which returns a `DistributionMetric`. The file's stem is the family's name.
+`load(name, device, weights, reference)`, which returns a `DistributionMetric`. A sentence that says "lower is better"
+makes it a metric of which less is better, for the gate and all comparisons. The file's stem is the family's name.
 `VERIFIED_BY` is as in `evaluate.scorers`. `REFERENCES`, name -> what a folder of reference images holds, names the
 variants that compare with images of the user's.
 

@@ -122,7 +122,7 @@ def network_overlay(folder: Path, name: str) -> Overlay:
     """
     config = folder / name / "config.json"
     if not config.is_file():
-        raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a diffusers UNet")
+        raise UserError(f"{config}: no such file; recipe.yaml's field 'unet' must name a folder with a network")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     files = [config, *weight_files(folder / name), *([scheduler] if scheduler.is_file() else [])]
     return Overlay("network", folder, tuple(sorted(files)))

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from evaluate.report.page_image import PageImage
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 
 #: Points a curve has at most; of a longer one each is the mean of as many steps as it takes.
 POINTS = 1500
@@ -108,7 +108,7 @@ def _config(path: Path) -> str:
             raise ValueError("no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"{path}: cannot be read as a config ({str(error).splitlines()[0]}); give a folder that 'align train' wrote"
+            f"{path}: cannot be read as a config ({first_line(error)}); give a folder that 'align train' wrote"
         ) from None
     return text
 

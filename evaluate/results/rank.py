@@ -142,7 +142,8 @@ def rank_scores(
 
 def _shared_sets(runs: Sequence[Records]) -> list[str]:
     """The distribution metrics that every run has."""
-    return [name for name in sets.shared_metrics(runs[0], runs[0]) if all(name in r.meta["distribution"] for r in runs)]
+    measured = [run.meta.get("distribution", {}) for run in runs]
+    return [name for name in sets.shared_metrics(runs[0], runs[0]) if all(name in each for each in measured)]
 
 
 def _unpaired(runs: Sequence[Records]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from evaluate.preprocess import Preprocess
 from evaluate.scorers import Scorer
 from evaluate.scorers._files import from_config
 from evaluate.weights import Files
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 
 
 class Cosine(Scorer):
@@ -154,7 +154,7 @@ def clip_tokenizer(vocabulary: Path, merges: Path) -> Any:
         return CLIPTokenizer(vocab=ids, merges=pairs)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{vocabulary}: no vocabulary of a CLIP tokenizer ({str(error).splitlines()[0]}); fetch it again"
+            f"{vocabulary}: no vocabulary of a CLIP tokenizer ({first_line(error)}); fetch it again"
         ) from None
 
 

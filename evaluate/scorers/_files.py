@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def read_tokenizer(path: Path) -> Any:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library knows no narrower one
-        raise UserError(f"{path}: not a tokenizer ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(f"{path}: not a tokenizer ({first_line(error)}); fetch it again") from None
 
 
 def shards(index: Path) -> list[str]:

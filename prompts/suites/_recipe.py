@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from prompts.io import cache
-from prompts.io.errors import UserError
+from prompts.io.errors import UserError, first_line
 from prompts.io.files import replace
 from prompts.io.hub import refusal
 from prompts.io.yaml import read_model
@@ -122,7 +122,7 @@ def _from_hub(hub: Hub, file: File) -> Path:
 def _from_url(url: str, file: File) -> Path:
     """Cached under the file's hash, so that two versions never meet."""
     target = cache.folder("prompts") / file.digest / Path(file.name).name
-    if target.is_file():
+    if target.is_file() and file.digest_of(target) == file.digest:
         return target
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
@@ -140,5 +140,4 @@ def _from_url(url: str, file: File) -> Path:
 
 
 def _cannot(what: str, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    return UserError(f"{what}: cannot be fetched ({reason}); try again, or give a local copy by its path")
+    return UserError(f"{what}: cannot be fetched ({first_line(error)}); try again, or give a local copy by its path")

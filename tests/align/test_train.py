@@ -20,7 +20,9 @@ from align.memory import estimate as memory
 from align.networks.initial import LORA
 from align.networks.lora import LoraConfig, merged
 from align.networks.roles import Roles
+from align.objectives.distances import DISTANCES
 from align.objectives.metrics import Metrics
+from align.objectives.weightings import WEIGHTS
 from align.training import checkpoints as state
 from align.training import loop as module
 from align.training import process, validation
@@ -158,6 +160,18 @@ def test_gradients_are_clipped_and_their_norm_is_noted(tiny: Path, tmp_path: Pat
     moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, parameters, strict=True)])
     assert moved.norm().item() == pytest.approx(10) and moved.max().item() == pytest.approx(8)
     assert metrics.values["student_gradient"].item() == pytest.approx(50)
+
+
+def test_a_weight_and_a_distance_are_one_entry(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WEIGHTS, "mine", None)
+    monkeypatch.setitem(DISTANCES, "mine", lambda u, c: u.abs().sum())
+    assert make(tiny, divergence={"weight": "mine", "distance": "mine"}).divergence.weight == "mine"
+    for changes, known in (
+        ({"divergence": {"weight": "edn"}}, "divergence.weight = edn: unknown; choose from constant, edm"),
+        ({"noise_levels": {"name": "normal"}}, "noise_levels.name = normal: unknown; choose from lognormal, uniform"),
+    ):
+        with pytest.raises(UserError, match=known):
+            make(tiny, **changes)
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,10 @@ def test_a_file_behind_a_url_is_fetched_once(
     assert len(suites.load("two").prompts) == 2
     answers.clear()
     assert len(suites.load("two").prompts) == 2
+    (kept,) = (home / "cache").rglob("two.tsv")
+    kept.write_bytes(b"torn")
+    answers["/sub/two.tsv"] = TABLE
+    assert len(suites.load("two").prompts) == 2, "what is kept is not taken where it is damaged"
 
 
 def test_a_file_of_the_hub_comes_through_its_client(tmp_path: Path, server: tuple[str, dict[str, bytes]]) -> None:
