@@ -58,3 +58,8 @@ def _check(path: Path, image: Any) -> None:
         raise UserError(f"{path}: animated, {frames} frames; save the one to be scored as an image of its own")
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{path}: more than 8 bits a channel (mode {image.mode}); save it with 8")
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """An image rounded to 8 bits, as files hold it: uint8, or float in [0, 1]."""
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()

@@ -216,5 +216,6 @@ def parses(line: str) -> None:
     given = context.params
     if given.get("sets") and words[1] in ("train", "bench"):
         resolve(given["preset"], TRAIN, sets=given["sets"])
-    for metric in given.get("metric") or ():
+    metrics = given.get("metric") or ()
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
         assert scorers.resolve(metric) or distribution.resolve(metric), metric

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from align.config.overrides import nearest
 from align.options import Config
+from prompts.io.validate import nearest
 
 #: The cell that all others are compared with: what a sweep starts from, unchanged.
 CENTRE = "centre"

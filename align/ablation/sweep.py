@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
-from align.config.overrides import difference, merge, validate
+from align.config.overrides import difference, merge
 from align.config.train import TRAIN, TrainConfig
 from align.options import Config
 from align.presets.load import presets
@@ -35,6 +35,7 @@ from evaluate.console import ProgressLog, console
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import replace, write_json
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 BASELINE = "baseline.yaml"

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from align.bench import plain
 from align.bench.step import alone, check_method, chosen, counted_for, repeated, write
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data.text_embeddings import ENCODING
 from align.memory.estimate import GIB, Estimate, estimate
@@ -23,6 +22,7 @@ from evaluate import environment, layouts
 from evaluate.console import AS_IT_IS, console
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 Mode = tuple[str, str, str]
 

@@ -22,7 +22,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from align.config.overrides import validate
+from align.config.methods import METHODS
 from align.config.train import TrainConfig
 from align.training.process import DTYPES
 from evaluate import environment, layouts
@@ -31,6 +31,7 @@ from evaluate.console import console
 from prompts.io import hub
 from prompts.io.errors import UserError
 from prompts.io.files import text_sha256, write_json
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 #: What is measured: implementation, roles, gradient. The plain one has no sequential form.
@@ -163,10 +164,10 @@ def counted_for(config: TrainConfig) -> dict[str, Any]:
 
 def check_method(config: TrainConfig, preset: str) -> None:
     """Raise UserError where a method has one gradient only."""
-    if config.method not in ("sim", "di*"):
+    if not METHODS[config.method].of_scores:
         raise UserError(
-            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of sim"
-            " or di*"
+            f"preset {preset}: its method {config.method} has no gradient modes to compare; choose a preset of"
+            f" {' or '.join(name for name, method in METHODS.items() if method.of_scores)}"
         )
 
 

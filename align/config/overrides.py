@@ -1,39 +1,23 @@
-"""Settings laid over one another, compared and validated; an unknown key names the nearest known one."""
+"""Settings laid over one another and compared."""
 
 import contextlib
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from align.options import Config
 from prompts.io.errors import UserError
 from prompts.io.hub import redact
+from prompts.io.validate import section_of
 from prompts.io.yaml import parse
-
-C = TypeVar("C", bound=Config)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """What to say of a name that is not known: the nearest known one, or all of them."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
-
-
-def _section(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    """The model of the section `key` of `model`, None where the field is no section."""
-    field = model.model_fields.get(key) if model else None
-    types = [field.annotation, *get_args(field.annotation)] if field else []
-    return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
 
 
 def merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`change` laid over `base`: sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in change.items():
-        section, old = _section(model, key), merged.get(key)
+        section, old = section_of(model, key), merged.get(key)
         merged[key] = (
             merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
         )
@@ -84,37 +68,6 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, list):
         return dict(enumerate(value))
     return {} if value is None else value if isinstance(value, dict) else None
-
-
-def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """The keys known beside the last one of `location`."""
-    inner: type[BaseModel] | None = model
-    for part in location[:-1]:
-        inner = inner if isinstance(part, int) else _section(inner, str(part))
-    return list(inner.model_fields) if inner else []
-
-
-def validate(model: type[C], content: dict[str, Any], source: str | Callable[[str], str]) -> C:
-    """A config from plain values. UserError names the source (or what `source` makes of the
-    field), the field and the remedy.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as failure:
-        error = failure.errors()[0]
-        field = ".".join(str(part) for part in error["loc"])
-        where = source(field) if callable(source) else source
-        if error["type"] == "extra_forbidden":
-            raise UserError(
-                f"{where}: unknown key {field!r}; {nearest(str(error['loc'][-1]), _keys(model, error['loc']))}"
-            ) from None
-        if error["type"] == "missing":
-            raise UserError(f"{where}: {field!r} is missing; give it a value") from None
-        if error["type"] == "value_error":
-            raise UserError(f"{where}: {error['ctx']['error']}") from None
-        raise UserError(
-            f"{where}: {field} = {error['input']!r} cannot be used: {error['msg'].lower()}; change it"
-        ) from None
 
 
 def refuse_tokens(content: Any, source: str) -> None:

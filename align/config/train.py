@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from align.config.methods import METHODS
 from align.critics.assistant import AssistantConfig
 from align.data.batches import NoiseLevelOptions
 from align.generators import AnyGenerator, GeneratorOptions
@@ -50,7 +51,7 @@ class TrainConfig(Config):
     """Stage `train`: one-step generators by Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
 
     stage: Literal["train"]
-    method: Literal["di", "sim", "di++", "di*"]
+    method: str = Field(description="a name in `align.config.methods.METHODS`")
     seed: int = Field(0, ge=0)
     reference: str = Field(
         description="embedded model, folder or hub id, or with `pipeline` anything that `initial` may be"
@@ -119,16 +120,13 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        rewarded = self.method in ("di++", "di*")
-        if rewarded and not self.rewards:
-            raise ValueError(
-                f"method {self.method} needs rewards; add one, or choose {'di' if self.method == 'di++' else 'sim'}"
-            )
-        if not rewarded and self.rewards:
-            raise ValueError(
-                f"method {self.method} takes no rewards; remove them, or choose"
-                f" {'di++' if self.method == 'di' else 'di*'}"
-            )
+        if self.method not in METHODS:
+            raise ValueError(f"method = {self.method}: unknown; choose from {', '.join(METHODS)}")
+        method = METHODS[self.method]
+        if method.rewarded and not self.rewards:
+            raise ValueError(f"method {self.method} needs rewards; add one, or choose {method.otherwise}")
+        if not method.rewarded and self.rewards:
+            raise ValueError(f"method {self.method} takes no rewards; remove them, or choose {method.otherwise}")
         names = [reward.scorer for reward in self.rewards]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"rewards: {', '.join(sorted(twice))} is there twice; give one of them, with both scales")

@@ -5,11 +5,12 @@ machine but the hardware, and whatever a user wrote is inert.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
+from align.config.methods import METHODS, Paper
 from align.config.train import TRAIN, TrainConfig
 from align.generators import GeneratorOptions
 from align.networks.initial import hub_id
@@ -25,45 +26,6 @@ Kind = Literal["pipeline", "lora", "network"]
 README = "README.md"
 
 
-class Paper(NamedTuple):
-    """A method's name, what it does in a sentence, and where it was published."""
-
-    name: str
-    does: str
-    reference: str
-    arxiv: str
-
-
-PAPERS = {
-    "di": Paper(
-        "Diff-Instruct",
-        "The generator's diffused distribution is moved towards the reference's, along the gradient of their integral"
-        " KL divergence.",
-        "Luo, Hu, Zhang, Sun, Li, Zhang: Diff-Instruct: A Universal Approach for Transferring Knowledge From"
-        " Pre-trained Diffusion Models (2023)",
-        "2305.18455",
-    ),
-    "sim": Paper(
-        "Score Implicit Matching",
-        "The generator's diffused distribution is moved towards the reference's, along the gradient of a divergence of"
-        " their scores.",
-        "Luo, Huang, Geng, Kolter, Qi: One-Step Diffusion Distillation through Score Implicit Matching (2024)",
-        "2410.16794",
-    ),
-    "di++": Paper(
-        "Diff-Instruct++",
-        "The generator maximises a reward while an integral KL divergence keeps it close to the reference.",
-        "Luo: Diff-Instruct++: Training One-step Text-to-image Generator Model to Align with Human Preferences (2024)",
-        "2410.18881",
-    ),
-    "di*": Paper(
-        "Diff-Instruct*",
-        "The generator maximises a reward while a divergence of scores keeps it close to the reference.",
-        "Luo, Zhang, Zhang, Geng: Diff-Instruct*: Towards Human-Preferred One-step Text-to-image Generative Models"
-        " (2024)",
-        "2410.20898",
-    ),
-}
 DRAW = {
     "pipeline": """import torch
 from diffusers import DiffusionPipeline
@@ -160,7 +122,7 @@ def card(
     run: `run_metadata`, and `preset` where there is one. place: what the model is called where it is loaded. dtype: of
     its weights. comparison: what `align.training.compare` found. rows: of leaderboards.
     """
-    paper = PAPERS[config.method]
+    paper = METHODS[config.method].paper
     lines = [
         f"# {plain(name)}",
         "",
@@ -246,8 +208,8 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
     """What was done, in the order in which people ask."""
     warm = config.assistant.warmup
     updates, batch = max(run["step"] - warm, 0), config.batch_size
-    divergence, paper = config.divergence, PAPERS[config.method]
-    if config.method in ("sim", "di*"):
+    divergence, method = config.divergence, METHODS[config.method]
+    if method.of_scores:
         kind = (
             f"{plain(divergence.distance)} of scores, gradient {divergence.gradient}, weight {plain(divergence.weight)}"
         )
@@ -268,7 +230,7 @@ def _making(config: TrainConfig, run: Mapping[str, Any]) -> dict[str, str]:
     unit = "`1 + sigma_init`" if families.load(config.family).flow else "`sqrt(1 + sigma_init^2)`"
     scale = "`sigma_init`" if generator.input_scale == "sigma_init" else unit
     return {
-        "Method": f"{plain(paper.name)} (`{config.method}`)",
+        "Method": f"{plain(method.paper.name)} (`{config.method}`)",
         "Preset": _preset(config, run),
         "Steps": (
             f"{updates:,} of the generator, {updates * batch:,} images;"

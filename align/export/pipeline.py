@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.export import card, push
 from align.export.lora import lora_recipe
@@ -27,6 +26,7 @@ from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 from prompts.io.files import write_json
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 

@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from align.config.overrides import place, validate
+from align.config.methods import METHODS
+from align.config.overrides import place
 from align.config.train import TrainConfig
 from align.memory.estimate import GIB, Estimate, estimate
 from evaluate import families, layouts
 from evaluate.console import console
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 
 def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
@@ -23,7 +25,7 @@ def remedies(config: TrainConfig, processes: int) -> list[tuple[str, Any]]:
     micro = config.batch_size // processes
     if config.gradient_accumulation_steps < micro:
         changes.append(("gradient_accumulation_steps", micro))
-    if config.method in ("sim", "di*") and config.divergence.gradient == "exact":
+    if METHODS[config.method].of_scores and config.divergence.gradient == "exact":
         changes.append(("divergence.gradient", "exact_sequential"))
     if processes > 1 and config.parallel == "ddp":
         changes.append(("parallel", "fsdp2"))

@@ -6,10 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from align.config.overrides import assign, merge, nearest, refuse_tokens, validate
+from align.config.overrides import assign, merge, refuse_tokens
 from align.options import Config
 from prompts.io.errors import UserError
 from prompts.io.hub import redact
+from prompts.io.validate import nearest, validate
 from prompts.io.yaml import read_yaml
 
 #: A preset's stage -> the command that runs it. The model that validates it is in the room that carries it out.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.critics import Critic
 from align.data.batches import Batch, BatchSampler, Texts, seeded
@@ -34,9 +33,10 @@ from align.training.process import Alone, precisions
 from align.training.terms import terms
 from align.training.validation import SampleGrid, Sampler, Validation, compared_captions, fixed_batch, load_scorers
 from evaluate import families, pipelines, scorers
-from evaluate.bench.timing import random_pipeline
 from evaluate.diffusion import NOISE_LEVELS
+from evaluate.pipelines.random_init import random_pipeline
 from prompts.extensions import member
+from prompts.io.validate import validate
 from prompts.readers import read_prompts
 
 

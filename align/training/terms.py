@@ -5,14 +5,12 @@
 
 from typing import Any
 
-from align.config.overrides import validate
+from align.config.methods import METHODS
 from align.config.train import TrainConfig
 from align.objectives.guidance import GuidanceReward
 from align.objectives.term import Context, Term
 from prompts.extensions import member
-
-#: method -> its divergence.
-DIVERGENCES = {"di": "kl", "di++": "kl", "sim": "score_divergence", "di*": "score_divergence"}
+from prompts.io.validate import validate
 
 
 def terms(config: TrainConfig, context: Context) -> list[Term]:
@@ -20,7 +18,7 @@ def terms(config: TrainConfig, context: Context) -> list[Term]:
 
     DI* eq. 3.3, DI++ eq. 3.7-3.9.
     """
-    wanted: list[tuple[str, Any]] = [(DIVERGENCES[config.method], config.divergence)]
+    wanted: list[tuple[str, Any]] = [(METHODS[config.method].divergence, config.divergence)]
     if config.guidance.where == "reward":
         wanted.append(("guidance", GuidanceReward(config.guidance.scale, config.divergence.weight)))
     if context.rewards:

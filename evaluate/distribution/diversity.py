@@ -23,7 +23,8 @@ from torch import Tensor
 from evaluate.distribution import DistributionMetric, Estimate, t_interval
 from evaluate.distribution.fid import DATASETS
 from evaluate.distribution.jackknife import MANY_GROUPS, group_of, leave_out
-from evaluate.features import as_bytes, inception, lpips, shapes_clip
+from evaluate.features import inception, lpips, shapes_clip
+from evaluate.images import as_bytes
 
 VARIANTS = {
     "diversity/shapes-clip": (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evaluate import environment
+from evaluate.images import as_bytes
 
 T = TypeVar("T")
 Images = Tensor | Sequence[Tensor]  # [B, 3, H, W], or images [3, H, W] of any sizes: uint8, or float in [0, 1]
@@ -90,8 +91,3 @@ def shared(load: Callable[..., Extractor]) -> Callable[..., Extractor]:
         return extractor
 
     return once
-
-
-def as_bytes(image: Tensor) -> Tensor:
-    """An image rounded to 8 bits, as files hold it: uint8, or float in [0, 1]."""
-    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from evaluate.features import BATCH, Extractor, Images, as_bytes, shared
+from evaluate.features import BATCH, Extractor, Images, shared
+from evaluate.images import as_bytes
 from evaluate.preprocess import Preprocess, Resize
 from evaluate.weights import Files
 

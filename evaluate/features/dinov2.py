@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evaluate import weights
-from evaluate.features import BATCH, Extractor, Images, as_bytes, shared
+from evaluate.features import BATCH, Extractor, Images, shared
+from evaluate.images import as_bytes
 from evaluate.weights import Files
 from prompts.io.errors import UserError
 

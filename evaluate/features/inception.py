@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluate import weights
-from evaluate.features import BATCH, Extractor, Images, as_bytes, shared
+from evaluate.features import BATCH, Extractor, Images, shared
+from evaluate.images import as_bytes
 
 WIDTH = 2048  # features that it gives
 PATCH = 299  # pixels a side that it takes

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluate.images import as_bytes
 from evaluate.runs.blocks import Block, PromptSeed
 from prompts.io.files import replace, write_json
 
@@ -94,8 +94,7 @@ def pixels_sha256(image: np.ndarray | None) -> str | None:
 
 def to_uint8(image: Tensor) -> np.ndarray:
     """`[3, H, W]`, uint8 or float in [0, 1], to `[H, W, 3]`, uint8, rounded to nearest as stock diffusers does."""
-    levels = image if image.dtype == torch.uint8 else (image * 255).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 0).cpu().contiguous().numpy()
+    return as_bytes(image).permute(1, 2, 0).cpu().contiguous().numpy()
 
 
 def file_name(prompt_id: str) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from evaluate.pipelines import Recipe
 from prompts import extensions
-from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 __path__ = extensions.extended(__path__, "samplers")
 
@@ -65,13 +65,8 @@ def _made(content: str) -> Sampler:
     options = json.loads(content)
     name = str(options.get("name", "stock"))
     module = extensions.member(__name__, name, "build", what="sampler.name")
-    try:
-        chosen = module.Options.model_validate({key: value for key, value in options.items() if key != "name"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"sampler {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; change it"
-        ) from None
+    given = {key: value for key, value in options.items() if key != "name"}
+    chosen = validate(module.Options, given, f"sampler {name}")
     sampler: Sampler = module.build(chosen)
     return sampler
 

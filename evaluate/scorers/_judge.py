@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from evaluate.images import as_bytes
 from evaluate.preprocess import Prepare, Prepared, SmartResize, check_images, resample_bytes, resample_floats
 from evaluate.scorers import Assessment, Meta, Scorer
 from evaluate.scorers._files import from_config, read_tokenizer, shards
@@ -104,9 +105,10 @@ def through_jpeg(image: Tensor, quality: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    levels = image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255).to(torch.uint8)
     file = io.BytesIO()
-    Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy()).save(file, format="JPEG", quality=quality)
+    Image.fromarray(as_bytes(image).permute(1, 2, 0).cpu().contiguous().numpy()).save(
+        file, format="JPEG", quality=quality
+    )
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evaluate.images import as_bytes
 from evaluate.preprocess import CLIP_224, AsTheyAre, Prepared
 from evaluate.scorers import Assessment, Meta, Scorer, _geneval, _mask2former
 from evaluate.scorers._clip import TransformersClip, clip_tokenizer, transformers_clip
@@ -86,16 +87,11 @@ class GenEval(Scorer):
 
     @torch.no_grad()
     def _assess(self, image: Tensor, meta: Mapping[str, Any]) -> dict[str, Any]:
-        image = to_bytes(image).to(next(self.parameters()).device)
+        image = as_bytes(image).to(next(self.parameters()).device)
         found = _geneval.by_class(self.detector(image, threshold=_geneval.threshold(meta)))
         wrong = _geneval.faults(found, meta, partial(self.colours, image))
         boxes = {name: [[*each.box, each.confidence] for each in objects] for name, objects in found.items()}
         return {"reason": "\n".join(wrong), "boxes": boxes}
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """An image as a file would hold it; no gradient would reach it anyway."""
-    return image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def load(name: str, files: Files) -> Scorer:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,12 +53,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_model(path: Path, model: type[M]) -> M:
     """A YAML file as `model` has it; UserError names the first field that is amiss."""
-    try:
-        return model.model_validate(parse(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        if not isinstance(error, ValidationError):
-            raise UserError(f"{path}: not valid YAML; fix it") from None
-        detail = error.errors()[0]
-        if not detail["loc"]:  # a model's own words about fields that contradict each other
-            raise UserError(f"{path}: {detail['ctx']['error']}") from None
-        raise UserError(f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}; fix it") from None
+    return validate(model, read_yaml(path), str(path))

@@ -17,7 +17,6 @@ from align import cli
 from align.bench import count as counting
 from align.bench import plain as plain_module
 from align.bench import step as module
-from align.config.overrides import validate
 from align.config.train import TRAIN, TrainConfig
 from align.memory import estimate as memory
 from align.memory.tracker import FAKE, Tracker
@@ -27,6 +26,7 @@ from align.training.loop import train
 from evaluate import layouts, scorers, weights
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 EXACT = {"precision": "fp64", "ema": 0.0, "steps": 3, "student": {"name": "sgd", "learning_rate": 1e-3}}
 REWARDED = {"method": "di*", "rewards": [{"scorer": "shapes/clip", "scale": 0.5}]}

@@ -16,13 +16,14 @@ from tiny import SMALL_RUN
 
 from align import cli, run_folder
 from align.ablation.config import SWEEP
-from align.config.overrides import difference, validate
+from align.config.overrides import difference
 from align.config.train import TRAIN, TrainConfig
 from align.presets import load
 from align.training import checkpoints as state
 from align.training import loop
 from align.world.config import PRETRAIN, REWARD
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 Run = Callable[..., tuple[int, str]]

@@ -12,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tiny import SMALL_RUN
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.training import compare as report
 from align.training import compare_image as comparison
@@ -20,6 +19,7 @@ from align.training.compare_image import COLUMNS, Scores, Section, sections
 from align.training.validation import compared_captions
 from evaluate import embedded, scorers
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 from prompts.shapes import sample_captions
 
 CAPTIONS = [

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from align import cli
 from align import commands as runs
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.export import card as cards
 from evaluate import environment, families, pipelines, samplers
 from evaluate.results.csv_io import write_csv
 from prompts.io import hub, markdown
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 Run = Callable[..., tuple[int, str]]
@@ -37,7 +37,9 @@ FAMILIES = sorted(tiny_families.FAMILIES)
 #: A prompt that would spoil a page if it were taken for Markdown, HTML, YAML or Python.
 NASTY = """```<script>alert("x")</script> `a` | [b](c) ' --- {d} \\"""
 TOKEN = "hf_DoNotTellAnybodyWhatThisIsPlease12"
-LORA = {"rank": 3, "alpha": 6.0, "target_modules": ["to_q", "to_v", "conv1", "proj_in", "net.2"]}
+LORA: dict[str, Any] = {"rank": 3, "alpha": 6.0, "target_modules": ["to_q", "to_v", "net.2"]}
+#: Of a UNet convolutions have one too.
+UNET_LORA = LORA | {"target_modules": [*LORA["target_modules"], "conv1", "proj_in"]}
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def train(family: str, published: Hub, folder: Path) -> Path:
             torch.save(getattr(made, name).state_dict(), place / "bare.bin")
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
-        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA, "held_out": {},
+        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA if family == "pixart" else UNET_LORA, "held_out": {},
         "final_comparison": {"prompts": 9, "source": str(folder / "others.txt")}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
         "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"},

@@ -13,7 +13,6 @@ import torch
 from tiny import SMALL_RUN
 from torch import Tensor
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
@@ -21,6 +20,7 @@ from align.objectives.denoisers import guided
 from evaluate import families
 from evaluate.diffusion import append_dims
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 #: input_scale -> sigma_init, and the timestep it is at in the schedules of Stable Diffusion and of PixArt-alpha.

@@ -17,7 +17,6 @@ from scipy import optimize
 from tiny import SMALL_RUN
 from torch import Tensor
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.export.lora import lora_recipe
 from align.generators.few_step import FewStep, FewStepOptions
@@ -28,6 +27,7 @@ from align.objectives.score_divergence import score_divergence_loss
 from evaluate import families
 from evaluate.pipelines import Recipe
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 #: eta and input_scale of each stock scheduler's way -> sigma_init and further levels.

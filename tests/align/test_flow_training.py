@@ -16,7 +16,6 @@ from stock_latents import SIZE, step_noises
 from tiny import SMALL_RUN
 from torch import Tensor
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.rewards.decoder import Decoder
@@ -26,6 +25,7 @@ from align.training.setup import Run
 from evaluate import families, pipelines, samplers, weights
 from evaluate.families.zimage import TOKENS, ZImage
 from evaluate.pipelines import generator, noise
+from prompts.io.validate import validate
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 SEED, KEYS = 7, ["one", "two", "three"]
@@ -96,7 +96,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from align.config.overrides import validate
+from prompts.io.validate import validate
 from align.config.train import TrainConfig
 from align.training import learner, loop
 from prompts.io.yaml import read_yaml

@@ -16,7 +16,6 @@ from stock_latents import SIZE, step_noises, steps_of, unpacked
 from tiny import SMALL_RUN, save_tiny
 from torch import Tensor
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.generators import UNSHIFTED
 from align.generators.few_step import FewStep
@@ -35,6 +34,7 @@ from evaluate.diffusion import Denoiser, FlowSchedule, NoiseLevels, Schedule, ap
 from evaluate.families.sd15 import StableDiffusion
 from evaluate.pipelines import Recipe, lora
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]
 #: The scale that a network of embedded guidance is told.

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from align import cli
 from align import commands as runs
-from align.config.overrides import place, validate
+from align.config.overrides import place
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.memory import remedies
@@ -33,6 +33,7 @@ from align.memory.tracker import ACTIVATIONS, CASTS, GRADIENTS, WEIGHTS, Tracker
 from align.networks.lora import LoraConfig
 from evaluate import pipelines
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 MIB = 2**20
 
@@ -103,7 +104,7 @@ import json, os, sys
 import diffusers, peft, torch, transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pathlib import Path
-from align.config.overrides import validate
+from prompts.io.validate import validate
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.training.loop import train

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny import SMALL_RUN, save_tiny
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.networks.optimizers import Optimizer, make_optimizer
 from align.training import checkpoints as state
 from align.training.loop import train
 from evaluate import weights
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 EIGHT = {name: {"name": "adam8bit", "learning_rate": 1e-4} for name in ("student", "assistant")}
 

@@ -9,7 +9,6 @@ import torch
 from tiny import SMALL_RUN, save_tiny
 from torch import nn
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.networks import quantized
@@ -18,6 +17,7 @@ from align.networks.quantized import QuantizedLinear, quantize
 from align.training.loop import train
 from evaluate.weights import read
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 #: bits -> how far a product is from the whole one's, of its size, and how large the weights are, of float32's.
 BOUNDS = {"8bit": (0.02, 0.27), "4bit": (0.15, 0.15)}

@@ -18,11 +18,11 @@ from tiny import SMALL_RUN
 from align.ablation import claims, sweep, table
 from align.ablation.config import SWEEP, SweepConfig
 from align.ablation.plot import INK
-from align.config.overrides import validate
 from align.presets.load import presets, resolve
 from evaluate import embedded
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -185,7 +185,7 @@ def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path,
 from pathlib import Path
 from align.ablation import sweep
 from align.ablation.config import SweepConfig
-from align.config.overrides import validate
+from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 config = validate(SweepConfig, read_yaml(Path({str(tmp_path / "sweep.yaml")!r})), "test")
 raise SystemExit(0 if sweep.sweep(config, Path({str(output)!r}), processes=2) else 130)

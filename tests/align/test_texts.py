@@ -16,13 +16,13 @@ import tiny_families
 import torch
 from tiny import SMALL_RUN
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.data import text_embeddings as texts
 from align.data.text_embeddings import CachedTextEmbeddings, chunk, prepare, release, restore
 from align.training.loop import train
 from evaluate import families, pipelines, weights
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 from prompts.readers import Prompts, read_prompts
 
 FAMILIES = ["sd15", "sdxl", "pixart"]

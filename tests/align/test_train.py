@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny import SMALL_RUN, save_tiny
 
-from align.config.overrides import validate
 from align.config.train import TrainConfig
 from align.memory import estimate as memory
 from align.networks.initial import LORA
@@ -35,6 +34,7 @@ from evaluate import pipelines, weights
 from evaluate.diffusion import append_dims
 from evaluate.families import UNET_LAYERS
 from prompts.io.errors import UserError
+from prompts.io.validate import validate
 
 
 def make(tiny: Path, **changes: Any) -> TrainConfig:
@@ -548,7 +548,7 @@ import json, os, sys, weakref
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from align.config.overrides import validate
+from prompts.io.validate import validate
 from align.config.train import TrainConfig
 from align.networks import sharding
 from align.training import learner, loop, result

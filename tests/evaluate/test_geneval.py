@@ -20,6 +20,7 @@ from hub import Hub
 from upstream import geneval_cases, seeded
 
 from evaluate import scorers, weights
+from evaluate.images import as_bytes
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
 from evaluate.results.summary import summarise
@@ -255,7 +256,7 @@ def scorer(real_scorers: Hub) -> geneval.GenEval:
 def test_bytes_and_floats_are_the_same_image(scorer: geneval.GenEval) -> None:
     images, meta = list(IMAGES.values())[:3], [prompt.meta for prompt in suites.load("geneval").prompts[:3]]
     assert not scorer.differentiable
-    assert geneval.to_bytes(torch.tensor([-0.1, 0.6 / 255, 1.4 / 255, 1.1])).tolist() == [0, 1, 1, 255]
+    assert as_bytes(torch.tensor([-0.1, 0.6 / 255, 1.4 / 255, 1.1])).tolist() == [0, 1, 1, 255]
     said = [scorer.assess(each, [""] * 3, meta) for each in (images, [image / 255 for image in images])]
     assert said[0].details == said[1].details
     assert torch.equal(said[0].columns["geneval"], said[1].columns["geneval"])

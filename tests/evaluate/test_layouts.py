@@ -11,8 +11,8 @@ from hub import Hub
 from torch import nn
 
 from evaluate import cli, layouts, scorers
-from evaluate.bench import timing
 from evaluate.layouts import _parts, z_image
+from evaluate.pipelines import random_init
 from evaluate.results.csv_io import read_csv
 from evaluate.weights import RandomWeights
 from prompts.io.errors import UserError
@@ -54,7 +54,7 @@ PUBLISHED = {
 
 def on_meta(repo: str) -> Any:
     with layouts.first():
-        return timing.random_pipeline(repo, dtype=torch.float32, device="meta")
+        return random_init.random_pipeline(repo, dtype=torch.float32, device="meta")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 def test_the_hub_comes_first_unless_weights_are_random_anyway(models: Hub) -> None:
     (revision,) = (models.root / SDXL).iterdir()
-    size = parameters(timing.random_pipeline(f"{SDXL}@{revision.name}", dtype=torch.float32, device="meta").unet)
+    size = parameters(random_init.random_pipeline(f"{SDXL}@{revision.name}", dtype=torch.float32, device="meta").unet)
     assert size < 1e6, "the loopback hub's small one"
     asked = len(models.requests)
     assert parameters(on_meta(SDXL).unet) == 2_567_463_684
@@ -172,7 +172,7 @@ def test_a_layout_stands_in_for_a_hub_that_fails_and_that_is_said(
     small_layout: str, published: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        pipeline = timing.random_pipeline(f"{small_layout}@main", dtype=torch.float32, device="cpu")
+        pipeline = random_init.random_pipeline(f"{small_layout}@main", dtype=torch.float32, device="cpu")
     assert pipeline.unet.config.sample_size == 8
     (line,) = [line for line in capsys.readouterr().err.splitlines() if small_layout in line]
     assert (
@@ -180,7 +180,7 @@ def test_a_layout_stands_in_for_a_hub_that_fails_and_that_is_said(
         == f"{small_layout}: configs and tokenizers are made from published figures (evaluate/layouts), not fetched"
     )
     with pytest.raises(UserError, match=r"owner/other: .* cannot be fetched"):
-        timing.random_pipeline("owner/other", dtype=torch.float32, device="cpu")
+        random_init.random_pipeline("owner/other", dtype=torch.float32, device="cpu")
     with pytest.raises(UserError, match=r"never\.json cannot be fetched"):
         RandomWeights().fetch(small_layout, "never.json", "main")
 
@@ -189,7 +189,7 @@ def test_a_hub_that_failed_is_not_asked_again(small_layout: str, published: Hub)
     def asked(times: int) -> int:
         before = len(published.requests)
         for _ in range(times):
-            timing.random_pipeline(small_layout, dtype=torch.float32, device="meta")
+            random_init.random_pipeline(small_layout, dtype=torch.float32, device="meta")
         return len(published.requests) - before
 
     once = asked(1)

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SIDE
 
 from evaluate import cli, embedded, families, pipelines, samplers, weights
-from evaluate.bench import timing
-from evaluate.pipelines import overlays
+from evaluate.pipelines import overlays, random_init
 from evaluate.results.csv_io import read_csv
 from evaluate.runs.settings import from_options
 from prompts.io import hub
@@ -529,11 +528,11 @@ def test_a_recipe_is_drawn_in_its_own_dtype_on_a_gpu_alone(tmp_path: Path, monke
 
 
 def test_random_weights_are_drawn_from_a_rows_configs(models: Hub) -> None:
-    pipeline = timing.random_pipeline("sdxl-distar-long", dtype=torch.float32, device="cpu")
+    pipeline = random_init.random_pipeline("sdxl-distar-long", dtype=torch.float32, device="cpu")
     assert type(pipeline.scheduler).__name__ == "LCMScheduler"
     assert draw(pipeline, RECIPES["sdxl-distar-long"], PROMPTS).isfinite().all()
     with pytest.raises(UserError, match="reported only"):
-        timing.random_pipeline("sd15-boot-1step", dtype=torch.float32, device="cpu")
+        random_init.random_pipeline("sd15-boot-1step", dtype=torch.float32, device="cpu")
 
 
 def test_parts_and_index_agree(models: Hub, tmp_path: Path) -> None:

@@ -104,10 +104,13 @@ def test_what_chooses_is_part_of_what_was_drawn() -> None:
     ("options", "words"),
     [
         ({"name": "best", "n": 3}, "sampler.name = best: unknown; choose from best_of, shapes_renderer, stock"),
-        ({"name": "best_of", "n": 1, "scorer": "shapes/clip"}, "sampler best_of: n: .* greater than or equal to 2"),
-        ({"name": "best_of", "n": 2}, "sampler best_of: scorer: field required"),
+        (
+            {"name": "best_of", "n": 1, "scorer": "shapes/clip"},
+            "sampler best_of: n = 1 cannot be used: .* greater than or equal to 2",
+        ),
+        ({"name": "best_of", "n": 2}, "sampler best_of: 'scorer' is missing"),
         ({"name": "best_of", "n": 2, "scorer": "shapes/clop"}, "no scorer 'shapes/clop'"),
-        ({"name": "stock", "n": 2}, "sampler stock: n: extra inputs"),
+        ({"name": "stock", "n": 2}, "sampler stock: unknown key 'n'"),
     ],
 )
 def test_a_slip_is_told(options: dict[str, object], words: str) -> None:

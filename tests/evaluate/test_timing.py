@@ -10,6 +10,7 @@ from clock import Hours
 
 from evaluate import cli, pipelines
 from evaluate.bench import timing
+from evaluate.pipelines import random_init
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
@@ -59,7 +60,10 @@ def test_calls_that_warm_up_are_not_counted(hours: Hours) -> None:
 
 
 def test_weights_are_drawn_and_never_zero(configs: Path, tiny: Path) -> None:
-    pipeline, real = timing.random_pipeline(str(configs), dtype=torch.float32, device="cpu"), pipelines.load(str(tiny))
+    pipeline, real = (
+        random_init.random_pipeline(str(configs), dtype=torch.float32, device="cpu"),
+        pipelines.load(str(tiny)),
+    )
     for name in ("unet", "vae", "text_encoder"):
         drawn, own = (getattr(each, name) for each in (pipeline, real))
         assert {key: value.shape for key, value in drawn.state_dict().items()} == {
@@ -67,9 +71,9 @@ def test_weights_are_drawn_and_never_zero(configs: Path, tiny: Path) -> None:
         }
         assert all(parameter.count_nonzero() == parameter.numel() for parameter in drawn.parameters()), name
         assert not drawn.training
-    again = timing.random_pipeline(str(configs), dtype=torch.float32, device="cpu")
+    again = random_init.random_pipeline(str(configs), dtype=torch.float32, device="cpu")
     assert torch.equal(pipeline.unet.conv_in.weight, again.unet.conv_in.weight)
-    half = timing.random_pipeline(str(configs), dtype=torch.bfloat16, device="cpu")
+    half = random_init.random_pipeline(str(configs), dtype=torch.bfloat16, device="cpu")
     assert half.unet.dtype == half.vae.dtype == torch.bfloat16
     image = pipeline(["a circle"], output_type="pt", **RECIPE.call()).images
     assert image.isfinite().all()
@@ -82,7 +86,7 @@ def test_a_missing_config_is_said(configs: Path, tmp_path: Path) -> None:
         shutil.copytree(configs, folder)
         shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
         with pytest.raises(UserError) as caught:
-            timing.random_pipeline(str(folder), dtype=torch.float32, device="cpu")
+            random_init.random_pipeline(str(folder), dtype=torch.float32, device="cpu")
         assert str(folder) in str(caught.value)
 
 
