@@ -92,9 +92,10 @@ def train(family: str, published: Hub, folder: Path) -> Path:
             tiny_families.save(made, place)
         else:
             torch.save(getattr(made, name).state_dict(), place / "bare.bin")
+    lora = LORA if family == "pixart" else UNET_LORA
     content = SMALL_RUN | {
         "family": family, "reference": f"tests-of-export/{family}-reference@{'0' * 40}", "batch_size": 4, "steps": 2,
-        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": LORA if family == "pixart" else UNET_LORA, "held_out": {},
+        "initial": f"tests-of-export/{family}-start/bare.bin@{'1' * 40}", "lora": lora, "held_out": {},
         "final_comparison": {"prompts": 9, "source": str(folder / "others.txt")}, "method": "di++",
         "prompts": str(folder / "prompts.txt"), "rewards": [{"scorer": "pickscore", "scale": 100}],
         "generator": {"input_scale": "unit_variance" if family == "sdxl" else "sigma_init"},

@@ -235,7 +235,7 @@ def test_a_suite_that_misstates_its_size_is_refused(home: Path) -> None:
     with pytest.raises(UserError, match="n is 3, but its files hold 2"):
         suites.load("two", path=home)
     (home / "two.yaml").write_text("n: 2")
-    with pytest.raises(UserError, match=r"two.yaml: source: field required"):
+    with pytest.raises(UserError, match=r"two.yaml: 'source' is missing"):
         suites.card("two")
 
 
