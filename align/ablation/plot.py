@@ -17,6 +17,12 @@ WIDE = 8
 NAMED = 3
 
 
+def _with_room(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = max((high - low) / 3, 1e-9)
+    return low - room, high + room
+
+
 def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[str]) -> list[str]:
     """Limit a plot to the curves' cells and a third as much around them; returns the cells that are outside."""
     x, y = (np.array([places[cell][side] for cell in cells]) for side in (0, 1))
@@ -30,12 +36,8 @@ def _look_at(axes: Any, places: Mapping[str, tuple[float, float]], cells: set[st
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    limits = []
-    for values, limit, log in ((x, axes.set_xlim, False), (y, axes.set_ylim, wide)):
-        low, high = (np.log(each) if log else each for each in (np.nanmin(values), np.nanmax(values)))
-        room = max((high - low) / 3, 1e-9)
-        limits.append(limit(*(np.exp(each) if log else each for each in (low - room, high + room))))
-    (left, right), (bottom, top) = limits
+    left, right = axes.set_xlim(*_with_room(x))
+    bottom, top = axes.set_ylim(*(np.exp(_with_room(np.log(y))) if wide else _with_room(y)))
     finite = {cell: place for cell, place in places.items() if all(map(math.isfinite, place))}
     return [cell for cell, (a, b) in finite.items() if not (left <= a <= right and bottom <= b <= top)]
 

@@ -248,16 +248,14 @@ def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
 
     Raises UserError if there is none, or one that was made with other weights of the world than there are now.
     """
-    for run in plan(config, output):
-        if run.finished and run.result.get("world", embedded.digest()) != embedded.digest():
+    finished = []
+    for run in (run for run in plan(config, output) if run.finished):
+        result = run.result
+        if result.get("world", embedded.digest()) != embedded.digest():
             raise UserError(
                 f"{run.folder}: made with other weights of the world than there are now; choose another --output"
             )
-    finished = [
-        run.result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)}
-        for run in plan(config, output)
-        if run.finished
-    ]
+        finished.append(result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)})
     if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
     return finished

@@ -48,7 +48,7 @@ class FinalComparison(Config):
 
 
 class TrainConfig(Config):
-    """Stage `train`: one-step generators by Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
+    """Stage `train`: one- and few-step generators by Diff-Instruct, SIM, Diff-Instruct++ or Diff-Instruct*."""
 
     stage: Literal["train"]
     method: str = Field(description="a name in `align.config.methods.METHODS`")

@@ -119,7 +119,7 @@ def estimate(
         # `pad_sequence` makes a true tensor of fake ones, with a graph, and torch asks it for its gradient.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         built = run()
-        if sharded:  # whose parameters stay as they are, for which nothing here is sharded enough
+        if sharded:  # it leaves sharded parameters as they are, and those here only stand for such
             built.roles.constant = nullcontext  # type: ignore[assignment, method-assign]
         _prepare(built, tracker)
         for part, tensor in _extra(config, built, processes).items():

@@ -77,11 +77,10 @@ def check(config: TrainConfig, *, processes: int, available: float) -> Estimate:
                 f"--set {shlex.quote(f'{key}={json.dumps(value).strip(chr(34))}')}"
                 for key, value in (changes[-1:] if alone else changes)
             )
-            slow = config.lora is None and any(key == "lora" for key, _ in changes)
-            rates = (
-                "; a LoRA learns at rates of its own (student and assistant's learning_rate), as presets with one do"
-            )
-            raise UserError(f"{why}; add {options}, which needs about {least / GIB:.1f} GiB{rates if slow else ''}")
+            remedy = f"{why}; add {options}, which needs about {least / GIB:.1f} GiB"
+            if config.lora is None and any(key == "lora" for key, _ in changes):
+                remedy += "; it learns at rates of its own (student and assistant's learning_rate), as presets with one"
+            raise UserError(remedy)
     raise UserError(
         f"{why}; even with {', '.join(key for key, _ in changes) or 'all that saves memory'} it is {least / GIB:.1f}"
         " GiB: take a larger GPU, or more of them with parallel = fsdp2"

@@ -118,11 +118,13 @@ class Validation:
         seen = {name: score[score.isfinite()].mean().item() for name, score in scores.items()}
         if not self.baseline:
             self.baseline = dict(seen)
+        if self.held.guard == "off":
+            return None, seen
         for name, score in scores.items():
-            none = int((~score.isfinite()).sum())
-            if self.held.guard != "off" and 2 * none >= len(score):
-                return f"{name.partition('/')[2]} has no score of {none} of {len(score)} held-out images", seen
-        if self.held.guard == "off" or (self.rewards and seen["held_out/reward"] <= self.baseline["held_out/reward"]):
+            missing = int((~score.isfinite()).sum())
+            if 2 * missing >= len(score):
+                return f"{name.partition('/')[2]} has no score of {missing} of {len(score)} held-out images", seen
+        if self.rewards and seen["held_out/reward"] <= self.baseline["held_out/reward"]:
             return None, seen
         rose = "the reward rose but " if self.rewards else ""
         for name, fall in self.held.scorers.items():

@@ -23,6 +23,7 @@ from evaluate import environment, layouts, scorers
 from evaluate.bench.timing import peak_mib, time_call
 from evaluate.preprocess import CLIP_224, Preprocess
 from evaluate.scorers import Scorer
+from evaluate.scorers.shapes import Reading
 from prompts.io.errors import UserError
 
 #: Images per call unless another number is asked for, and their edge in pixels.
@@ -167,7 +168,7 @@ def bench_scorer(
 
     weights: sha256 of the scorer's. Raises UserError where the original was timed on others.
     """
-    if "evaluate.scorers.shapes" in scorers.module_of(scorer.protocol) and next(scorer.parameters(), None) is None:
+    if isinstance(scorer, Reading):
         raise UserError(f"{scorer.protocol}: reads captions of its world alone; name a scorer of photographs")
     takes = scorer.prepare
     edge = takes.size if isinstance(takes, Preprocess) and not takes.resize else None  # images of its own size alone

@@ -245,6 +245,7 @@ def measure(settings: TimingSettings) -> dict[str, Any]:
 
 
 STAGES = tuple(field.name for field in fields(Timing) if field.name != "peak_mib")
+#: Of a row, which `measure` makes.
 COLUMNS = (
     "model", "weights", "recipe", "images", *(f"{name}_s" for name in STAGES), "peak_mib", "dtype", "compiled",
     "channels_last", "batch", "repeats", "warmup", "hardware", "versions", "command",
@@ -253,19 +254,19 @@ COLUMNS = (
 KEY = ("command", "hardware", "versions")
 
 
-def check(path: Path) -> None:
-    """Raise UserError where the row of a timing could not be put into the file, before the time is taken."""
-    if path.is_file() and (rows := read_csv(path)) and tuple(rows[0]) != COLUMNS:
+def rows_of(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
+    """A CSV file's rows, none where there is no file. Raises UserError where a row of these columns does not belong."""
+    rows = read_csv(path) if path.is_file() else []
+    if rows and [*rows[0]] != [*columns]:
         raise UserError(f"{path}: other columns than those of this version; move it away")
+    return rows
 
 
 def record(row: dict[str, Any], path: Path, key: Sequence[str] = KEY) -> None:
     """Put a row into a CSV file, in place of the one with the same values under `key`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        rows = read_csv(path) if path.is_file() else []
-        if rows and rows[0].keys() != row.keys():
-            raise UserError(f"{path}: other columns than those of this version; move it away")
+        rows = rows_of(path, list(row))
         text = {name: str(value) for name, value in row.items()}
         kept: list[dict[str, str]] = [old for old in rows if any(old[name] != text[name] for name in key)]
         write_csv([*kept, text], path)

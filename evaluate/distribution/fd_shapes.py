@@ -35,12 +35,12 @@ def renders(features: Extractor, *, seed: int = 0) -> MakeReference:
         from prompts.shapes import grammar, render, renderer
 
         repeated = list(captions) * RENDERS
-        code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (grammar, renderer)]
 
         def rendered() -> Tensor:
             return features(torch.from_numpy(render(repeated, seed=seed)))
 
         def once() -> Tensor:  # it takes longer than all else that is measured of a small generator
+            code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (grammar, renderer)]
             return kept(features, text_sha256(json.dumps([seed, repeated, code])), rendered)
 
         units = None if images.units is None else images.units.repeat(RENDERS)

@@ -170,13 +170,8 @@ class FrechetMetric(DistributionMetric):
             return frechet_distance(union(self.state[group] for group in counts if group != left_out), reference)
 
         estimate = jackknife(counts, distance, bounds=(0.0, math.inf))
-        notes = [
-            estimate.note,
-            f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high"
-            if n <= width
-            else "",
-            too_few(n, self.n_images),
-        ]
+        deficient = f"rank-deficient: {n:,} images for {width:,} dimensions, so the value is far too high"
+        notes = [estimate.note, deficient if n <= width else "", too_few(n, self.n_images)]
         if reference.counted:
             few = f"the reference's {reference.n:,} images are too few for {width:,} dimensions"
             notes += [few if reference.n <= width else "", another_reference(reference.n, self.n_real)]

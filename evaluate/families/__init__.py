@@ -20,8 +20,6 @@ from prompts.io.errors import UserError
 
 __path__ = extensions.extended(__path__, "families")
 
-NOBODY = "no family draws with it; add one to evaluate/families, or use another model"
-
 #: The ends of the names of a UNet's layers that have most of its weights.
 UNET_LAYERS = (
     "to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out", "net.0.proj", "net.2",
@@ -143,15 +141,19 @@ def of(pipeline: Any) -> Family:
     """The family of a loaded pipeline, by its class or one that it is derived from;
     UserError where none draws with it.
     """
+    return _of(type(pipeline), type(pipeline).__name__)
+
+
+def _of(kind: type, named: str) -> Family:
     for name in names():
-        if draws_with(load(name), pipeline):
+        if draws_with(load(name), kind):
             return load(name)
-    raise UserError(f"{type(pipeline).__name__}: {NOBODY}")
+    raise UserError(f"{named}: no family draws with it; add one to evaluate/families, or use another model")
 
 
-def draws_with(family: Family, pipeline: Any) -> bool:
-    """Whether the pipeline's class, or one that it is derived from, is among the family's."""
-    return bool({kind.__name__ for kind in type(pipeline).__mro__} & set(family.pipelines))
+def draws_with(family: Family, pipeline: type) -> bool:
+    """Whether the class of a pipeline, or one that it is derived from, is among the family's."""
+    return bool({kind.__name__ for kind in pipeline.__mro__} & set(family.pipelines))
 
 
 def check_class(index: Path, source: str) -> None:
@@ -164,12 +166,8 @@ def check_class(index: Path, source: str) -> None:
         name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         return  # whoever loads it says so
-    kind = getattr(diffusers, name, None)
-    if not isinstance(kind, type):
-        return
-    classes = {each.__name__ for each in kind.__mro__}
-    if not any(classes & set(load(family).pipelines) for family in names()):
-        raise UserError(f"{source}: {name}: {NOBODY}")
+    if isinstance(kind := getattr(diffusers, name, None), type):
+        _of(kind, f"{source}: {name}")
 
 
 def check(name: str, pipeline: Any, source: str) -> None:
@@ -177,8 +175,8 @@ def check(name: str, pipeline: Any, source: str) -> None:
     scheduler.
     """
     family, kind = load(name), type(pipeline).__name__
-    if family.pipelines and not draws_with(family, pipeline):
-        fitting = [other for other in names() if draws_with(load(other), pipeline)]
+    if family.pipelines and not draws_with(family, type(pipeline)):
+        fitting = [other for other in names() if draws_with(load(other), type(pipeline))]
         remedy = f"set family to {fitting[0]}" if fitting else f"it can be one of {', '.join(family.pipelines)}"
         raise UserError(f"family = {name}: {source} is a {kind}; {remedy}")
     if family.flow and not is_flow(pipeline.scheduler):

@@ -125,5 +125,5 @@ def extractor(device: Any, path: str | None, prepare: Preparation) -> Extractor:
             ready = list(pool.map(lambda image: prepare(as_bytes(image)), images))
         return torch.cat([network(torch.stack(ready[i : i + BATCH]).to(device)) for i in range(0, len(ready), BATCH)])
 
-    made_by = {"network": "inception", **asdict(prepare)} | {each: version(each) for each in ("clean-fid", "pillow")}
+    made_by = {"network": "inception", **asdict(prepare)} | {"clean-fid": version("clean-fid")}
     return Extractor(features, weights_sha256=digest, made_by=made_by)

@@ -162,13 +162,9 @@ def _suite(
     try:
         digest = hashlib.sha256(content.encode()).hexdigest()
     except UnicodeEncodeError as error:
-        broken = next(p.id for p in prompts if not _whole(json.dumps(p.content, ensure_ascii=False)))
-        raise UserError(f"{source}: {broken} holds half of a character ({error.reason}); write it anew") from None
+        before = content[: error.start][-40:]
+        raise UserError(f"{source}: half of a character behind {before!r}; write it anew") from None
     return Suite(name, prompts, digest, source, licence, per_prompt, tuple(metrics))
-
-
-def _whole(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _usual(module: Any) -> tuple[int, tuple[str, ...]]:

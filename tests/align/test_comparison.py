@@ -200,8 +200,7 @@ def test_a_report_shows_the_reward_or_a_held_out_scorer(
 
     monkeypatch.setattr(report, "score", scored)
     report.final_comparison(config, tmp_path)
-    if given:
-        assert given[0].equal(images(9)) and given[1].equal(1 - images(9))
+    assert given[0].equal(images(9)) and given[1].equal(1 - images(9))
     assert line in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "comparison.png").is_file()
 

@@ -261,6 +261,11 @@ def test_a_network_alone_finds_the_rest_from_anywhere(
         pipelines.load(str(path)).unet.state_dict() for path in (tmp_path / "elsewhere" / "bare", "checkpoint")
     )
     assert all((mine[name] - value).abs().max() < 1e-3 for name, value in theirs.items())
+    # A folder's name may look like a revision.
+    shutil.copytree(run / "checkpoint", tmp_path / "me@home")
+    at = tmp_path / "me@home"
+    assert align("export", run / "checkpoint", "--output", tmp_path / "at", "--pipeline", at)[0] == 0
+    assert pipelines.read_recipe(str(tmp_path / "at")).pipeline == "../me@home"
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from tiny import SMALL_RUN
 
+from align.config.train import TrainConfig
 from evaluate import weights
+from prompts.io.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -53,6 +55,33 @@ def small(tiny: Path, tmp_path: Path) -> Path:
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content | changes))
     return tmp_path
+
+
+def test_an_interrupted_stage_of_the_world_is_not_taken_for_a_finished_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has left a checkpoint too."""
+    from align.world import build
+
+    resumed: list[bool] = []
+
+    def train(config: TrainConfig, folder: Path, *, resume: bool) -> bool:
+        resumed.append(resume)
+        (folder / "checkpoint").mkdir(exist_ok=True)
+        (folder / "log.jsonl").write_text("{}\n")
+        ended = len(resumed) == 2
+        step = config.assistant.warmup + config.steps if ended else 3
+        (folder / "run.json").write_text(json.dumps({"step": step}))
+        return ended
+
+    monkeypatch.setattr(build, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        build._train("base", "shapes-base", tmp_path)
+    for _ in range(2):  # made to its end, and then there
+        assert build._train("base", "shapes-base", tmp_path) == tmp_path / "base" / "checkpoint"
+    assert resumed == [False, True]
+    with pytest.raises(UserError, match=r"seed was 0 and is now 5"):  # nor is another run
+        build._train("base", "shapes-base", tmp_path, "seed=5")
 
 
 def result(output: Path) -> bytes:

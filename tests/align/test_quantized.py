@@ -1,6 +1,7 @@
 """Bases of LoRA roles in 8 and 4 bits: how far what they compute is from the whole ones, and what they take."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from tiny import SMALL_RUN, save_tiny
 from torch import nn
 
 from align.config.train import TrainConfig
+from align.export.pipeline import copy as copy_checkpoint
 from align.memory import estimate as memory
 from align.networks import quantized
 from align.networks.initial import LORA
 from align.networks.quantized import QuantizedLinear, quantize
+from align.options import dump
+from align.run_folder import read_run
 from align.training.loop import train
 from evaluate.weights import read
 from prompts.io.errors import UserError
@@ -79,6 +83,25 @@ def test_a_run_is_near_the_one_on_whole_weights(tmp_path: Path, bits: str, bound
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_lora_over_rounded_weights_has_no_scores_of_theirs(tmp_path: Path) -> None:
+    config = make(save_tiny(tmp_path / "tiny", channels=64), lora={"rank": 2, "alpha": 2.0, "base": "8bit"}, steps=1)
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(config, run, show=False)
+    (run / "config.yaml").write_text(dump(config))
+    row = {"metric": "m", "start": 0.1, "result": 0.2, "mean": 0.1, "low": 0, "high": 1}
+    rows = [row | {"win_rate": 0.5, "win_low": 0.1, "win_high": 0.9}]
+    found = {"step": read_run(run)["step"], "n": 2, "seed": 0, "start": "x", "rows": rows}
+    (run / "comparison.json").write_text(json.dumps(found))
+    for lora in (False, True):
+        folder = tmp_path / str(lora)
+        copy_checkpoint(run / "checkpoint", folder, dtype=None, pipeline=None, lora=lora, scores=None, push_to=None)
+        text = (folder / "README.md").read_text()
+        assert "over a base in 8bit" in text
+        assert ("## Scores" in text) == (not lora)
+
+
 def test_the_estimate_counts_them(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny")
     quantized._levels.cache_clear()  # which another test may have left

@@ -11,7 +11,7 @@ from clock import Hours
 from hub import Hub
 from typer.testing import CliRunner
 
-from evaluate import cli, layouts, weights
+from evaluate import cli, layouts, scorers, weights
 from evaluate.bench import scorers as bench
 from evaluate.bench.scorers import Originals, bench_frechet, bench_harness, bench_scorer
 from evaluate.preprocess import CLIP_MEAN, CLIP_STD
@@ -64,6 +64,11 @@ def test_a_scorer_beside_its_original(tmp_path: Path, hours: Hours) -> None:
     assert few.ours == 2 / 0.0625 and few.ratio is None
     with pytest.raises(UserError, match="same file"):
         bench_scorer(scorer, "b" * 64, device="cpu", repeats=1, originals=known)
+
+
+def test_what_reads_captions_of_its_world_alone_is_not_timed_on_another() -> None:
+    with pytest.raises(UserError, match="shapes/oracle: reads captions of its world alone"):
+        bench_scorer(scorers.load("shapes/oracle"), "", device="cpu", repeats=1)
 
 
 @pytest.mark.parametrize(

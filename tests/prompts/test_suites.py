@@ -125,6 +125,13 @@ def test_what_cannot_be_read_is_named_in_a_sentence(tmp_path: Path, name: str, c
     assert "\n" not in str(caught.value)
 
 
+def test_half_of_a_character_is_refused_where_it_stands(tmp_path: Path) -> None:
+    """A text that was cut within an emoji."""
+    (tmp_path / "theirs.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a smile \\ud83d"}\n')
+    with pytest.raises(UserError, match=r"theirs\.jsonl: half of a character behind '.*a smile '"):
+        suites.load(str(tmp_path / "theirs.jsonl"))
+
+
 def test_a_missing_file_and_an_unknown_name() -> None:
     with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
         suites.load("none.txt")
