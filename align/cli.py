@@ -16,6 +16,12 @@ app = typer.Typer(
     help="Train one- and few-step text-to-image generators.",
 )
 
+Preset = Annotated[
+    str,
+    typer.Argument(
+        help="A preset ('align presets' lists them), or a YAML file of your own with the key base or stage."
+    ),
+]
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="YAML laid over the preset.")]
 Sets = Annotated[
     Optional[list[str]],
@@ -36,7 +42,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    preset: Preset,
     config: ConfigFile = None,
     sets: Sets = None,
     output: Output = None,
@@ -59,7 +65,7 @@ def train(
     from align import commands as runs
     from align.config.train import TRAIN
     from align.options import dump
-    from align.presets.load import resolve
+    from align.presets.load import name_of, resolve
 
     resolved: Any = resolve(preset, TRAIN, config=config, sets=sets or ())
     if not dry_run and (gpu_memory is not None or processes is not None):
@@ -68,13 +74,13 @@ def train(
         print(dump(resolved), end="", flush=True)
         runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
         return
-    if not runs.train(resolved, output or Path("runs") / preset, resume=resume, preset=preset):
+    if not runs.train(resolved, output or Path("runs") / name_of(preset), resume=resume, preset=preset):
         raise typer.Exit(130)
 
 
 @app.command()
 def pretrain(
-    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    preset: Preset,
     config: ConfigFile = None,
     sets: Sets = None,
     output: Output = None,
@@ -82,11 +88,11 @@ def pretrain(
 ) -> None:
     """Train the parts of an embedded world: autoencoder, reference diffusion model, CLIP."""
     from align import commands as runs
-    from align.presets.load import resolve
+    from align.presets.load import name_of, resolve
     from align.world.config import PRETRAIN
 
     resolved: Any = resolve(preset, PRETRAIN, config=config, sets=sets or ())
-    if not runs.pretrain(resolved, output or Path("runs") / preset, resume=resume):
+    if not runs.pretrain(resolved, output or Path("runs") / name_of(preset), resume=resume):
         raise typer.Exit(130)
 
 
@@ -100,7 +106,7 @@ def reward(
             help="JSON lines with the keys prompt, preferred, rejected; the last two are image files.",
         ),
     ],
-    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")] = "shapes-preference",
+    preset: Preset = "shapes-preference",
     config: ConfigFile = None,
     sets: Sets = None,
     output: Output = None,
@@ -108,11 +114,11 @@ def reward(
 ) -> None:
     """Train a preference model on pairs of images of one prompt (Bradley-Terry)."""
     from align import commands as runs
-    from align.presets.load import resolve
+    from align.presets.load import name_of, resolve
     from align.world.config import REWARD
 
     resolved: Any = resolve(preset, REWARD, config=config, sets=sets or ())
-    if not runs.reward(resolved, pairs, output or Path("runs") / preset, resume=resume):
+    if not runs.reward(resolved, pairs, output or Path("runs") / name_of(preset), resume=resume):
         raise typer.Exit(130)
 
 
@@ -242,7 +248,7 @@ def bench(
 
 @app.command()
 def sweep(
-    preset: Annotated[str, typer.Argument(help="A preset; 'align presets' lists them.")],
+    preset: Preset,
     config: ConfigFile = None,
     sets: Sets = None,
     output: Output = None,
@@ -262,15 +268,15 @@ def sweep(
     from align.ablation import sweep as sweeps
     from align.ablation.config import SWEEP
     from align.ablation.table import write
-    from align.presets.load import resolve
+    from align.presets.load import name_of, resolve
 
     resolved: Any = resolve(preset, SWEEP, config=config, sets=sets or ())
-    folder = output or Path("runs") / preset
+    folder = output or Path("runs") / name_of(preset)
     if begun is not None:
         sweeps.take(resolved, folder, begun)
     if table is None and not sweeps.sweep(resolved, folder, processes=processes):
         raise typer.Exit(130)
-    write(resolved, sweeps.results(resolved, folder), preset, table or folder)
+    write(resolved, sweeps.results(resolved, folder), name_of(preset), table or folder)
 
 
 @app.command()

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import pytest
 import warm
 
+from align.ablation import sweep
+from align.ablation.config import SWEEP, SweepConfig
 from align.config.train import TRAIN
 from align.presets.load import resolve
 from evaluate import distribution, scorers
@@ -219,3 +221,12 @@ def parses(line: str) -> None:
     metrics = given.get("metric") or ()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         assert scorers.resolve(metric) or distribution.resolve(metric), metric
+
+
+def test_the_sweep_that_a_page_shows_is_one(tmp_path: Path) -> None:
+    (text,) = [x.text for x in blocks(ROOT / "docs" / "commands.md") if x.rest == "my-sweep.yaml"]
+    path = tmp_path / "my-sweep.yaml"
+    path.write_text(text)
+    config = resolve(str(path), SWEEP)
+    assert isinstance(config, SweepConfig)
+    assert list(sweep.cells(config)) == ["centre", "none", "strong"]

@@ -79,7 +79,7 @@ class SweepConfig(Config):
     """Stage `sweep`: runs of `align train` that differ from a centre in one thing each, several seeds of every one."""
 
     stage: Literal["sweep"]
-    centre: str = Field(description="preset of 'align train'")
+    centre: str = Field(description="preset of 'align train', or a YAML file in its place")
     common: dict[str, Any] = Field({}, description="laid over the preset in every cell")
     cells: dict[str, dict[str, Any]] = Field(description="name -> what is laid over the centre")
     seeds: PositiveInt

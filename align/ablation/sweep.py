@@ -27,7 +27,7 @@ from align.ablation.config import CENTRE, WIN, Baseline, Measure, SweepConfig
 from align.config.overrides import difference, merge
 from align.config.train import TRAIN, TrainConfig
 from align.options import Config
-from align.presets.load import presets
+from align.presets.load import content_of
 from align.run_folder import alone, open_folder
 from align.training.interrupt import stop_on_signal
 from evaluate import embedded
@@ -106,10 +106,11 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
             available = ", ".join([*scorers.variants(), *distribution.variants()])
             raise UserError(f"measure.metrics: no metric {metric!r}; there are {available}; {WIN}SCORER takes a scorer")
-    known = presets(TRAIN)
-    if config.centre not in known:
-        raise UserError(f"centre = {config.centre}: no preset of 'align train'; 'align presets' lists them")
-    base = merge(TrainConfig, known[config.centre], config.common)
+    try:
+        centre = content_of(config.centre, TRAIN)
+    except UserError as error:
+        raise UserError(f"centre: {error}") from None
+    base = merge(TrainConfig, centre, config.common)
     changes: dict[str, dict[str, Any]] = {CENTRE: {}, **config.cells}
     contents = {name: merge(TrainConfig, base, change) for name, change in changes.items()}
     return {name: validate(TrainConfig, content, f"cell {name}") for name, content in contents.items()}

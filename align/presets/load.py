@@ -36,30 +36,69 @@ def stages() -> dict[str, str]:
 
 
 def presets(model_of: Mapping[str, type[Config]]) -> dict[str, dict[str, Any]]:
-    """The presets of the stages in `model_of`, by name, unvalidated.
+    """The presets of the stages in `model_of`, by name, unvalidated."""
+    written = _written()
+    return {
+        name: _content(name, written, model_of) for name in written if _lineage(name, written)[0]["stage"] in model_of
+    }
 
-    One with the key `base` is laid over what it names.
-    """
-    written, contents = _written(), {}
-    for name in written:
-        content, *changes = _lineage(name, written)
-        if content["stage"] not in model_of:
-            continue
-        for change in changes:
-            settings = {key: value for key, value in change.items() if key != "base"}
-            content = merge(model_of[content["stage"]], content, settings)
-        contents[name] = content
-    return contents
+
+def file_of(preset: str) -> Path | None:
+    """The file that stands in a preset's place: what ends in `.yaml` is a path, and no name."""
+    return Path(preset) if preset.endswith((".yaml", ".yml")) else None
+
+
+def name_of(preset: str) -> str:
+    """A preset's name, or a file's without its ending."""
+    path = file_of(preset)
+    return path.stem if path else preset
 
 
 def _written() -> dict[str, dict[str, Any]]:
     return {path.stem: read_yaml(path) for path in preset_files()}
 
 
+def _read(path: Path, written: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A file in a preset's place. Raises UserError where it does not say what it is, or what it is laid over."""
+    content = read_yaml(path)
+    refuse_tokens(content, str(path))
+    if (base := content.get("base")) is None and content.get("stage") not in COMMANDS:
+        raise UserError(
+            f"{path}: neither a stage ({', '.join(COMMANDS)}) nor a base; add 'base: PRESET', or give a preset and"
+            f" --config {path}"
+        )
+    if base is not None and base not in written:
+        raise UserError(f"{path}: base = {base}: no such preset; {nearest(str(base), list(written))}")
+    return content
+
+
+def content_of(preset: str, model_of: Mapping[str, type[Config]]) -> dict[str, Any]:
+    """A preset, or a file in its place, unvalidated. Raises UserError for one that is of no stage in `model_of`."""
+    written, path = _written(), file_of(preset)
+    if path:
+        written[preset] = _read(path, written)
+    stage = _lineage(preset, written)[0]["stage"] if preset in written else None
+    if stage in model_of:
+        return _content(preset, written, model_of)
+    if path and stage:
+        raise UserError(f"{preset}: of stage {stage!r}; give it to 'align {COMMANDS[stage]}'")
+    other = f" ({preset!r} belongs to 'align {COMMANDS[stage]}')" if stage else ""
+    raise UserError(f"no preset {preset!r} here{other}; {nearest(preset, list(presets(model_of)))}")
+
+
+def _content(name: str, written: Mapping[str, dict[str, Any]], model_of: Mapping[str, type[Config]]) -> dict[str, Any]:
+    """What a preset comes to, laid over what its key `base` names."""
+    content, *changes = _lineage(name, written)
+    for change in changes:
+        settings = {key: value for key, value in change.items() if key != "base"}
+        content = merge(model_of[content["stage"]], content, settings)
+    return content
+
+
 def _lineage(name: str, written: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A preset as it is written, behind those that it is laid over; the first has a stage."""
     content = written[name]
-    return [*(_lineage(content["base"], written) if "base" in content else []), content]
+    return [*(_lineage(content["base"], written) if content.get("base") else []), content]
 
 
 def describe(path: Path) -> str:
@@ -71,13 +110,11 @@ def describe(path: Path) -> str:
 def resolve(
     preset: str, model_of: Mapping[str, type[Config]], *, config: Path | None = None, sets: Sequence[str] = ()
 ) -> Config:
-    """Preset, then `config` laid over it, then `sets`; `model_of` maps a stage to the model that validates it."""
-    known = presets(model_of)
-    if preset not in known:
-        stage = stages().get(preset)
-        other = f" ({preset!r} belongs to 'align {COMMANDS[stage]}')" if stage else ""
-        raise UserError(f"no preset {preset!r} here{other}; {nearest(preset, list(known))}")
-    content, model = known[preset], model_of[known[preset]["stage"]]
+    """Preset, or a file in its place (`file_of`), then `config` laid over it, then `sets`; `model_of` maps a stage to
+    the model that validates it.
+    """
+    content, path = content_of(preset, model_of), file_of(preset)
+    model = model_of[content["stage"]]
     file = read_yaml(config) if config else {}
     refuse_tokens(file, str(config))
     for text in sets:
@@ -90,6 +127,7 @@ def resolve(
         for text in reversed(sets):
             if not field or f"{field}.".startswith(f"{text.partition('=')[0]}."):
                 return f"--set {text}"
-        return str(config) if config and (not field or field.split(".")[0] in file) else f"preset {preset}"
+        of_config = config and (not field or field.split(".")[0] in file)
+        return str(config) if of_config else preset if path else f"preset {preset}"
 
     return validate(model, content, source)

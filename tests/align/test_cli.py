@@ -119,6 +119,39 @@ def test_bad_config_files(align: Run, tmp_path: Path, content: bytes, words: lis
     refused(align("train", "shapes-di", "--config", path, "--output", tmp_path / "run"), str(path), *words)
 
 
+def test_a_file_of_ones_own_stands_in_a_presets_place(align: Run, tmp_path: Path) -> None:
+    """Laid over one by its key `base`, or whole, as a run's own configuration is."""
+    mine, run, again = (tmp_path / name for name in ("mine.v2.yaml", "run", "again.yaml"))
+    mine.write_text("base: shapes-distar\nsteps: 7\nstudent: {learning_rate: 0.5}\n")
+    laid_over = load.resolve(str(mine), TRAIN, sets=["batch_size=8"])
+    sets = ["steps=7", "student.learning_rate=0.5", "batch_size=8"]
+    assert laid_over == load.resolve("shapes-distar", TRAIN, sets=sets)
+    run_folder.open_folder(laid_over, run, resume=False)
+    shutil.copy(run / "config.yaml", again)
+    assert load.resolve(str(again), TRAIN) == laid_over
+    assert load.name_of(str(mine)) == "mine.v2"
+    assert load.name_of("pixart-dipp-rew10-cfg4.5") == "pixart-dipp-rew10-cfg4.5"
+    mine.write_text("base: shapes-distar\nstepz: 7\n")
+    refused(align("train", mine, "--dry-run"), f"{mine}: unknown key 'stepz'", "did you mean 'steps'?")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("steps: 7\n", ["neither a stage", "add 'base: PRESET'"]),
+        ("base: shapes-distart\n", ["no such preset", "did you mean 'shapes-distar'?"]),
+        ("base: shapes-vae\n", ["of stage 'vae'", "give it to 'align pretrain'"]),
+        ("base: shapes-di\nprompts: hf_" + "a" * 34 + "\n", ["holds a token"]),
+        (None, ["no such file"]),
+    ],
+)
+def test_bad_files_in_a_presets_place(align: Run, tmp_path: Path, content: str | None, words: list[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    if content:
+        path.write_text(content)
+    refused(align("train", path, "--output", tmp_path / "run"), str(path), *words)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

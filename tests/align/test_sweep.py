@@ -88,7 +88,7 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
     [
         ({"cells": {"a": {}, "b": {"stepz": 3}}}, ["cell b", "'stepz'", "did you mean 'steps'?"]),
         ({"cells": {"a": {}, "b": {"method": "di*"}}}, ["cell b", "needs rewards"]),
-        ({"centre": "shapes-vae"}, ["centre = shapes-vae", "no preset of 'align train'"]),
+        ({"centre": "shapes-vae"}, ["centre: no preset 'shapes-vae' here", "belongs to 'align pretrain'"]),
         (
             {"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}},
             ["'shapes/orakel'"],
@@ -166,6 +166,17 @@ def test_runs_with_other_weights_of_the_world_are_not_taken_for_these(
     assert run.identity(config.measure) != before
     with pytest.raises(UserError, match=r"seed-0: made with other weights of the world than there are now"):
         sweep.results(config, tmp_path)
+
+
+def test_a_sweep_around_a_training_of_ones_own(tiny: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: shapes-di\nseed: 9\n")
+    sweep_file = tmp_path / "sweep.yaml"
+    sweep_file.write_text(yaml.safe_dump(content(tiny, centre=str(mine))))
+    config = resolve(str(sweep_file), SWEEP)
+    assert isinstance(config, SweepConfig)
+    assert config == make(tiny, centre=str(mine))
+    assert {cell.seed for cell in sweep.cells(config).values()} == {9}
 
 
 def test_more_seeds_of_a_cell_than_of_all_are_refused(tiny: Path) -> None:
