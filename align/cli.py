@@ -36,7 +36,12 @@ Counted = Annotated[
     typer.Option("--counted", metavar="FILE", help="Operations from what --count wrote, not counted again."),
 ]
 STEPS, ROUNDS = 5, 1  # of a benchmark, unless it is told
-Output = Annotated[Optional[Path], typer.Option("--output", metavar="DIR", help="Run folder; by default runs/PRESET.")]
+Output = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--output", metavar="DIR", help="Run folder; by default runs/PRESET, or runs/ and the name of a file."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest whole state of the run folder.")]
 
 
@@ -65,7 +70,7 @@ def train(
     from align import commands as runs
     from align.config.train import TRAIN
     from align.options import dump
-    from align.presets.load import name_of, resolve
+    from align.presets.load import name_of, origin_of, resolve
 
     resolved: Any = resolve(preset, TRAIN, config=config, sets=sets or ())
     if not dry_run and (gpu_memory is not None or processes is not None):
@@ -74,7 +79,7 @@ def train(
         print(dump(resolved), end="", flush=True)
         runs.dry_run(resolved, processes=processes, gpu_memory=gpu_memory)
         return
-    if not runs.train(resolved, output or Path("runs") / name_of(preset), resume=resume, preset=preset):
+    if not runs.train(resolved, output or Path("runs") / name_of(preset), resume=resume, preset=origin_of(preset)):
         raise typer.Exit(130)
 
 
@@ -185,7 +190,7 @@ def presets() -> None:
 
 @app.command()
 def bench(
-    preset: Annotated[str, typer.Argument(help="A preset of 'align train'.")] = "shapes-distar",
+    preset: Annotated[str, typer.Argument(help="A preset of 'align train', or a file in its place.")] = "shapes-distar",
     sets: Sets = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after two that are not counted.")] = STEPS,
     rounds: Annotated[
@@ -276,7 +281,7 @@ def sweep(
         sweeps.take(resolved, folder, begun)
     if table is None and not sweeps.sweep(resolved, folder, processes=processes):
         raise typer.Exit(130)
-    write(resolved, sweeps.results(resolved, folder), name_of(preset), table or folder)
+    write(resolved, sweeps.results(resolved, folder), preset, table or folder)
 
 
 @app.command()
@@ -284,7 +289,7 @@ def world(
     work: Annotated[
         Path,
         typer.Option("--work", metavar="DIR", help="Where the stages run; what is there already is not run again."),
-    ] = Path("runs"),
+    ] = Path("runs/world"),
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Where the finished weights and their card go.")
     ] = Path("world"),

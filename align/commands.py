@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from align.run_folder import opened
+from align.run_folder import opened, read_run
 from evaluate.console import console, printer
 from prompts.io.errors import UserError
-from prompts.io.files import writable
+from prompts.io.files import writable, write_json
 
 if TYPE_CHECKING:
     from align.config.train import TrainConfig
@@ -32,9 +32,9 @@ def train(config: "TrainConfig", output: Path, *, resume: bool, preset: str | No
 
     process = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     main = process.is_main_process
-    if main and torch.cuda.is_available() and not resume:
-        check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
     with opened(config, output, resume=resume, preset=preset) if main else nullcontext():
+        if main and torch.cuda.is_available() and not resume:
+            check_memory(config, processes=process.num_processes, available=torch.cuda.mem_get_info(process.device)[0])
         process.wait_for_everyone()
         finished = loop(config, output, resume=resume)
     if finished and main and config.final_comparison.prompts:
@@ -92,6 +92,12 @@ def reward(config: "RewardConfig", pairs: Path, output: Path, *, resume: bool) -
 
     data = read_pairs(pairs)
     with opened(config, output, resume=resume):
+        run, pairs_sha256 = read_run(output), data.sha256()
+        if run.get("pairs", pairs_sha256) != pairs_sha256:
+            raise UserError(
+                f"--pairs {pairs}: not the pairs that {output} was begun with; give those, or start in another folder"
+            )
+        write_json(output / "run.json", run | {"pairs": pairs_sha256})
         return fit(config, data, output, resume=resume)
 
 

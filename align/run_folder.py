@@ -28,7 +28,7 @@ BEGINNING = {"config.yaml", "run.json", "samples", "align"}
 def open_folder(config: Config, output: Path, *, resume: bool, preset: str | None = None) -> None:
     """Make `output` a run folder for `config`, or check that it is one already when resuming.
 
-    preset: what `config` was made from.
+    preset: that ships, and that `config` was made from.
     """
     path = output / "config.yaml"
     if resume:
@@ -45,8 +45,8 @@ def open_folder(config: Config, output: Path, *, resume: bool, preset: str | Non
         text = dump(config)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-        if preset:
-            write_json(output / "run.json", read_run(output) | {"preset": preset})
+        if preset and "preset" not in (run := read_run(output)):  # resumed, it stays what it was begun from
+            write_json(output / "run.json", run | {"preset": preset})
     except OSError as error:
         raise UserError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from None
 

@@ -116,6 +116,7 @@ def run(
 
     Several models are shown side by side at the end, each with its wins over those named before it.
     """
+    from evaluate.console import console
     from evaluate.results import side_by_side
     from evaluate.runs import run as runner
     from evaluate.runs.settings import from_options
@@ -139,7 +140,12 @@ def run(
     )
     runs = [records for each in settings if (records := runner.run_and_tell(each))]
     if len(runs) > 1:
-        side_by_side.show(runs, side_by_side.side_by_side(runs))
+        try:
+            side_by_side.show(runs, side_by_side.side_by_side(runs))
+        except UserError as error:  # of runs that are not whole; what is missing has been told above
+            if all(records.complete for records in runs):
+                raise
+            console.print(f"no comparison: {error}")
     if not all(records.complete for records in runs):
         raise typer.Exit(4)
 
@@ -272,7 +278,8 @@ def overlap(
     from prompts import readers
     from prompts import suites as known
 
-    if readers.is_named_by_column(prompts):
+    # What is trained on may be a text file of any name.
+    if readers.is_named_by_column(prompts) or (Path(prompts).is_file() and Path(prompts).suffix not in known.SUFFIXES):
         texts = list(readers.read_prompts(prompts))
     else:
         texts = [prompt.text for prompt in known.load(prompts).prompts]
@@ -525,7 +532,8 @@ def time_model(
         compiled=compiled,
         channels_last=channels_last,
     )
-    timing.rows_of(output / "timings.csv")  # where the row cannot be kept, the time is not taken
+    writable(output / "timings.csv")  # where the row cannot be kept, the time is not taken
+    timing.rows_of(output / "timings.csv")
     row = timing.measure(settings)
     timing.show(row)
     timing.record(row, output / "timings.csv")

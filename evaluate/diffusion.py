@@ -176,7 +176,9 @@ class FlowSchedule:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a diffusers scheduler is one of flow matching."""
-    return "beta_schedule" not in scheduler.config or bool(scheduler.config.get("use_flow_sigmas"))
+    config = scheduler.config
+    # EDM's have no betas either, and are none.
+    return ("beta_schedule" not in config and "sigma_schedule" not in config) or bool(config.get("use_flow_sigmas"))
 
 
 def denoise(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, *, schedule: NoiseLevels) -> Tensor:

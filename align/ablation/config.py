@@ -1,6 +1,7 @@
 """A sweep's options: its cells, what is measured of them, and what is claimed."""
 
 import re
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -12,6 +13,8 @@ from prompts.io.validate import nearest
 CENTRE = "centre"
 #: Before a scorer's name: the share of images that it prefers to those of `Measure.over`.
 WIN = "win/"
+#: What else is in a sweep's folder: no cell can be called so.
+TAKEN = ("baselines", "over.json")
 
 
 class EqualReward(Config):
@@ -80,7 +83,9 @@ class SweepConfig(Config):
 
     stage: Literal["sweep"]
     centre: str = Field(description="preset of 'align train', or a YAML file in its place")
-    common: dict[str, Any] = Field({}, description="laid over the preset in every cell")
+    common: dict[str, Any] = Field(
+        {}, description="laid over the centre in every cell; in a file over a sweep it replaces that sweep's whole"
+    )
     cells: dict[str, dict[str, Any]] = Field(description="name -> what is laid over the centre")
     seeds: PositiveInt
     seeds_of: dict[str, PositiveInt] = Field({}, description="cell -> its seeds, where they are fewer")
@@ -95,10 +100,14 @@ class SweepConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
         for name in (*self.cells, *self.baselines):
-            if name == CENTRE or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
+            if name in (CENTRE, *TAKEN) or not re.fullmatch(r"[\w.+*-]*\w[\w.+*-]*", name):
                 raise ValueError(
-                    f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than {CENTRE!r}"
+                    f"{name!r} cannot name a cell; choose letters, digits and + - . *, other than"
+                    f" {', '.join(map(repr, (CENTRE, *TAKEN)))}"
                 )
+        names = Counter([CENTRE, *self.cells, *self.baselines, *self.curves])
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise ValueError(f"{twice[0]!r} is the name of two among cells, baselines and curves; rename one")
         for name, seeds in self.seeds_of.items():
             if seeds > self.seeds:
                 raise ValueError(
@@ -119,7 +128,12 @@ class SweepConfig(Config):
                     f"no {'metric' if choices == list(self.measure.metrics) else 'cell or curve'} {name!r};"
                     f" {nearest(name, choices)}"
                 )
+        reward = next(iter(self.measure.metrics))
         for claim in self.equal_reward:
+            if reward in claim.metrics:
+                raise ValueError(
+                    f"equal_reward: {reward} is the reward, which is the same where it is equal; leave it out"
+                )
             sides = [self.curves.get(name, (name,)) for name in (claim.better, claim.than)]
             if max(map(len, sides)) == 1:
                 raise ValueError(

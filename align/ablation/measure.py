@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
 from align.training.compare import images_of, scores_of
-from evaluate import distribution, scorers
+from evaluate import distribution, embedded, pipelines, scorers
 from evaluate.features import Batch
-from prompts.io.files import write_json
+from prompts.io.errors import UserError
+from prompts.io.files import text_sha256, write_json
 from prompts.readers import read_prompts
 
 SEED = 20_000  # of the order of captions; noise is `align.training.compare.SEED`'s
@@ -55,6 +56,27 @@ def measure(
     return {"metrics": metrics, "drawing_seconds": drawing}
 
 
+def check(options: Measure, baselines: Mapping[str, Baseline]) -> None:
+    """Raise UserError for what would otherwise be known once a run has trained: captions, a scorer or a metric that
+    cannot be had or needs more than an image and its caption, a model that is not there.
+    """
+    captions(options)
+    for name in dict.fromkeys(name.removeprefix(WIN) for name in options.metrics):
+        if scorers.resolve(name):
+            scorers.load(name).check_meta(None)
+        elif distribution.load(name).within_prompt and options.images < 2:
+            raise UserError(f"measure.metrics: {name} compares images of one prompt; set measure.images to 2 or more")
+    if options.over:
+        pipelines.read_recipe(options.over)
+    for name, baseline in baselines.items():
+        recipe = pipelines.read_recipe(baseline.model)
+        if baseline.steps and (recipe.timesteps or recipe.sigmas):
+            raise UserError(
+                f"baselines.{name}.steps: {baseline.model} is drawn at the timesteps of its recipe, however many are"
+                " asked for; leave steps out"
+            )
+
+
 def captions(options: Measure) -> list[str]:
     """Of each of which `images` are drawn. One may be there several times: families of `shapes` count alike."""
     listed = read_prompts(options.prompts)
@@ -77,12 +99,12 @@ def _scores(names: Sequence[str], images: Tensor, texts: list[str]) -> dict[str,
 
 def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
     """What the scorers say of the images of `options.over`, of the same captions and the same noise."""
-    if cache and cache.is_file():
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-    else:
+    of = text_sha256(json.dumps([options.over, texts, names, embedded.digest()]))
+    kept = json.loads(cache.read_text(encoding="utf-8")) if cache and cache.is_file() else {}
+    if kept.get("of") != of:
         assert options.over is not None
         scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
-        kept = {name: score.tolist() for name, score in scores.items()}
+        kept = {"of": of, "scores": {name: score.tolist() for name, score in scores.items()}}
         if cache:
             write_json(cache, kept)
-    return {name: torch.tensor(kept[name], dtype=torch.float64) for name in names}
+    return {name: torch.tensor(kept["scores"][name], dtype=torch.float64) for name in names}

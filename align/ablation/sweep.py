@@ -39,6 +39,7 @@ from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
 BASELINE = "baseline.yaml"
+WORLD = "world"  # a run's file: the digest of the world's weights that it was begun with
 POLL = 0.5  # seconds
 
 
@@ -66,7 +67,9 @@ class Trial:
         are now: twelve hexadecimal digits.
         """
         # Without what is not set: settings that a later version has leave it the same.
-        content = [each.model_dump(mode="json", exclude_none=True) for each in (self.config, measure)]
+        content: list[Any] = [each.model_dump(mode="json", exclude_none=True) for each in (self.config, measure)]
+        if isinstance(self.config, Baseline) and self.config.best_of > 1:
+            content.append(next(iter(measure.metrics)))  # the reward chose its images
         return hashlib.sha256(json.dumps([*content, embedded.digest()], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -106,6 +109,8 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
         if scorers.resolve(name) != name and (name != metric or distribution.resolve(name) != name):
             available = ", ".join([*scorers.variants(), *distribution.variants()])
             raise UserError(f"measure.metrics: no metric {metric!r}; there are {available}; {WIN}SCORER takes a scorer")
+    if not scorers.resolve(reward := next(iter(config.measure.metrics))):
+        raise UserError(f"measure.metrics: the first is the reward, and {reward} is no scorer; put a scorer first")
     try:
         centre = content_of(config.centre, TRAIN)
     except UserError as error:
@@ -119,7 +124,8 @@ def cells(config: SweepConfig) -> dict[str, TrainConfig]:
 def plan(config: SweepConfig, output: Path) -> list[Trial]:
     """The baselines, and all runs seed by seed, so that what is finished early has every cell.
 
-    Raises UserError where a run's folder holds another configuration: what is finished must be what would be run now.
+    Raises UserError where a run's folder holds another configuration, or was begun with other weights of the world, and
+    where what is finished was measured otherwise: it must be what would be there now.
     """
     trainings = cells(config)
     runs = [Trial(name, None, baseline, output / "baselines" / name) for name, baseline in config.baselines.items()]
@@ -130,12 +136,31 @@ def plan(config: SweepConfig, output: Path) -> list[Trial]:
         if seed < config.seeds_of.get(cell, config.seeds)
     ]
     for run in runs:
-        for path, new in ((run.file, run.config), (run.folder / "measure.yaml", config.measure)):
-            if not path.is_file():
-                continue
-            if changed := difference(read_yaml(path), new.model_dump(mode="json")):
-                raise UserError(f"{path}: {changed}; keep the old value, or choose another --output")
+        _check(run, config.measure)
     return runs
+
+
+def _check(run: Trial, measure: Measure) -> None:
+    begun, measured, world = run.file, run.folder / "measure.yaml", run.folder / WORLD
+    if not begun.is_file():
+        return
+    if changed := difference(read_yaml(begun), run.config.model_dump(mode="json")):
+        raise UserError(f"{begun}: {changed}; keep the old value, or choose another --output")
+    if (world.is_file() and world.read_text(encoding="utf-8") != embedded.digest()) or (
+        run.finished and run.result.get("world", embedded.digest()) != embedded.digest()
+    ):
+        raise UserError(
+            f"{run.folder}: made with other weights of the world than there are now; choose another --output"
+        )
+    if not run.finished or not measured.is_file():
+        return  # how it shall be measured can still be changed
+    old, new = read_yaml(measured), measure.model_dump(mode="json")
+    changed = difference(old, new)
+    if not changed and isinstance(run.config, Baseline) and run.config.best_of > 1:
+        first, now = (next(iter(each["metrics"])) for each in (old, new))
+        changed = None if first == now else f"the reward, which chose its images, was {first} and is now {now}"
+    if changed:
+        raise UserError(f"{measured}: {changed}; keep the old value, or choose another --output")
 
 
 def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
@@ -143,7 +168,11 @@ def sweep(config: SweepConfig, output: Path, *, processes: int) -> bool:
 
     Raises UserError, all other runs being done, where runs failed for a reason other than the training itself.
     """
+    from align.ablation.measure import check
+
     runs = plan(config, output)
+    if not all(run.finished for run in runs):
+        check(config.measure, config.baselines)
     with alone(output):
         return _carry_out(config, runs, processes)
 
@@ -169,6 +198,7 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
                         console.print(f"{run.cell}, seed {run.seed}: {why}")
                     if not run.finished and not stop:
                         failed.append(run)
+                        console.print(f"{run.folder}: failed; worker.log there says why")
                 elif stop and run not in terminated:
                     process.terminate()  # once: a second signal would end it unsaved
                     terminated.add(run)
@@ -208,6 +238,7 @@ def open_run(run: Trial, measure: Measure) -> None:
     else:
         _write_yaml(run.file, run.config)
     _write_yaml(run.folder / "measure.yaml", measure)
+    replace(run.folder / WORLD, lambda draft: draft.write_text(embedded.digest(), encoding="utf-8"))
 
 
 def _write_yaml(path: Path, content: Config) -> None:
@@ -245,18 +276,12 @@ def take(config: SweepConfig, output: Path, table: Path) -> None:
 
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
-    """The results of finished runs of this sweep.
-
-    Raises UserError if there is none, or one that was made with other weights of the world than there are now.
-    """
-    finished = []
-    for run in (run for run in plan(config, output) if run.finished):
-        result = run.result
-        if result.get("world", embedded.digest()) != embedded.digest():
-            raise UserError(
-                f"{run.folder}: made with other weights of the world than there are now; choose another --output"
-            )
-        finished.append(result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)})
+    """The results of finished runs of this sweep. Raises UserError if there is none, and as `plan` does."""
+    finished = [
+        run.result | {"cell": run.cell, "seed": run.seed, "config": run.identity(config.measure)}
+        for run in plan(config, output)
+        if run.finished
+    ]
     if not finished:
         raise UserError(f"{output}: no run is finished there; leave out --table to run them")
     return finished

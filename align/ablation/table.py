@@ -11,6 +11,8 @@ from align.ablation.claims import LEVEL, POWER, Finding, Interval, Results, cell
 from align.ablation.config import CENTRE, Measure, SweepConfig
 from align.ablation.measure import captions
 from align.ablation.plot import curves_svg
+from align.options import dump
+from align.presets.load import name_of
 from evaluate.console import printer
 from evaluate.results.csv_io import write_csv
 from prompts.io.files import replace
@@ -84,6 +86,11 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else ""
 
 
+def _answer_line(finding: Finding) -> list[str]:
+    answer, numbers = finding.answer, (finding.p_corrected, finding.detectable)
+    return [answer.quantity, answer.at, str(answer.interval), *map(_number, numbers), finding.verdict]
+
+
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     escaped = [[text.replace("|", "\\|") for text in cells] for cells in (header, *rows)]
     return table(escaped[0], escaped[1:])
@@ -95,10 +102,13 @@ def _measured_on(measure: Measure) -> str:
     return f"{len(listed) * measure.images:,} images of {len(listed):,} captions of {measure.prompts}{distinct}"
 
 
-def write(config: SweepConfig, results: Results, name: str, folder: Path) -> None:
-    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md`
-    and `curves.svg` into `folder`.
+def write(config: SweepConfig, results: Results, preset: str, folder: Path) -> None:
+    """Print the table and the answers, and write `runs.csv`, `cells.csv`, `claims.csv`, `README.md`, `curves.svg` and
+    the sweep itself, `sweep.yaml`, into `folder`.
+
+    preset: what `config` was made from, or the file in its place.
     """
+    name = name_of(preset)
     answered, (header, rows) = findings(config, results), _table(config, results)
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
@@ -109,15 +119,7 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
     for finding in answered:
-        answer = finding.answer
-        line = [
-            answer.quantity,
-            answer.at,
-            str(answer.interval),
-            _number(finding.p_corrected),
-            _number(finding.detectable),
-        ]
-        claims.setdefault(answer.claim, []).append([*line, finding.verdict])
+        claims.setdefault(finding.answer.claim, []).append(_answer_line(finding))
 
     console = printer()
     for title, head, lines in [
@@ -134,8 +136,8 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
         text += [f"## Claim: {claim}", "", *_markdown(answer_header, lines), ""]
     text += [
         (
-            f"Written by `align sweep {name} --table DIR` from `runs.csv`'s runs. Intervals are over seeds, each of 95"
-            " % by itself. 'p of all' is corrected for the number of answers (Holm), and a claim holds, or its"
+            f"Written by `align sweep {preset} --table DIR` from the runs in `runs.csv`. Intervals are over seeds, each"
+            " of 95 % by itself. 'p of all' is corrected for the number of answers (Holm), and a claim holds, or its"
             f" opposite, where it is below {LEVEL}. 'would have been found': the smallest difference that had a chance"
             f" of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one"
             " that diverged has no figures. Baselines are not trained, and have no interval."
@@ -147,6 +149,9 @@ def write(config: SweepConfig, results: Results, name: str, folder: Path) -> Non
     write_csv(cell_rows(config, results), folder / "cells.csv")
     if answered:
         write_csv([_answer_row(finding) for finding in answered], folder / "claims.csv")
+    replace(folder / "sweep.yaml", lambda draft: draft.write_text(dump(config), encoding="utf-8"))
     drawing = curves_svg(config, results)
     replace(folder / "curves.svg", lambda draft: draft.write_text(drawing, encoding="utf-8"))
-    console.print(f"{folder}: README.md, runs.csv, cells.csv, curves.svg{', claims.csv' if answered else ''}")
+    console.print(
+        f"{folder}: README.md, sweep.yaml, runs.csv, cells.csv, curves.svg{', claims.csv' if answered else ''}"
+    )

@@ -152,6 +152,11 @@ def counted_for(config: TrainConfig) -> dict[str, Any]:
             "rewards",
         },
     )
+    # What came later, and changes operations only where it is set: so that older counts stay what they are.
+    new = {name: getattr(config, name) for name in ("terms", "critics", "text_encoding")}
+    new["shares_images"] = config.assistant.shares_images
+    defaults = {"terms": {}, "critics": {}, "text_encoding": "ahead", "shares_images": False}
+    model |= {name: value for name, value in new.items() if value != defaults[name]}
     return {
         "config": text_sha256(json.dumps(model, sort_keys=True))[:12],
         "batch_size": config.batch_size,

@@ -9,15 +9,17 @@ from pydantic import BaseModel
 
 from prompts.io.errors import UserError
 from prompts.io.hub import redact
-from prompts.io.validate import section_of
+from prompts.io.validate import is_map, section_of
 from prompts.io.yaml import parse
 
 
 def merge(model: type[BaseModel], base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` laid over `base`: sections are merged key by key, everything else is replaced."""
+    """`change` laid over `base`: sections are merged key by key; everything else is replaced, maps whose keys are the
+    user's own too.
+    """
     merged = dict(base)
     for key, value in change.items():
-        section, old = section_of(model, key), merged.get(key)
+        section, old = None if is_map(model, key) else section_of(model, key), merged.get(key)
         merged[key] = (
             merge(section, old, value) if section and isinstance(old, dict) and isinstance(value, Mapping) else value
         )

@@ -82,6 +82,12 @@ def pinned(source: str | None) -> str | None:
     return f"{source}@{reference.read_text().strip()}" if reference.is_file() else source
 
 
+def placed(source: str | None) -> str | None:
+    """`pinned`, and of a path here that could be a hub id, one that cannot: exports are made from elsewhere too."""
+    here = source is not None and Path(source).exists()
+    return f"./{source}" if here and hub_id(source or "") else pinned(source)
+
+
 def run_metadata(
     config: TrainConfig,
     *,
@@ -98,7 +104,7 @@ def run_metadata(
         "prompts": prompts,
         "example": example,
         "protocols": dict(protocols),
-        "sources": {name: pinned(getattr(config, name)) for name in ("reference", "pipeline", "initial")},
+        "sources": {name: placed(getattr(config, name)) for name in ("reference", "pipeline", "initial")},
         "version": environment.versions("onestep-align", "torch", "diffusers", "transformers", "peft"),
         "commit": environment.commit(),
         "hardware": f"{processes} x {environment.processor(str(device))}",

@@ -23,7 +23,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     """
     sources = run["sources"]
     whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
-    if start in (None, whole, config.reference):
+    if start in (None, whole, config.reference, sources["reference"]):
         start = sources["reference"] if sources["pipeline"] else None
     name, options, _ = config.generator.stock_scheduler(flow=recipe.sigmas is not None)
     fields: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     else:
         base = {
             "pipeline": whole
-            if hub_id(whole) and not Path(whole).exists()
+            if not Path(whole).exists()  # an id of the hub, or the name of a recipe that ships
             else os.path.relpath(whole, folder.resolve())
         }
     return Recipe.model_validate(

@@ -48,6 +48,12 @@ def file_of(preset: str) -> Path | None:
     return Path(preset) if preset.endswith((".yaml", ".yml")) else None
 
 
+def origin_of(preset: str) -> str | None:
+    """The preset that ships behind one, which for a file is its base; None for a file without."""
+    path = file_of(preset)
+    return read_yaml(path).get("base") if path else preset
+
+
 def name_of(preset: str) -> str:
     """A preset's name, or a file's without its ending."""
     path = file_of(preset)
@@ -62,13 +68,18 @@ def _read(path: Path, written: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """A file in a preset's place. Raises UserError where it does not say what it is, or what it is laid over."""
     content = read_yaml(path)
     refuse_tokens(content, str(path))
-    if (base := content.get("base")) is None and content.get("stage") not in COMMANDS:
+    base, stage = content.get("base"), content.get("stage")
+    if base is None and stage not in [*COMMANDS]:  # a list, in which what cannot be a key can be looked for
         raise UserError(
             f"{path}: neither a stage ({', '.join(COMMANDS)}) nor a base; add 'base: PRESET', or give a preset and"
             f" --config {path}"
         )
-    if base is not None and base not in written:
-        raise UserError(f"{path}: base = {base}: no such preset; {nearest(str(base), list(written))}")
+    if base is None:
+        return content
+    if base not in [*written]:
+        raise UserError(f"{path}: base = {base!r}: no preset that ships; {nearest(str(base), list(written))}")
+    if stage not in (None, known := _lineage(base, written)[0]["stage"]):
+        raise UserError(f"{path}: stage = {stage!r}, and its base {base!r} is of stage {known!r}; leave stage out")
     return content
 
 

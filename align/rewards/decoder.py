@@ -36,6 +36,20 @@ def load_tiny(source: str, files: Files) -> Any:
     return vae
 
 
+def _in_place_of(vae: Any, tiny: str, family: Family, files: Files) -> Any:
+    """A tiny autoencoder that decodes the same latents. Raises UserError for one of others."""
+    if type(family).decode is not Family.decode:
+        raise UserError(
+            f"reward_vae = {tiny}: no tiny autoencoder has latents as {type(vae).__name__}'s; leave reward_vae out"
+        )
+    found = load_tiny(tiny, files)
+    channels, own = found.config.latent_channels, getattr(vae.config, "latent_channels", None)
+    if own is not None and channels != own:
+        remedy = f"; {family.tiny_vae} has as many" if family.tiny_vae else ""
+        raise UserError(f"reward_vae = {tiny}: decodes latents of {channels} channels, and these have {own}{remedy}")
+    return found
+
+
 class Decoder:
     """Latents to images, through the pipeline's own autoencoder or a tiny one in its place."""
 
@@ -49,7 +63,8 @@ class Decoder:
         checkpointing: bool = False,
         device: Any = None,
     ):
-        vae = vae if tiny is None else load_tiny(tiny, RandomWeights() if random_weights else Files())
+        if tiny is not None:
+            vae = _in_place_of(vae, tiny, family or Family(), RandomWeights() if random_weights else Files())
         self.vae, self.checkpointing = vae.requires_grad_(False).eval().to(device), checkpointing
         # Of one image of 1024 x 1024 an autoencoder's layers keep over 20 GiB, the last block's alone 12.
         self.in_blocks = checkpointing and self.vae._supports_gradient_checkpointing

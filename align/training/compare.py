@@ -31,14 +31,18 @@ CHUNK = 64
 
 
 def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
-    """What training started from, and how it draws: as its own recipe says, or where it is a
-    network alone, as the result does. Its precision is the result's.
+    """What training started from, and how it draws: as its own recipe says; where it has none, as the result does, or
+    what is no generator of few steps, as it was asked in training. Its precision is the result's.
     """
     name, dtype = families.load(config.family).network, _dtype(pipelines.read_recipe(result))
     if config.initial is None and config.pipeline is None:
-        return pipelines.load(config.reference, dtype=dtype), pipelines.read_recipe(config.reference)
+        recipe = pipelines.read_recipe(config.reference)
+        recipe = recipe if recipe.model_fields_set else _asked_in_training(config)
+        return pipelines.load(config.reference, dtype=dtype), recipe
     if config.initial is not None and is_pipeline(config.initial):
-        return pipelines.load(config.initial, dtype=dtype), pipelines.read_recipe(config.initial)
+        recipe = pipelines.read_recipe(config.initial)
+        if recipe.model_fields_set:
+            return pipelines.load(config.initial, dtype=dtype), recipe
     pipeline = pipelines.load(config.pipeline or config.reference, dtype=dtype)
     network = getattr(pipeline, name)
     for source in (config.reference if config.pipeline else None, config.initial):
@@ -47,6 +51,16 @@ def beginning(config: TrainConfig, result: str) -> tuple[Any, Recipe]:
     pipeline = pipelines.load(result, dtype=dtype)
     pipeline.register_modules(**{name: network})
     return pipeline, pipelines.read_recipe(result)
+
+
+def _asked_in_training(config: TrainConfig) -> Recipe:
+    """The reference's many steps, at the guidance and the size that it was asked at."""
+    family, (height, width) = families.load(config.family), config.size or (None, None)
+    guided = family.guided(config.guidance.scale)
+    if config.guidance.embedded is not None:
+        guided["guidance_scale"] = config.guidance.embedded
+    scale, arguments = guided.pop("guidance_scale"), {**family.arguments, **guided}
+    return Recipe(guidance_scale=scale, height=height, width=width, arguments=arguments)
 
 
 def images_of(

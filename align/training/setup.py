@@ -37,7 +37,7 @@ from evaluate.diffusion import NOISE_LEVELS
 from evaluate.pipelines.random_init import random_pipeline
 from prompts.extensions import member
 from prompts.io.validate import validate
-from prompts.readers import read_prompts
+from prompts.readers import Prompts, read_prompts
 
 
 @dataclass(kw_only=True)
@@ -97,6 +97,16 @@ class Scoring:
         self.held_out: dict[str, scorers.Scorer] = load_scorers(config, **options)
 
 
+def _captions(config: TrainConfig) -> Prompts:
+    """What is trained on. Raises UserError where that, or what is looked at or compared, cannot be read: before
+    anything is fetched.
+    """
+    compared_captions(config)
+    if config.held_out.prompts and config.held_out.scorers:
+        read_prompts(config.held_out.prompts)
+    return read_prompts(config.prompts, at_most=config.max_prompts)
+
+
 def build(
     config: TrainConfig,
     folder: Path,
@@ -111,7 +121,7 @@ def build(
     random_weights: networks are initialised at random, from their configs alone. store: how roles are kept, in place
     of what the config says.
     """
-    compared_captions(config)  # what cannot be compared in the end is refused now
+    prompts = _captions(config)
     dtype, narrow = precisions(config)
     torch.manual_seed(seeded(config.seed, 2, 0))  # adapters start alike in every process
     drawn_on = process.device if random_weights and not process.sharded else "cpu"
@@ -123,7 +133,7 @@ def build(
         config.family,
         preconditioning.family,
         pipeline,
-        read_prompts(config.prompts, at_most=config.max_prompts),
+        prompts,
         encoding=config.text_encoding,
         folder=config.text_cache,
         device=process.device,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align.config.train import TRAIN
 from align.export.pipeline import copy
+from align.options import Config
 from align.presets.load import resolve
 from align.run_folder import open_folder, opened, read_run
 from align.training.compare import images_of
@@ -35,6 +36,11 @@ from prompts.shapes.grammar import FAMILIES
 from prompts.shapes.oracle import accuracy
 from prompts.shapes.taste import TIE, preference
 
+#: The folders of what is trained, by the names that `build` gives them.
+STAGES = (
+    "shapes-vae", "shapes-teacher", "shapes-clip", "shapes-preference-clip", "shapes-di", "base",
+    "shapes-preference-weak", "weak", "shapes-preference", "aligned-first", "aligned",
+)  # fmt: skip
 #: Pairs that the weak preference model learns from: few, on purpose.
 FEW = 1500
 #: Pairs by the generator that drew both images, ties left out afterwards. `weak` is the base
@@ -99,8 +105,15 @@ def _finished(output: Path, run: Callable[[bool], bool], *, steps: int | None = 
     return output / "checkpoint"
 
 
+def _same(config: Config, output: Path) -> None:
+    """Raise UserError where the run that is there is another: it must not become a part of the world."""
+    if (output / "config.yaml").is_file():
+        open_folder(config, output, resume=True)
+
+
 def _pretrain(preset: str, work: Path, *sets: str) -> Path:
     config = resolve(preset, PRETRAIN, sets=sets)
+    _same(config, work / preset)
 
     def run(resume: bool) -> bool:
         with opened(config, work / preset, resume=resume):
@@ -111,6 +124,7 @@ def _pretrain(preset: str, work: Path, *sets: str) -> Path:
 
 def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
     config: Any = resolve(preset, REWARD, sets=[f"initial={clip}"])
+    _same(config, work / preset)
 
     def run(resume: bool) -> bool:
         with opened(config, work / preset, resume=resume):
@@ -121,8 +135,7 @@ def _reward(preset: str, pairs: Path, work: Path, clip: Path) -> Path:
 
 def _train(name: str, preset: str, work: Path, *sets: str) -> Path:
     config: Any = resolve(preset, TRAIN, sets=sets)
-    if (work / name / "config.yaml").is_file():
-        open_folder(config, work / name, resume=True)  # where the run there is another, it says so
+    _same(config, work / name)
 
     def run(resume: bool) -> bool:
         with opened(config, work / name, resume=resume, preset=preset):
@@ -221,9 +234,9 @@ def measure() -> dict[str, dict[str, Any]]:
 def write_card(work: Path, home: Path) -> None:
     """`README.md` and `card.json` beside the weights: how they were made and how good they are."""
     quality = measure()
-    # In the order in which they were begun.
-    begun = sorted(work.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    stages = [path.parent.name for path in begun]
+    # In the order in which they were begun; what else is in the folder is no stage.
+    begun = [path for path in work.glob("*/config.yaml") if path.parent.name in STAGES]
+    stages = [path.parent.name for path in sorted(begun, key=lambda path: path.stat().st_mtime)]
     runs = {
         name: {
             "seed": read_yaml(work / name / "config.yaml")["seed"],

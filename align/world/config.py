@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from align.data.batches import NoiseLevelOptions
 from align.options import Config, Fraction, NonNegative
-from prompts.shapes.grammar import MIX
+from prompts.shapes.grammar import FAMILIES, MIX
 
 
 class Fit(Config):
@@ -27,7 +27,7 @@ class VaeConfig(Config):
     """Stage `vae`: a diffusers AutoencoderKL on rendered images."""
 
     stage: Literal["vae"]
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     fit: Fit
     kl: NonNegative = Field(
         description="weight of the KL term, per image, against mean squared error per channel value"
@@ -39,7 +39,7 @@ class TeacherConfig(Config):
     """Stage `teacher`: text encoder and UNet, trained together in the latents of a finished autoencoder."""
 
     stage: Literal["teacher"]
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     fit: Fit
     vae: str = Field(description="folder of the autoencoder")
     images: PositiveInt = Field(description="images rendered and encoded once, before training")
@@ -52,12 +52,23 @@ class TeacherConfig(Config):
     text_encoder: dict[str, Any]
     unet: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "TeacherConfig":
+        if self.layout_steps and not self.layout:
+            raise ValueError(
+                f"layout_steps = {self.layout_steps} learn a layout, which layout = 0 leaves out; set both to 0, or"
+                " neither"
+            )
+        if set(self.mix) - set(FAMILIES) or not sum(self.mix.values()) > 0:
+            raise ValueError(f"mix: gives families of captions ({', '.join(FAMILIES)}) their shares; use these names")
+        return self
+
 
 class ClipConfig(Config):
     """Stage `clip`: a small CLIP on rendered images and their captions."""
 
     stage: Literal["clip"]
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     fit: Fit
     edited: float = Field(
         0.0, ge=0, le=0.5, description="share of a batch whose captions say what another one says but for one thing"

@@ -1,5 +1,6 @@
 """Stage 2 of the papers' workflow: a preference model from pairs of images of one prompt."""
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ class Pairs:
     preferred: Tensor
     rejected: Tensor
     sources: list[str]
+
+    def sha256(self) -> str:
+        """What tells these pairs from others."""
+        digest = hashlib.sha256(json.dumps([self.prompts, self.sources]).encode())
+        for images in (self.preferred, self.rejected):
+            digest.update(images.numpy().tobytes())
+        return digest.hexdigest()
 
     def pick(self, rows: Tensor) -> "Pairs":
         """The pairs at `rows`."""

@@ -359,6 +359,10 @@ def bench(
         raise UserError("nothing to time; name a --scorer, or add --frechet or --harness")
     hardware = environment.hardware(device)
     known = Originals.read(originals, hardware, images) if originals else None
+    for name in names:
+        scorers.variant_of(name)  # the last one's name is not to be found wrong when the others have been timed
+    if frechet:
+        bench_frechet(2, repeats=1)  # nor clean-fid's function
     rows = []
     for name, path in names.items():
         with layouts.first() if random_weights else nullcontext():

@@ -74,9 +74,18 @@ class Family:
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Images `[B, 3, height, width]`, in [-1, 1] where nothing exceeds it, of latents `[B, *latent_shape]`."""
-        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        spread, mean = (getattr(vae.config, f"latents_{of}", None) for of in ("std", "mean"))
+        if spread is not None and mean is not None:  # of each channel, as SDXL's descendants may have them
+            spread, mean = (latents.new_tensor(values).reshape(-1, 1, 1) for values in (spread, mean))
+            scaled = latents * spread / vae.config.scaling_factor + mean
+        else:
+            scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         images: Tensor = vae.decode(scaled, return_dict=False)[0]
         return images
+
+    def guided(self, scale: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call for classifier-free guidance of this scale, 1 being none."""
+        return {"guidance_scale": scale}
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Everything the network is told of a prompt: tensors with a row `[B, ...]` for each, which depends on its

@@ -23,7 +23,8 @@ class PixArt(Family):
     language_models = ("text_encoder",)
     # No cleaning of captions, and the size that is asked for rather than the nearest one of the published networks'.
     arguments = MappingProxyType({"clean_caption": False, "use_resolution_binning": False})
-    tiny_vae = "madebyollin/taesd"
+    # None that is right for both: PixArt-alpha's latents are SD1.5's, PixArt-Sigma's SDXL's.
+    tiny_vae = None
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "proj_out", "net.0.proj", "net.2")
 
     @torch.no_grad()

@@ -34,6 +34,10 @@ class QwenImage(Packed):
         "net.0.proj", "net.2",
     )  # fmt: skip
 
+    def guided(self, scale: float) -> dict[str, Any]:
+        """The pipeline guides where it is given a negative prompt, and only there."""
+        return {"guidance_scale": 1.0, "true_cfg_scale": scale, "negative_prompt": " "}
+
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """The first and only frame of the video `[B, C, 1, H, W]`; latents have a mean and a spread for each channel.
 

@@ -24,6 +24,10 @@ class ZImage(Family):
     tiny_vae = "madebyollin/taef1"  # the autoencoder is FLUX.1's
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 
+    def guided(self, scale: float) -> dict[str, Any]:
+        """The pipeline counts guidance from 0."""
+        return {"guidance_scale": scale - 1}
+
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Of the published ones; neither network nor pipeline says."""
         return 1024, 1024

@@ -174,7 +174,8 @@ def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, col
     """
     recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
     options = dict(pairwise(words))
-    n, whole = int(row["n"]), suite_size(column.suite) * int(options.get("--per-prompt", 1))
+    copies = max(int(options.get("--per-prompt", 1)), suites.card(column.suite).per_prompt)
+    n, whole = int(row["n"]), suite_size(column.suite) * copies
     own_weights = any(word.startswith((f"{protocol}=", f"{metric_of(protocol)}=")) for word in words)
     reasons = {
         "of images that were drawn elsewhere": recipe is None,

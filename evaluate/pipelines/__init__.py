@@ -315,6 +315,8 @@ def scheduler_of(model: str) -> tuple[Scheduler, Path | None] | None:
     path, recipe = locate(model), read_recipe(model)
     if recipe.scheduler:
         return recipe.scheduler, path
+    if path and path.is_dir() and (path / "scheduler" / "scheduler_config.json").is_file():
+        return None  # a network that brings its own
     if path and recipe.pipeline:
         below = beside(path if path.is_dir() else path.parent, recipe.pipeline)
         return scheduler_of(below) if locate(below) else None

@@ -31,8 +31,9 @@ def tune(pipeline: Any, *, compiled: bool, channels_last: bool) -> None:
     networks = [part for name in ("unet", "transformer") if (part := getattr(pipeline, name, None)) is not None]
     decoder = pipeline.vae.get_submodule("decoder")
     if channels_last:
-        for module in (*networks, decoder):
-            module.to(memory_format=torch.channels_last)
+        for parameter in (each for module in (*networks, decoder) for each in module.parameters()):
+            if parameter.dim() == 4:  # of five there are those of a video's autoencoder
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if compiled:
         for module in (*networks, decoder):
             compile_blocks(module)

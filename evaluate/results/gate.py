@@ -174,6 +174,12 @@ def check(
         raise UserError(f"{n} prompt is too few for the gate; run more of the suite")
     judged = [name for name in sets if jackknife_groups(baseline, name)]
     notes = [f"{name} is not judged: the baseline {UNGROUPED}" for name in sets if name not in judged]
+    measured = [*current.meta["protocols"], *current.meta.get("distribution", {})]
+    notes += [
+        f"{name} is not judged: the baseline has none; accept the run as its baseline with 'evaluate baseline'"
+        for name in measured
+        if name not in metrics
+    ]
     evidence = _of_scores(current, baseline, min_effect, limits, alpha)
     evidence += [_of_set(name, current, baseline, min_effect, limits, alpha) for name in judged]
     if not evidence:

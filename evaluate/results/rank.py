@@ -26,8 +26,8 @@ from prompts.io.files import write_as, write_json
 
 LEVEL = 0.95
 RESAMPLES = 2000
-#: Steps of the fit of strengths, each of which is no worse than the one before (Hunter 2004).
-FIT = 200
+#: Newton's steps in the fit of strengths: about ten, more where a model nearly always wins. None is longer than 1.
+FIT = 100
 
 
 class Ranked(NamedTuple):
@@ -219,18 +219,26 @@ def bradley_terry(won: np.ndarray) -> np.ndarray:
     """Log-strengths `[..., M]`, their mean 0, from `won` `[..., M, M]`: prompts on which the row's model was ahead of
     the column's, ties counted half for each.
 
-    Every pair is given half a prompt more for either side, or whoever wins always would be infinitely strong. The fit
-    is Hunter's (2004) minorisation, whose every step raises the likelihood.
+    Every pair is given half a prompt more for either side, or whoever wins always would be infinitely strong. The
+    likelihood, which is concave, is climbed by Newton's steps: minorisation (Hunter 2004) takes thousands where one
+    model nearly always wins.
     """
     m = won.shape[-1]
     games = (won + 0.5) * (1 - np.eye(m))
     played, wins = games + np.swapaxes(games, -1, -2), games.sum(axis=-1)
-    strength = np.ones(won.shape[:-1])
+    strength = np.zeros(won.shape[:-1])
     for _ in range(FIT):
-        both = strength[..., :, None] + strength[..., None, :]
-        strength = wins / (played / both).sum(axis=-1)
-        strength /= np.exp(np.log(strength).mean(axis=-1, keepdims=True))
-    return np.log(strength)
+        expected = 1 / (1 + np.exp(strength[..., None, :] - strength[..., :, None]))
+        slope = wins - (played * expected).sum(axis=-1)
+        bend = played * expected * (1 - expected)
+        # The likelihood does not change with the mean of strengths, so that curvature is given there.
+        curvature = np.eye(m) * bend.sum(axis=-1)[..., None] - bend + 1 / m
+        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        step /= np.maximum(1, abs(step).max(axis=-1, keepdims=True))
+        strength += step
+        if abs(step).max() < 1e-9:
+            break
+    return strength - strength.mean(axis=-1, keepdims=True)
 
 
 # ---- what people read ------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from evaluate.results.compare import compare, mismatch
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
@@ -42,7 +44,9 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
     runs = on_shared_prompts(runs)
     models = [run.meta["model"] for run in runs]
     means = {run.meta["model"]: {row.metric: row for row in summarise(run)} for run in runs}
+    unequal = of_unequal_numbers(runs)
     shared = [metric for metric in means[models[0]] if all(metric in rows for rows in means.values())]
+    shared = [metric for metric in shared if metric not in unequal]
     if not shared:
         raise UserError("the runs share no metric; run them with the same --metric")
     wins = {
@@ -63,16 +67,34 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
     return figures
 
 
-def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
-    """The runs' records of the prompts that all of them have, with a score under every protocol that they share. Where
-    some have more prompts, metrics of whole sets are left out: they are of all images. UserError where none is shared.
+def of_unequal_numbers(runs: Sequence[Records]) -> list[str]:
+    """The metrics of whole sets that all runs have, of numbers of images that differ: of fewer images a Fréchet
+    distance is larger, whatever they are.
     """
-    protocols = [name for name in runs[0].meta["protocols"] if all(name in run.meta["protocols"] for run in runs)]
+    first, *others = [run.meta.get("distribution", {}) for run in runs]
+    return [
+        name
+        for name in first
+        if all(name in each for each in others) and len({each[name]["n"] for each in (first, *others)}) > 1
+    ]
+
+
+def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
+    """The runs' records of the prompts that all of them have, with a score under every protocol that they share and
+    have any score of. Where some have more prompts, metrics of whole sets are left out: they are of all images.
+    UserError where none is shared.
+    """
+    scored = [run for run in runs if run.meta["protocols"]]
+    if failed := [run.meta["model"] for run in scored if run.by_prompt().dropna(how="all").empty]:
+        raise UserError(f"{failed[0]} has no score of any prompt; 'evaluate summary' says why")
+    protocols = [
+        name
+        for name in runs[0].meta["protocols"]
+        if all(name in run.meta["protocols"] and np.isfinite(run.scores(name)).any() for run in runs)
+    ]
     shared = set.intersection(*(set(run.by_prompt()[protocols].dropna().index) for run in runs))
     if all(shared == set(run.frame["id"]) for run in runs):
         return list(runs)
-    if failed := [run.meta["model"] for run in runs if run.by_prompt()[protocols].dropna().empty]:
-        raise UserError(f"{failed[0]} has no score of any prompt; 'evaluate summary' says why")
     if not shared:
         raise UserError("the runs share no prompt that all have a score of; run them on the same prompts")
     whole = all(set(run.frame["id"]) == set(runs[0].frame["id"]) for run in runs)
@@ -130,6 +152,8 @@ def show(runs: Sequence[Records], figures: Sequence[SharedMetric]) -> None:
         table.add_row(*row)
     console = printer()
     console.print(table)
+    for metric in of_unequal_numbers(parts):
+        console.print(f"{metric} is left out: it is of unequal numbers of images")
     for run, part in zip(runs, parts, strict=True):
         if run.missing:
             console.print(f"{run.meta['model']} is incomplete: {run.missing}")

@@ -35,11 +35,14 @@ def write_json(path: Path, outcome: Outcome, current: Records, baseline: Records
 
 def write_junit(path: Path, outcome: Outcome, current: Records, inconclusive: Verdict) -> None:
     """Write a JUnit test suite with one case per metric; inconclusive ones are skipped, or failures where that is
-    what they count as.
+    what they count as, and what was not judged is skipped.
     """
+    cases: list[tuple[str, Verdict | None, str]]
     cases = [(finding.metric, finding.verdict, tell(finding)) for finding in outcome.findings]
     cases = cases or [("records", outcome.verdict, outcome.reason)]
-    tags = {
+    cases += [(note.partition(" is not judged")[0], None, note) for note in outcome.notes]
+    tags: dict[Verdict | None, str] = {
+        None: "skipped",
         Verdict.REGRESSED: "failure",
         Verdict.INCOMPLETE: "error",
         Verdict.INCONCLUSIVE: "failure" if inconclusive == Verdict.REGRESSED else "skipped",

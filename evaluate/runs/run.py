@@ -26,7 +26,7 @@ from evaluate.results import leaderboard, summary
 from evaluate.results.records import Records, file_name
 from evaluate.runs.blocks import Block, cut_into_blocks
 from evaluate.runs.draw import MakeSampler, draw_blocks, make_sampler
-from evaluate.runs.images import images_digest, images_in
+from evaluate.runs.images import existing_images, images_digest
 from evaluate.runs.score import Scores, measure_blocks, score_blocks
 from evaluate.runs.settings import Settings, slug
 from evaluate.runs.store import Store, StoredImage
@@ -171,7 +171,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
     The model itself is fetched later: a name that stands for none is refused before, its weights after what is small.
     """
     if settings.images:
-        images_in(settings.images)
+        existing_images(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
     else:
         pipelines.runnable(settings.model)
     names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, distribution)}

@@ -91,7 +91,7 @@ def from_options(
         dtype_of(dtype)
     device = environment.device_of(device)
     # All of them now: the last one's name is not to be found wrong when the others have been drawn.
-    recipes = [None if images else pipelines.read_recipe(model) for model in models]
+    recipes = [None if images else pipelines.runnable(model) for model in models]
     metrics = tuple(dict.fromkeys(map(_metric, metrics or whole.metrics or METRICS)))
     paths = dict(_weights(text, metrics) for text in weights)
     return [

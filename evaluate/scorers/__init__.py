@@ -187,6 +187,11 @@ def module_of(name: str) -> set[str]:
     return {_families.find(name)[1].__name__} if resolve(name) else set()
 
 
+def variant_of(name: str) -> str:
+    """The variant that is called `name`, or a family's default. Raises UserError for an unknown name."""
+    return _families.find(name)[0]
+
+
 def load(
     name: str,
     *,

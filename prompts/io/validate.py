@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,11 +24,21 @@ def section_of(model: type[BaseModel] | None, key: str) -> type[BaseModel] | Non
     return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
 
 
+def is_map(model: type[BaseModel] | None, key: str) -> bool:
+    """Whether the field `key` of `model` has keys of the user's own."""
+    field = model.model_fields.get(key) if model else None
+    return field is not None and get_origin(field.annotation) is dict
+
+
 def _keys(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys known beside the last one of `location`."""
     inner: type[BaseModel] | None = model
-    for part in location[:-1]:
-        inner = inner if isinstance(part, int) else section_of(inner, str(part))
+    parts = [part for part in location[:-1] if not isinstance(part, int)]
+    while parts:
+        key = str(parts.pop(0))
+        if is_map(inner, key):
+            parts = parts[1:]  # the first is a name of the user's
+        inner = section_of(inner, key)
     return list(inner.model_fields) if inner else []
 
 

@@ -246,6 +246,19 @@ def test_slips_are_refused_before_anything_is_measured(
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_count_is_of_all_that_changes_operations() -> None:
+    config = resolve("shapes-distar", TRAIN)
+    assert isinstance(config, TrainConfig)
+    others = [
+        config.model_copy(update={"terms": {"pull": {}}}),
+        config.model_copy(update={"critics": {"gan": {}}}),
+        config.model_copy(update={"assistant": config.assistant.model_copy(update={"shares_images": True})}),
+        config.model_copy(update={"method": "di++"}),
+    ]
+    assert len({module.counted_for(each)["config"] for each in (config, *others)}) == 5
+    assert module.counted_for(config) == module.counted_for(config.model_copy(update={"seed": 1}))
+
+
 @pytest.mark.slow
 def test_counting_writes_no_row_and_needs_gradient_modes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from tiny import SMALL_RUN
 
 from align import cli, run_folder
 from align.ablation.config import SWEEP
-from align.config.overrides import difference
+from align.config.overrides import difference, merge
 from align.config.train import TRAIN, TrainConfig
 from align.presets import load
 from align.training import checkpoints as state
@@ -130,17 +130,53 @@ def test_a_file_of_ones_own_stands_in_a_presets_place(align: Run, tmp_path: Path
     shutil.copy(run / "config.yaml", again)
     assert load.resolve(str(again), TRAIN) == laid_over
     assert load.name_of(str(mine)) == "mine.v2"
+    assert [load.origin_of(each) for each in (str(mine), str(again), "shapes-di")] == [
+        "shapes-distar",
+        None,
+        "shapes-di",
+    ]
     assert load.name_of("pixart-dipp-rew10-cfg4.5") == "pixart-dipp-rew10-cfg4.5"
     mine.write_text("base: shapes-distar\nstepz: 7\n")
     refused(align("train", mine, "--dry-run"), f"{mine}: unknown key 'stepz'", "did you mean 'steps'?")
+
+
+def test_a_resumed_run_stays_what_it_was_begun_from(tmp_path: Path) -> None:
+    config = load.resolve("shapes-di", TRAIN)
+    run_folder.open_folder(config, tmp_path / "run", resume=False, preset="shapes-di")
+    run_folder.open_folder(config, tmp_path / "run", resume=True, preset="another")
+    assert run_folder.read_run(tmp_path / "run")["preset"] == "shapes-di"
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["layout=0"], ["layout_steps = 1200", "set both to 0"]),
+        (["mix={one: 1, pairs: 1}"], ["mix", "one, count, pair"]),
+        (["mix={one: 0}"], ["mix"]),
+        (["seed=-1"], ["seed = -1", "greater than or equal to 0"]),
+    ],
+)
+def test_bad_settings_of_the_worlds_stages(align: Run, tmp_path: Path, sets: list[str], words: list[str]) -> None:
+    options = [word for text in sets for word in ("--set", text)]
+    refused(align("pretrain", "shapes-teacher", *options, "--output", tmp_path / "run"), *words)
+
+
+def test_maps_whose_keys_are_the_users_are_replaced_whole() -> None:
+    sweep, mine = load.content_of("shapes-methods", SWEEP), {"best": {"model": "shapes/base"}}
+    assert merge(SWEEP["sweep"], sweep, {"baselines": mine})["baselines"] == mine
+    with pytest.raises(UserError, match=r"unknown key 'baselines.best.modle'; did you mean 'model'\?"):
+        validate(SWEEP["sweep"], sweep | {"baselines": {"best": {"model": "shapes/base", "modle": "it"}}}, "test")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("steps: 7\n", ["neither a stage", "add 'base: PRESET'"]),
-        ("base: shapes-distart\n", ["no such preset", "did you mean 'shapes-distar'?"]),
+        ("base: shapes-distart\n", ["no preset that ships", "did you mean 'shapes-distar'?"]),
         ("base: shapes-vae\n", ["of stage 'vae'", "give it to 'align pretrain'"]),
+        ("base: shapes-di\nstage: sweep\n", ["its base 'shapes-di' is of stage 'train'", "leave stage out"]),
+        ("base: [shapes-di]\n", ["no preset that ships"]),
+        ("stage: [train]\n", ["neither a stage"]),
         ("base: shapes-di\nprompts: hf_" + "a" * 34 + "\n", ["holds a token"]),
         (None, ["no such file"]),
     ],
@@ -465,6 +501,10 @@ def test_a_preference_model_learns_from_pairs(align: Run, tmp_path: Path, clip_f
     assert code == 0, error
     figures = json.loads((tmp_path / "reward" / "metrics.json").read_text())
     assert figures["training_accuracy"] == 1.0
+    resumed = ("reward", *options, "--output", tmp_path / "reward", "--resume", "--pairs")
+    assert align(*resumed, tmp_path / "pairs.jsonl")[0] == 0
+    (tmp_path / "fewer.jsonl").write_text("".join((tmp_path / "pairs.jsonl").read_text().splitlines(True)[2:]))
+    refused(align(*resumed, tmp_path / "fewer.jsonl"), "fewer.jsonl: not the pairs that", "was begun with")
     assert figures["held_out_pairs"] + 1 < figures["pairs"] == 12
     assert figures["held_out_accuracy"] == (figures["held_out_accuracy/a"] + figures["held_out_accuracy/b"]) / 2
     from evaluate import scorers

@@ -1,6 +1,7 @@
 """What is shown of a run's start and result, and whether a person can read it."""
 
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from align.training import compare as report
 from align.training import compare_image as comparison
 from align.training.compare_image import COLUMNS, Scores, Section, sections
 from align.training.validation import compared_captions
-from evaluate import embedded, scorers
+from evaluate import embedded, families, pipelines, scorers
+from evaluate.pipelines import Recipe
 from prompts.io.errors import UserError
 from prompts.io.validate import validate
 from prompts.shapes import sample_captions
@@ -38,6 +40,29 @@ def scores(change: list[float]) -> Scores:
 
 def images(n: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n))
+
+
+# ---- what it starts from ---------------------------------------------------------------------------------------------
+
+
+def test_a_start_without_a_recipe_is_drawn_as_it_was_trained_with(tiny: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    shutil.copytree(tiny, result)
+    (result / "recipe.yaml").write_text("timesteps: [625]\nguidance_scale: 1.0\n")
+    content = SMALL_RUN | {"reference": str(tiny), "held_out": {}, "rewards": []}
+    guided = {"method": "sim", "guidance": {"where": "reference", "scale": 3.0}, "size": [64, 32]}
+
+    def start(**changes: Any) -> tuple[Any, Recipe]:
+        return report.beginning(validate(TrainConfig, content | changes, "test"), str(result))
+
+    _, many = start(**guided)
+    assert (many.steps, many.guidance_scale, many.height, many.width) == (50, 3.0, 64, 32)
+    pipeline, one = start(initial=str(tiny))
+    assert one.timesteps == (625,) and one.guidance_scale == 1.0
+    reference = pipelines.load(str(tiny)).unet.state_dict()
+    assert all(tensor.equal(reference[key]) for key, tensor in pipeline.unet.state_dict().items())
+    assert families.load("zimage").guided(1.0) == {"guidance_scale": 0.0}
+    assert families.load("qwenimage").guided(4.0)["true_cfg_scale"] == 4.0
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

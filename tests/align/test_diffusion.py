@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
@@ -318,6 +319,10 @@ def test_a_dynamic_shift_is_stock_diffusers(kind: str) -> None:
     multistep = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=2.0, prediction_type="flow_prediction")
     assert is_flow(multistep) and FlowSchedule.from_scheduler(multistep, tokens=1).shift == 2.0
     assert not is_flow(DPMSolverMultistepScheduler()) and is_flow(stock)
+    edm = EDMEulerScheduler()  # Playground v2.5's: no betas, and no flow
+    assert not is_flow(edm)
+    with pytest.raises(UserError, match="EDMEulerScheduler has no betas"):
+        Schedule.from_scheduler(edm)
 
 
 def test_every_prediction_type_and_distribution_is_tested_here() -> None:

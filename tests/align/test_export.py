@@ -378,6 +378,26 @@ def test_paths_are_told_by_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert cards.public(path) == said
 
 
+def test_a_path_that_could_be_a_hub_id_stays_a_path_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert [cards.placed(each) for each in ("models/mine", "a/hub-id", str(tmp_path), None)] == [
+        "./models/mine", "a/hub-id", str(tmp_path), None
+    ]  # fmt: skip
+
+
+def test_a_network_that_brings_its_scheduler_is_drawn_with_it(tmp_path: Path) -> None:
+    """Not with that of the recipe which says where the rest is."""
+    fields = {"pipeline": "sdxl-dmd2-1step-1024", "unet": "unet"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    assert pipelines.scheduler_of(str(tmp_path))[0].name == "LCMScheduler"  # type: ignore[index]
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert pipelines.scheduler_of(str(tmp_path)) is None
+
+
 def test_a_revision_that_was_fetched_is_pinned(published: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     (published.folder("tests-of-export/moving", "main") / "a.json").write_text("{}")

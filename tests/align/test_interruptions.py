@@ -14,6 +14,9 @@ import yaml
 from tiny import SMALL_RUN
 
 from align.config.train import TrainConfig
+from align.presets.load import resolve
+from align.run_folder import open_folder
+from align.world.config import PRETRAIN
 from evaluate import weights
 from prompts.io.errors import UserError
 
@@ -82,6 +85,11 @@ def test_an_interrupted_stage_of_the_world_is_not_taken_for_a_finished_one(
     assert resumed == [False, True]
     with pytest.raises(UserError, match=r"seed was 0 and is now 5"):  # nor is another run
         build._train("base", "shapes-base", tmp_path, "seed=5")
+    other = resolve("shapes-clip", PRETRAIN, sets=["fit.steps=10"])  # of another command, which left a checkpoint
+    open_folder(other, tmp_path / "shapes-clip", resume=False)
+    (tmp_path / "shapes-clip" / "checkpoint").mkdir()
+    with pytest.raises(UserError, match=r"fit.steps was 10 and is now"):
+        build._pretrain("shapes-clip", tmp_path)
 
 
 def result(output: Path) -> bytes:

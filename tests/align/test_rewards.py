@@ -8,7 +8,8 @@ import torch
 from align.rewards import differentiable as rewards_module
 from align.rewards.decoder import Decoder
 from align.rewards.differentiable import Reward, Rewards
-from evaluate import pipelines
+from evaluate import families, pipelines
+from evaluate.families import Family
 from prompts.io.errors import UserError
 
 PROMPTS = ["a small red circle on a white background", "two blue squares on a grey background"]
@@ -25,6 +26,17 @@ def test_decoding_is_what_stock_diffusers_does(tiny: Path, x0: torch.Tensor) -> 
         stock = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor)[0]
         expected = pipeline.image_processor.postprocess(stock, output_type="pt")
     torch.testing.assert_close(Decoder(pipeline.vae)(x0), expected)
+
+
+def test_latents_with_a_mean_and_a_spread_are_decoded_as_stock_diffusers_does(tiny: Path, x0: torch.Tensor) -> None:
+    vae = pipelines.load(str(tiny)).vae
+    mean, spread = [0.1, -0.2, 0.3, 0.4], [1.1, 0.9, 1.3, 0.7]
+    vae.register_to_config(latents_mean=mean, latents_std=spread)
+    per_channel = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, spread))
+    shift, scale = per_channel
+    with torch.no_grad():
+        expected = vae.decode(x0 * scale / vae.config.scaling_factor + shift)[0]
+        torch.testing.assert_close(Family().decode(vae, x0), expected)
 
 
 @pytest.mark.parametrize("tiny_vae", [False, True])
@@ -118,3 +130,16 @@ def test_a_scorer_without_a_gradient_is_no_reward(tiny: Path) -> None:
 def test_a_missing_tiny_autoencoder_is_named(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward_vae"):
         Decoder(pipelines.load(str(tiny)).vae, tiny=str(tmp_path))
+
+
+def test_a_tiny_autoencoder_of_other_latents_is_refused(tiny: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    blocks = {"encoder_block_out_channels": (8,), "decoder_block_out_channels": (8,)}
+    blocks |= {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
+    AutoencoderTiny(**blocks, latent_channels=16).save_pretrained(tmp_path / "tiny")
+    vae, path = pipelines.load(str(tiny)).vae, str(tmp_path / "tiny")
+    with pytest.raises(UserError, match="latents of 16 channels, and these have 4; madebyollin/taesd has as many"):
+        Decoder(vae, family=families.load("sd15"), tiny=path)
+    with pytest.raises(UserError, match="no tiny autoencoder has latents as"):
+        Decoder(vae, family=families.load("qwenimage"), tiny=path)

@@ -28,6 +28,10 @@ pytestmark = pytest.mark.usefixtures("quick_programs")
 
 HELD = {"scorers": {}, "prompts": "shapes:validation"}
 SWEEPS = list(presets(SWEEP))
+MEASURE = {
+    "prompts": "shapes:test", "captions": 6,
+    "metrics": {"shapes/clip": "higher", "diversity/shapes-clip": "higher"},
+}  # fmt: skip
 
 
 def content(tiny: Path, **changes: Any) -> dict[str, Any]:
@@ -44,8 +48,7 @@ def content(tiny: Path, **changes: Any) -> dict[str, Any]:
     whole = {
         "stage": "sweep", "centre": "shapes-di", "common": common,
         "cells": {"other": {"student": {"learning_rate": 1e-2}}}, "seeds": 1,
-        "measure": {"prompts": "shapes:test", "captions": 6,
-        "metrics": {"shapes/clip": "higher", "diversity/shapes-clip": "higher"}},
+        "measure": MEASURE,
     }  # fmt: skip
     return whole | changes
 
@@ -64,6 +67,10 @@ def prepare(config: SweepConfig, output: Path) -> list[sweep.Trial]:
     for run in runs:
         sweep.open_run(run, config.measure)
     return runs
+
+
+def finish(run: sweep.Trial) -> None:
+    sweep._write_result(run.folder, {"stopped": None, "metrics": None, "drawing_seconds": 1.0, "training_seconds": 1.0})
 
 
 # ---- before anything runs --------------------------------------------------------------------------------------------
@@ -92,6 +99,30 @@ def test_every_cell_of_every_sweep_is_valid_and_differs_from_the_centre(preset: 
         (
             {"measure": {"prompts": "shapes:test", "captions": 6, "metrics": {"shapes/orakel": "higher"}}},
             ["'shapes/orakel'"],
+        ),
+        (
+            {
+                "measure": {
+                    "prompts": "shapes:test",
+                    "captions": 6,
+                    "metrics": {"fd-shapes": "lower", "shapes/clip": "higher"},
+                }
+            },
+            ["the first is the reward", "fd-shapes is no scorer"],
+        ),
+        ({"measure": MEASURE | {"prompts": "/no/captions.txt"}}, ["/no/captions.txt: no such file"]),
+        ({"measure": MEASURE | {"over": "runs/no/checkpoint"}}, ["runs/no/checkpoint: no such folder"]),
+        ({"measure": MEASURE | {"images": 1}}, ["compares images of one prompt", "measure.images"]),
+        ({"baselines": {"b": {"model": "runs/no/checkpoint"}}}, ["runs/no/checkpoint: no such folder"]),
+        ({"baselines": {"b": {"model": "shapes/base", "steps": 4}}}, ["baselines.b.steps", "leave steps out"]),
+        ({"baselines": {"other": {"model": "shapes/base"}}}, ["'other' is the name of two"]),
+        ({"cells": {"baselines": {}}}, ["'baselines' cannot name a cell"]),
+        (
+            {
+                "equal_reward": [{"better": "x", "than": "centre", "metrics": ["shapes/clip"]}],
+                "curves": {"x": ["centre", "other"]},
+            },
+            ["shapes/clip is the reward"],
         ),
         ({"cells": {"../up": {}}}, ["'../up' cannot name a cell"]),
         ({"cells": {"centre": {}}}, ["'centre' cannot name a cell"]),
@@ -150,6 +181,12 @@ def test_finished_runs_of_another_configuration_are_not_taken_for_this_one(tiny:
         UserError, match=r"other/seed-0/config.yaml: student.learning_rate was 0.01 and is now 0.5; keep the old value"
     ):
         sweep.plan(make(tiny, cells={"other": {"student": {"learning_rate": 0.5}}}), tmp_path)
+    # How it shall be measured can be corrected until it is.
+    other = make(tiny, measure=MEASURE | {"captions": 7})
+    (run, *_) = sweep.plan(other, tmp_path)
+    finish(run)
+    with pytest.raises(UserError, match=r"measure.yaml: captions was 6 and is now 7"):
+        sweep.plan(other, tmp_path)
     # More seeds and more cells are no other configuration.
     assert len(sweep.plan(make(tiny, seeds=3, cells={**content(tiny)["cells"], "third": {}}), tmp_path)) == 9
 
@@ -158,21 +195,42 @@ def test_runs_with_other_weights_of_the_world_are_not_taken_for_these(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make(tiny)
-    (run, *_) = prepare(config, tmp_path)
+    run, begun = prepare(config, tmp_path)
     before = run.identity(config.measure)
-    sweep._write_result(run.folder, {"stopped": None, "metrics": None, "drawing_seconds": 1.0, "training_seconds": 1.0})
+    finish(run)
+    (run.folder / sweep.WORLD).unlink()
     assert len(sweep.results(config, tmp_path)) == 1
     monkeypatch.setattr(embedded, "digest", lambda: "another")
     assert run.identity(config.measure) != before
-    with pytest.raises(UserError, match=r"seed-0: made with other weights of the world than there are now"):
-        sweep.results(config, tmp_path)
+    with pytest.raises(UserError, match=r"centre/seed-0: made with other weights of the world than there are now"):
+        sweep.plan(config, tmp_path)
+    (run.folder / "config.yaml").unlink()  # what was only begun is no less of other weights
+    with pytest.raises(UserError, match=f"{begun.cell}/seed-0: made with other weights"):
+        sweep.plan(config, tmp_path)
+
+
+def test_the_images_that_a_reward_chose_are_not_taken_for_anothers(tiny: Path, tmp_path: Path) -> None:
+    baselines = {"one": {"model": str(tiny)}, "best": {"model": str(tiny), "best_of": 2}}
+    metrics = {"shapes/clip": "higher", "shapes/oracle": "higher"}
+    config, turned = (
+        make(tiny, baselines=baselines, measure=MEASURE | {"metrics": dict(each)})
+        for each in (metrics.items(), reversed(metrics.items()))
+    )
+    one, best, *_ = runs = prepare(config, tmp_path)
+    finish(one)
+    assert len(sweep.plan(turned, tmp_path)) == len(runs)
+    assert one.identity(config.measure) == one.identity(turned.measure)
+    finish(best)
+    assert best.identity(config.measure) != best.identity(turned.measure)
+    with pytest.raises(UserError, match=r"best.measure.yaml: the reward, .* was shapes/clip and is now shapes/oracle"):
+        sweep.plan(turned, tmp_path)
 
 
 def test_a_sweep_around_a_training_of_ones_own(tiny: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("base: shapes-di\nseed: 9\n")
     sweep_file = tmp_path / "sweep.yaml"
-    sweep_file.write_text(yaml.safe_dump(content(tiny, centre=str(mine))))
+    sweep_file.write_text(yaml.safe_dump(content(tiny, centre=str(mine)), sort_keys=False))
     config = resolve(str(sweep_file), SWEEP)
     assert isinstance(config, SweepConfig)
     assert config == make(tiny, centre=str(mine))
@@ -348,9 +406,11 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
     table.write(config, found, "small", tmp_path / "table")
     assert "| best-of-3 |" in (tmp_path / "table" / "README.md").read_text()
     # What the images of `over` score is kept, and taken.
-    (tmp_path / "over.json").write_text(json.dumps({"shapes/clip": [-1000.0] * 12}))
-    assert sweep.carry_out(runs[0].folder)
-    assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == 1.0
+    kept = json.loads((tmp_path / "over.json").read_text()) | {"scores": {"shapes/clip": [-1000.0] * 12}}
+    for of, wins in ((kept["of"], 1.0), ("another model, or other captions", 0.5)):
+        (tmp_path / "over.json").write_text(json.dumps(kept | {"of": of}))
+        assert sweep.carry_out(runs[0].folder)
+        assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == wins
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -488,6 +548,15 @@ def test_shares_and_spreads_against_published_and_simulated_figures() -> None:
     assert claims.sign_flips(np.array([1.0, -2.0, 1.0])) == claims.sign_flips(np.zeros(3)) == 1
 
 
+def test_signs_of_many_seeds_are_turned_at_random() -> None:
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal(claims.TURNED) + 0.4
+    assert claims.sign_flips(np.zeros(30)) == 1.0
+    assert claims.sign_flips(np.ones(30)) == pytest.approx(2.0**-claims.TURNED)
+    # A seed whose runs do not differ takes no part.
+    assert claims.sign_flips(np.append(few, 0.0)) == pytest.approx(claims.sign_flips(few), abs=0.01)
+
+
 @pytest.mark.parametrize("across", [0.0, 0.8])
 @pytest.mark.parametrize("within", [0.0, 0.5])
 def test_spreads_of_runs_that_share_their_seeds_are_compared_as_the_level_says(within: float, across: float) -> None:
@@ -543,6 +612,10 @@ def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> N
     text, drawing = (tmp_path / "README.md").read_text(), (tmp_path / "curves.svg").read_text()
     assert "## Claim: at equal reward, A is better than B" in text
     assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and INK not in drawing
+    table.write(config, rows, "mine/planted.yaml", tmp_path / "file")
+    text = (tmp_path / "file" / "README.md").read_text()
+    assert text.startswith("# planted\n") and "`align sweep mine/planted.yaml --table DIR`" in text
+    assert resolve(str(tmp_path / "file" / "sweep.yaml"), SWEEP) == config
     table.write(config, rows, "planted", tmp_path / "again")
     for name in ("README.md", "cells.csv", "claims.csv", "curves.svg"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name

@@ -24,7 +24,7 @@ from align.objectives.metrics import Metrics
 from align.objectives.weightings import WEIGHTS
 from align.training import checkpoints as state
 from align.training import loop as module
-from align.training import process, validation
+from align.training import process, setup, validation
 from align.training.ema import EMA
 from align.training.health import Diverged, Health
 from align.training.loop import train
@@ -69,6 +69,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "di++": REWARDED | {"guidance": {"where": "reward", "scale": 2.0}},
     "di*": REWARDED | {"guidance": {"where": "reference", "scale": 2.0}},
 }
+
+
+@pytest.mark.parametrize("changes", [{"prompts": "/no/captions.txt"}, {"held_out": {"prompts": "/no/captions.txt"}}])
+def test_captions_that_cannot_be_read_are_refused_before_a_model_is(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(setup, "load_pipeline", lambda *_, **__: pytest.fail("gigabytes were fetched"))
+    held_out = SMALL_RUN["held_out"] | changes.get("held_out", {})
+    with pytest.raises(UserError, match=r"/no/captions\.txt"):
+        run(make(tiny, **changes | {"held_out": held_out}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -105,6 +105,30 @@ def test_why_runs_have_nothing_side_by_side() -> None:
         side_by_side(pairs)
 
 
+def test_sets_of_unequal_numbers_of_images_do_not_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    def of_set(model: str, n: int, low: int = 0) -> Records:
+        estimate = {
+            "value": 1.0,
+            "low": 0.9,
+            "high": 1.1,
+            "n": n,
+            "note": "",
+            "left_out": {},
+            "weights_sha256": "b" * 64,
+        }
+        run = make({"m": A}, model=model, distribution={"fd-shapes": estimate})
+        run.frame["id"] = [f"parti/{i:04d}" for i in range(low, low + 4)]
+        return run
+
+    runs = [of_set("one", 4), of_set("two", 4), of_set("three", 16)]
+    assert {figure.metric for figure in side_by_side(runs[:2])} == {"m", "fd-shapes"}
+    assert {figure.metric for figure in side_by_side(runs)} == {"m"}
+    show_all(runs, side_by_side(runs))
+    assert "fd-shapes is left out" in " ".join("".join(capsys.readouterr()).split())
+    same, other = (compare(runs[0], of_set("two", 4, low))[-1] for low in (0, 2))
+    assert same.difference == 0 and math.isnan(other.difference), "of other prompts"
+
+
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     c = np.array([5.0, 2.0, 2.0, 9.0])
     runs = [make({"m": a, "n": a}, model=name) for name, a in (("one", A), ("two", B))]
@@ -134,6 +158,11 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert means == fewer
     with pytest.raises(UserError, match="two has no score of any prompt"):
         side_by_side([runs[0], Records(runs[1].frame.iloc[:0], runs[1].meta)])
+
+    # What failed wholly in one run takes nothing from what all have.
+    half = make({"m": B, "n": np.full(4, np.nan)}, model="two")
+    found = {figure.metric: figure.value for figure in side_by_side([runs[0], half]) if figure.model == "two"}
+    assert found["m"] == 0.625 and math.isnan(found["n"])
 
     show_all(runs, figures)
     shown = capsys.readouterr()

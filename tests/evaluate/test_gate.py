@@ -273,6 +273,19 @@ def test_each_metric_has_a_case_of_its_own(
     assert [[child.tag for child in case] for case in suite] == [["failure"], [tag]]
 
 
+def test_what_the_baseline_lacks_is_said_not_to_be_judged(known: Path, tmp_path: Path, evaluate: Run) -> None:
+    def with_another(records: Records) -> None:
+        records.meta["protocols"]["pickscore"] = "a" * 64
+        records.frame["score.pickscore"] = -1000.0
+
+    path, junit = changed(known, tmp_path / "run.parquet", with_another), tmp_path / "r.xml"
+    code, said = evaluate("check", path, "--baseline", known, "--junit", junit)
+    assert code == 0
+    assert "pickscore is not judged: the baseline has none; accept the run" in " ".join(said.split())
+    suite = ElementTree.parse(junit).getroot()
+    assert [(case.get("name"), [child.tag for child in case]) for case in suite][2] == ("pickscore", ["skipped"])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

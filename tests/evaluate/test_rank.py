@@ -60,6 +60,11 @@ def test_strengths_are_those_that_the_shares_of_wins_have() -> None:
     assert rank.bradley_terry(share * 1e7) == pytest.approx(truth, abs=1e-5)
     (low, high) = rank.bradley_terry(np.array([[0.0, 10.0], [30.0, 0.0]]))
     assert high - low == pytest.approx(math.log(30.5 / 10.5))
+    # One that always wins over two that are alike: its odds to each, by the condition that wins are those expected.
+    won = np.array([[0.0, 1024.0, 1024.0], [0.0, 0.0, 512.0], [0.0, 512.0, 0.0]])
+    first, second, third = rank.bradley_terry(won)
+    assert second == pytest.approx(third)
+    assert first - second == pytest.approx(math.log(1024.5 / 0.5), abs=1e-6)
     always = rank.bradley_terry(np.array([[0.0, 0.0], [40.0, 0.0]]))
     assert np.isfinite(always).all() and always[1] - always[0] == pytest.approx(math.log(40.5 / 0.5))
 

@@ -234,7 +234,9 @@ def test_groups_are_even_and_fixed() -> None:
     counts = np.bincount([group_of(f"{i}") for i in range(2000)])
     assert len(counts) == 10
     assert counts.min() > 150
-    assert [group_of(prompt) for prompt in ("a", "b", "c")] == [group_of(prompt) for prompt in ("a", "b", "c")]
+    # Baselines keep them: they may never change.
+    assert [group_of(prompt) for prompt in "abc"] == [0, 6, 0]
+    assert [group_of(prompt, 50) for prompt in "abc"] == [0, 46, 30]
 
 
 # fd-shapes

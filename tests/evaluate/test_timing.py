@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from clock import Hours
 from evaluate import cli, pipelines
 from evaluate.bench import timing
 from evaluate.pipelines import random_init
+from evaluate.pipelines.fast import tune
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
@@ -88,6 +90,17 @@ def test_a_missing_config_is_said(configs: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             random_init.random_pipeline(str(folder), dtype=torch.float32, device="cpu")
         assert str(folder) in str(caught.value)
+
+
+def test_channels_last_leaves_convolutions_of_videos_as_they_are() -> None:
+    decoder = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3), torch.nn.Linear(2, 3))
+    vae = torch.nn.Module()
+    vae.decoder = decoder
+    before = [parameter.clone() for parameter in decoder.parameters()]
+    tune(SimpleNamespace(vae=vae), compiled=False, channels_last=True)
+    assert decoder[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert decoder[1].weight.is_contiguous()
+    assert all(a.equal(b) for a, b in zip(before, decoder.parameters(), strict=True))
 
 
 def test_the_command_keeps_one_row_a_command(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
