@@ -126,7 +126,7 @@ def test_the_readmes_table_is_the_leaderboards() -> None:
     assert compared > 40
 
 
-@pytest.mark.parametrize("page", ["few-steps", "over-optimisation"])
+@pytest.mark.parametrize("page", ["few-steps", "over-optimisation", "which-method"])
 def test_intervals_on_a_page_are_its_sweeps(page: str) -> None:
     """Every `x [low, high]` in a table of a page is a figure of the sweep that it shows."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").partition("## What stops it")[0]

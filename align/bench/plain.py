@@ -52,7 +52,7 @@ def student_loss(run: Run, batch: Batch) -> Tensor:
     if config.guidance.where == "reward":
         direction = (conditional - unconditional).detach()
         loss = loss - (scale - 1) * weighted(direction, conditional, direction * x)
-    if run.rewards:
+    if run.rewards and run.generator.is_rewarded(batch):
         with record_function("student's reward"):
             loss = loss - run.rewards(x0, batch.prompts)[0]
     return loss.mean()

@@ -49,7 +49,10 @@ def is_pipeline(source: str) -> bool:
 
 
 def is_in_shards(source: str, name: str) -> bool:
-    """Whether `source` is a whole pipeline of the hub, whose network `name` is in several files."""
+    """Whether `source` is a whole pipeline, whose network `name` is in several files."""
+    if (folder := Path(source)).is_dir():
+        found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        return "model_index.json" in found and len(_pick(found, source, name)) > 1
     where = None if Path(source).exists() else hub_id(source)
     if where is None or where.file or pipelines.locate(where.repository):
         return False

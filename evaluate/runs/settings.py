@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from evaluate import distribution, environment, pipelines, scorers
+from evaluate.console import console
 from evaluate.precision import drawn_in, dtype_of
 from prompts import suites
 from prompts.io import hub
@@ -62,6 +63,16 @@ class Settings:
         return hub.redact(shlex.join(words))
 
 
+def _tell_of_repeats(suite: Suite) -> None:
+    """Of a user's own file: a suite's ids are told apart on purpose."""
+    n, distinct = len(suite.prompts), len({prompt.text for prompt in suite.prompts})
+    if distinct < n and suite.name not in suites.names():
+        console.print(
+            f"{suite.source}: {n - distinct:,} of {n:,} prompts repeat others word for word, which errors, intervals"
+            " and the gate take for independent; give each once, and --per-prompt for several images"
+        )
+
+
 def from_options(
     suite: str,
     models: Sequence[str],
@@ -83,6 +94,7 @@ def from_options(
     """What the command's options mean, a `Settings` per model. Raises UserError for what cannot be meant."""
     whole = suites.load(suite, path=prompts)
     limited = replace(whole, prompts=whole.prompts[:limit])
+    _tell_of_repeats(limited)
     if twice := [name for name, count in Counter(map(slug, models)).items() if count > 1]:
         raise UserError(f"--model: two models would both be called {twice[0]!r}; run them into two --output folders")
     if images and len(models) > 1:

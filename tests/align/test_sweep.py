@@ -248,7 +248,7 @@ def test_more_seeds_of_a_cell_than_of_all_are_refused(tiny: Path) -> None:
 @pytest.mark.slow
 def test_killed_and_gone_on_with_two_processes_leave_what_one_leaves(tiny: Path, tmp_path: Path) -> None:
     config = make(tiny)
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content(tiny)))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content(tiny), sort_keys=False))
     output = tmp_path / "two"
     code = f"""
 from pathlib import Path

@@ -620,6 +620,21 @@ def test_metrics_are_known_by_family_and_by_name(tmp_path: Path) -> None:
         assert set(suites.card(name).metrics) <= {*scorers.variants(), *distribution.variants()}
 
 
+def test_prompts_that_repeat_others_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.txt"
+    given: dict[str, Any] = {
+        "prompts": None, "images": None, "limit": None, "seed": 0, "per_prompt": 1, "batch": 4, "dtype": "fp32",
+        "device": "cpu", "output": tmp_path, "shard": "1/1",
+    }  # fmt: skip
+    for texts, told in ((["a", "b", "c"], False), (["a", "b", "a", "a"], True)):
+        path.write_text("\n".join(texts))
+        from_options(str(path), ["shapes/base"], ["shapes/clip"], **given)
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert ("2 of 4 prompts repeat others word for word" in said) == told
+    from_options("shapes", ["shapes/base"], [], **given)
+    assert "repeat" not in "".join(capsys.readouterr())
+
+
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
     whole: tuple[pd.DataFrame, dict[str, str]],
     tiny: Path,
