@@ -67,9 +67,9 @@ def check(options: Measure, baselines: Mapping[str, Baseline]) -> None:
         elif distribution.load(name).within_prompt and options.images < 2:
             raise UserError(f"measure.metrics: {name} compares images of one prompt; set measure.images to 2 or more")
     if options.over:
-        pipelines.read_recipe(options.over)
+        pipelines.runnable(options.over)
     for name, baseline in baselines.items():
-        recipe = pipelines.read_recipe(baseline.model)
+        recipe = pipelines.runnable(baseline.model)
         if baseline.steps and (recipe.timesteps or recipe.sigmas):
             raise UserError(
                 f"baselines.{name}.steps: {baseline.model} is drawn at the timesteps of its recipe, however many are"

@@ -146,9 +146,7 @@ def _check(run: Trial, measure: Measure) -> None:
         return
     if changed := difference(read_yaml(begun), run.config.model_dump(mode="json")):
         raise UserError(f"{begun}: {changed}; keep the old value, or choose another --output")
-    if (world.is_file() and world.read_text(encoding="utf-8") != embedded.digest()) or (
-        run.finished and run.result.get("world", embedded.digest()) != embedded.digest()
-    ):
+    if world.is_file() and world.read_text(encoding="utf-8") != embedded.digest():
         raise UserError(
             f"{run.folder}: made with other weights of the world than there are now; choose another --output"
         )
@@ -272,7 +270,7 @@ def take(config: SweepConfig, output: Path, table: Path) -> None:
         for run, row in taken.items():
             if not run.finished:
                 open_run(run, config.measure)
-                _write_result(run.folder, result_of(config, row))
+                write_json(run.folder / "result.json", result_of(config, row))
 
 
 def results(config: SweepConfig, output: Path) -> list[dict[str, Any]]:
@@ -302,7 +300,7 @@ def carry_out(folder: Path) -> bool:
     if (folder / BASELINE).is_file():
         baseline = validate(Baseline, read_yaml(folder / BASELINE), str(folder / BASELINE))
         measured = measure(baseline.model, options, baseline=baseline, cache=cache)
-        _write_result(folder, {"stopped": None, **measured, "training_seconds": 0.0})
+        write_json(folder / "result.json", {"stopped": None, **measured, "training_seconds": 0.0})
         return True
     ended, stopped, seconds = _trained(folder)
     if not ended:
@@ -313,13 +311,9 @@ def carry_out(folder: Path) -> bool:
         if measured["metrics"] is None:
             last = (folder / "log.jsonl").read_bytes().count(b"\n")
             stopped = {"step": last, "why": "the generator draws images that are not finite", "by": "divergence"}
-    _write_result(folder, {"stopped": stopped, **measured, "training_seconds": seconds})
+    write_json(folder / "result.json", {"stopped": stopped, **measured, "training_seconds": seconds})
     shutil.rmtree(folder / "state", ignore_errors=True)
     return True
-
-
-def _write_result(folder: Path, content: dict[str, Any]) -> None:
-    write_json(folder / "result.json", {**content, "world": embedded.digest()})
 
 
 def _trained(folder: Path) -> tuple[bool, dict[str, Any] | None, float | None]:

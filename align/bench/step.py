@@ -153,10 +153,9 @@ def counted_for(config: TrainConfig) -> dict[str, Any]:
         },
     )
     # What came later, and changes operations only where it is set: so that older counts stay what they are.
-    new = {name: getattr(config, name) for name in ("terms", "critics", "text_encoding")}
-    new["shares_images"] = config.assistant.shares_images
-    defaults = {"terms": {}, "critics": {}, "text_encoding": "ahead", "shares_images": False}
-    model |= {name: value for name, value in new.items() if value != defaults[name]}
+    later: Any = {"terms": True, "critics": True, "text_encoding": True, "assistant": {"shares_images"}}
+    new = config.model_dump(mode="json", include=later, exclude_defaults=True)
+    model |= {name: value for name, value in new.items() if value}
     return {
         "config": text_sha256(json.dumps(model, sort_keys=True))[:12],
         "batch_size": config.batch_size,

@@ -84,8 +84,9 @@ def pinned(source: str | None) -> str | None:
 
 def placed(source: str | None) -> str | None:
     """`pinned`, and of a path here that could be a hub id, one that cannot: exports are made from elsewhere too."""
-    here = source is not None and Path(source).exists()
-    return f"./{source}" if here and hub_id(source or "") else pinned(source)
+    if source and Path(source).exists() and hub_id(source):
+        return f"./{source}"
+    return pinned(source)
 
 
 def run_metadata(

@@ -23,7 +23,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
     """
     sources = run["sources"]
     whole, start = sources["pipeline"] or sources["reference"], sources["initial"]
-    if start in (None, whole, config.reference, sources["reference"]):
+    if start in (None, whole, sources["reference"]):
         start = sources["reference"] if sources["pipeline"] else None
     name, options, _ = config.generator.stock_scheduler(flow=recipe.sigmas is not None)
     fields: dict[str, Any] = {}

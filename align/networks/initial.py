@@ -51,7 +51,7 @@ def is_pipeline(source: str) -> bool:
 def is_in_shards(source: str, name: str) -> bool:
     """Whether `source` is a whole pipeline, whose network `name` is in several files."""
     if (folder := Path(source)).is_dir():
-        found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        found = _files_in(folder)
         return "model_index.json" in found and len(_pick(found, source, name)) > 1
     where = None if Path(source).exists() else hub_id(source)
     if where is None or where.file or pipelines.locate(where.repository):
@@ -90,7 +90,7 @@ def read(source: str, name: str) -> dict[str, Tensor]:
     if recipe.pipeline or recipe.unet:
         whole: nn.Module = getattr(pipelines.load(source), name)
         return dict(whole.state_dict())
-    return _read_files(_pick(sorted(str(p.relative_to(folder)) for p in folder.rglob("*")), source, name), folder)
+    return _read_files(_pick(_files_in(folder), source, name), folder)
 
 
 def _pick(files: list[str], source: str, name: str) -> list[str]:
@@ -104,6 +104,10 @@ def _pick(files: list[str], source: str, name: str) -> list[str]:
     if LORA in files:
         return [LORA]
     raise UserError(f"{source}: holds neither a {name} nor {LORA}; name a file of it, as in OWNER/NAME/FILE")
+
+
+def _files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def _list(where: HubId) -> list[str]:
@@ -138,7 +142,7 @@ def weights_file(source: str, name: str, folder: Path) -> dict[str, str]:
     if where and where.file and not path.exists():
         return {"repo": where.repository, "revision": where.revision, "file": where.file}
     if path.is_dir():
-        files = _pick(sorted(str(p.relative_to(path)) for p in path.rglob("*")), source, name)
+        files = _pick(_files_in(path), source, name)
         location = {"file": os.path.relpath(path / files[0], folder.resolve())}
     else:
         assert where is not None  # what is neither has not been read

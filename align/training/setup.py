@@ -31,7 +31,15 @@ from align.training.ema import EMA
 from align.training.learner import Learner
 from align.training.process import Alone, precisions
 from align.training.terms import terms
-from align.training.validation import SampleGrid, Sampler, Validation, compared_captions, fixed_batch, load_scorers
+from align.training.validation import (
+    SampleGrid,
+    Sampler,
+    Validation,
+    compared_captions,
+    fixed_batch,
+    load_scorers,
+    watched_captions,
+)
 from evaluate import families, pipelines, scorers
 from evaluate.diffusion import NOISE_LEVELS
 from evaluate.pipelines.random_init import random_pipeline
@@ -102,8 +110,7 @@ def _captions(config: TrainConfig) -> Prompts:
     anything is fetched.
     """
     compared_captions(config)
-    if config.held_out.prompts and config.held_out.scorers:
-        read_prompts(config.held_out.prompts)
+    watched_captions(config)
     return read_prompts(config.prompts, at_most=config.max_prompts)
 
 

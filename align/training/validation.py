@@ -18,7 +18,7 @@ from align.rewards.differentiable import Rewards
 from evaluate import scorers
 from prompts.io.errors import UserError
 from prompts.io.files import replace
-from prompts.readers import read_prompts
+from prompts.readers import Prompts, read_prompts
 
 GRID = 16  # images in a grid of samples
 LEVELS = (0.3, 1.0, 3.0)  # sigmas at which predictions are drawn
@@ -52,6 +52,12 @@ def load_scorers(config: TrainConfig, **options: Any) -> dict[str, scorers.Score
     return loaded
 
 
+def watched_captions(config: TrainConfig) -> Prompts | None:
+    """What the captions that are looked at are drawn from; None where nothing is looked at."""
+    held = config.held_out
+    return read_prompts(held.prompts or config.prompts) if held.scorers or config.sample_every else None
+
+
 def fixed_batch(
     config: TrainConfig,
     preconditioning: Preconditioning,
@@ -62,10 +68,9 @@ def fixed_batch(
     limit: int | None = None,
 ) -> Batch | None:
     """The captions and noise that are looked at again and again; None where nothing is. limit: of images."""
-    held = config.held_out
-    if not held.scorers and not config.sample_every:
+    held, prompts = config.held_out, watched_captions(config)
+    if prompts is None:
         return None
-    prompts = read_prompts(held.prompts or config.prompts)
     n = held.images if held.scorers else GRID
     n = n if limit is None else min(n, limit)
     generator = torch.Generator().manual_seed(seeded(config.seed, 3))

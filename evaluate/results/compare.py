@@ -116,9 +116,7 @@ def _row(metric: str, group: str, a: np.ndarray, b: np.ndarray) -> ComparedMetri
 def _row_of_set(metric: str, a: Records, b: Records) -> ComparedMetric:
     estimates = [run.meta["distribution"][metric] for run in (a, b)]
     one, other = (estimate["value"] for estimate in estimates)
-    # Of fewer images a Fréchet distance is larger, whatever they are.
-    same = estimates[0]["n"] == estimates[1]["n"] and set(a.frame["id"]) == set(b.frame["id"])
-    difference = other - one if same else math.nan
+    difference = other - one if sets.as_many(a, b, metric) else math.nan
     low = high = math.nan
     if not sets.unpaired(a, b, metric):
         found = sets.set_difference(a, b, metric)

@@ -27,6 +27,14 @@ def shared_metrics(a: Records, b: Records) -> list[str]:
     return [name for name in a.meta.get("distribution", {}) if name in b.meta.get("distribution", {})]
 
 
+def as_many(a: Records, b: Records, metric: str) -> bool:
+    """Whether a shared metric is of as many images in both, of the same prompts. Of fewer images a Fréchet distance is
+    larger, whatever they are.
+    """
+    sizes = {run.meta["distribution"][metric]["n"] for run in (a, b)}
+    return len(sizes) == 1 and set(a.frame["id"]) == set(b.frame["id"])
+
+
 def jackknife_groups(run: Records, metric: str) -> dict[str, tuple[int, float]]:
     """`Estimate.left_out` of a metric that the run measured; empty where a single group is all there is."""
     groups: dict[str, tuple[int, float]] = run.meta["distribution"][metric].get("left_out") or {}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from evaluate.results import sets
 from evaluate.results.compare import compare, mismatch
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
@@ -68,14 +67,12 @@ def side_by_side(runs: Sequence[Records]) -> list[SharedMetric]:
 
 
 def of_unequal_numbers(runs: Sequence[Records]) -> list[str]:
-    """The metrics of whole sets that all runs have, of numbers of images that differ: of fewer images a Fréchet
-    distance is larger, whatever they are.
-    """
-    first, *others = [run.meta.get("distribution", {}) for run in runs]
+    """The metrics of whole sets that two runs share, of numbers of images that differ."""
+    first, *others = runs
     return [
         name
-        for name in first
-        if all(name in each for each in others) and len({each[name]["n"] for each in (first, *others)}) > 1
+        for name in first.meta.get("distribution", {})
+        if any(name in sets.shared_metrics(first, run) and not sets.as_many(first, run, name) for run in others)
     ]
 
 
@@ -84,15 +81,13 @@ def on_shared_prompts(runs: Sequence[Records]) -> list[Records]:
     have any score of. Where some have more prompts, metrics of whole sets are left out: they are of all images.
     UserError where none is shared.
     """
-    scored = [run for run in runs if run.meta["protocols"]]
-    if failed := [run.meta["model"] for run in scored if run.by_prompt().dropna(how="all").empty]:
+    scores = [run.by_prompt().dropna(axis="columns", how="all") for run in runs]
+    if failed := [
+        run.meta["model"] for run, table in zip(runs, scores, strict=True) if run.meta["protocols"] and table.empty
+    ]:
         raise UserError(f"{failed[0]} has no score of any prompt; 'evaluate summary' says why")
-    protocols = [
-        name
-        for name in runs[0].meta["protocols"]
-        if all(name in run.meta["protocols"] and np.isfinite(run.scores(name)).any() for run in runs)
-    ]
-    shared = set.intersection(*(set(run.by_prompt()[protocols].dropna().index) for run in runs))
+    protocols = [name for name in scores[0] if all(name in table for table in scores)]
+    shared = set.intersection(*(set(table[protocols].dropna().index) for table in scores))
     if all(shared == set(run.frame["id"]) for run in runs):
         return list(runs)
     if not shared:

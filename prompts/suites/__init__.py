@@ -22,10 +22,9 @@ from prompts import extensions
 from prompts.io.errors import UserError
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
-from prompts.suites._read import SUFFIXES as SUFFIXES
-from prompts.suites._read import Row, coco_rows, dpg_rows, table_rows
+from prompts.suites._read import SUFFIXES, Row, coco_rows, dpg_rows, table_rows
 
-__all__ = ["Card", "Match", "Prompt", "Suite", "card", "load", "names", "overlap"]
+__all__ = ["SUFFIXES", "Card", "Match", "Prompt", "Suite", "card", "load", "names", "overlap"]
 
 HERE = Path(__file__).parent
 

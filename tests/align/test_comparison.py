@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import SMALL_RUN
 
 from align.config.train import TrainConfig
@@ -48,6 +49,8 @@ def images(n: int, height: int = 16, width: int = 16) -> torch.Tensor:
 def test_a_start_without_a_recipe_is_drawn_as_it_was_trained_with(tiny: Path, tmp_path: Path) -> None:
     result = tmp_path / "result"
     shutil.copytree(tiny, result)
+    weights = result / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     (result / "recipe.yaml").write_text("timesteps: [625]\nguidance_scale: 1.0\n")
     content = SMALL_RUN | {"reference": str(tiny), "held_out": {}, "rewards": []}
     guided = {"method": "sim", "guidance": {"where": "reference", "scale": 3.0}, "size": [64, 32]}

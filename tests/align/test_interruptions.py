@@ -17,7 +17,7 @@ from align.config.train import TrainConfig
 from align.presets.load import resolve
 from align.run_folder import open_folder
 from align.world.config import PRETRAIN
-from evaluate import weights
+from evaluate import embedded, weights
 from prompts.io.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -90,6 +90,8 @@ def test_an_interrupted_stage_of_the_world_is_not_taken_for_a_finished_one(
     (tmp_path / "shapes-clip" / "checkpoint").mkdir()
     with pytest.raises(UserError, match=r"fit.steps was 10 and is now"):
         build._pretrain("shapes-clip", tmp_path)
+    card = json.loads((embedded.HERE / "shapes" / "card.json").read_text())
+    assert set(card["stages"]) == set(build.STAGES)
 
 
 def result(output: Path) -> bytes:
