@@ -268,6 +268,10 @@ def sweep(
         Optional[Path],
         typer.Option("--from", metavar="DIR", help="A table of this sweep: what it has is not run again."),
     ] = None,
+    measure_again: Annotated[
+        bool,
+        typer.Option("--measure-again", help="Where `measure` has changed: measure finished runs anew, untrained."),
+    ] = False,
 ) -> None:
     """Train an ablation's cells with several seeds, and write its table and curves; continue where it was left."""
     from align.ablation import sweep as sweeps
@@ -279,7 +283,7 @@ def sweep(
     folder = output or Path("runs") / name_of(preset)
     if begun is not None:
         sweeps.take(resolved, folder, begun)
-    if table is None and not sweeps.sweep(resolved, folder, processes=processes):
+    if table is None and not sweeps.sweep(resolved, folder, processes=processes, measure_again=measure_again):
         raise typer.Exit(130)
     write(resolved, sweeps.results(resolved, folder), preset, table or folder)
 

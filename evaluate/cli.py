@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from evaluate.pipelines import address
 from prompts.io.errors import UserError
 from prompts.io.files import writable, write_json
 
@@ -99,7 +100,9 @@ def run(
     metric: MetricNames = None,
     prompts: PromptsFile = None,
     images: ImagesFolder = None,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite.")] = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="Only the first prompts of the suite, often of one kind.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     per_prompt: PerPrompt = None,
     batch: BatchSize = 16,
@@ -213,8 +216,9 @@ def models() -> None:
 
     from evaluate import embedded, pipelines
     from evaluate.console import printer
+    from evaluate.pipelines.recipe import describe
 
-    recipes = {name: pipelines.read_recipe(name) for name in (*embedded.models(), *pipelines.names())}
+    recipes = {name: pipelines.read_recipe(name) for name in (*embedded.models(), *address.names())}
     runnable = Table(title="can be run")
     reported = Table(title="reported only")
     for table, columns in (
@@ -227,7 +231,7 @@ def models() -> None:
                 column, overflow="fold", justify="left" if table is reported or column == "licence" else "right"
             )
     for name, recipe in recipes.items():
-        title, *details, licence = pipelines.describe(recipe)
+        title, *details, licence = describe(recipe)
         if recipe.reported_only:
             reported.add_row(name, title, recipe.reported_only)
         else:

@@ -20,6 +20,7 @@ from evaluate import layouts
 from evaluate.console import console
 from prompts.io import cache, hub
 from prompts.io.errors import UserError, first_line
+from prompts.io.files import text_sha256
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -114,7 +115,7 @@ def sha256(*paths: Path) -> str:
     for path in paths:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if len(digests) == 1 else text_sha256("".join(digests))
 
 
 def download(url: str, digest: str, *, what: str, kind: str) -> Path:

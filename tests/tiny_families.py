@@ -11,9 +11,9 @@ import torch
 from hub import Hub
 
 from align.config.train import TRAIN
-from align.networks.initial import hub_id
 from align.presets.load import presets
 from evaluate import families
+from evaluate.pipelines.address import hub_id
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

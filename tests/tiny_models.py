@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evaluate import pipelines
+from evaluate.pipelines import address
+from evaluate.pipelines.recipe import Weights
 
 #: Images are this size: 8 x 8 latents.
 SIDE = 64
@@ -269,7 +271,7 @@ PIPELINES: dict[str, tuple[Callable[[Path], Any], tuple[str | None, ...]]] = {
 
 def publish(hub: Hub) -> None:
     """Put the pipelines on the hub, and every file that a recipe over one of them names."""
-    recipes = [recipe for recipe in map(pipelines.read_recipe, pipelines.names()) if recipe.pipeline in PIPELINES]
+    recipes = [recipe for recipe in map(pipelines.read_recipe, address.names()) if recipe.pipeline in PIPELINES]
     for seed, (repo, (make, variants)) in enumerate(PIPELINES.items()):
         revision = next(recipe.revision for recipe in recipes if recipe.pipeline == repo)
         folder = hub.folder(repo, revision or "main")
@@ -283,7 +285,7 @@ def publish(hub: Hub) -> None:
         _age(folder)
     for seed, recipe in enumerate(recipes, start=100):
         for kind, source in (("unet", recipe.unet), ("delta", recipe.delta), ("lora", recipe.lora)):
-            if isinstance(source, pipelines.Weights) and source.repo:
+            if isinstance(source, Weights) and source.repo:
                 torch.manual_seed(seed)
                 network = unet() if PIPELINES[str(recipe.pipeline)][0] is sd else sdxl_unet()
                 file = hub.folder(source.repo, source.revision or "main") / source.file

@@ -1,8 +1,8 @@
 """What a sweep was asked, and what its runs answer.
 
 Seeds are what is sampled: every interval is over seeds, and runs of one seed, which draw the same batches, are paired.
-An interval is of 95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), so that
-one of them, or none, may be wrong.
+An interval is of 95 % by itself. A verdict is not: the answers of a sweep are held to 5 % together (Holm 1979), which
+is the most that the chance of any wrong one among them can be.
 """
 
 import math
@@ -11,10 +11,11 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
+from scipy.interpolate import PchipInterpolator
 
 from align.ablation.config import CENTRE, EqualReward, LessStable, SweepConfig
-from evaluate.results.stats import holm, paired_difference
+from evaluate.stats import holm, paired_difference
 
 LEVEL = 0.05  # of all answers together
 POWER = 0.8
@@ -40,7 +41,8 @@ class Interval(NamedTuple):
 
 class Answer(NamedTuple):
     """A figure that bears on a claim. at: where it was read; p: two-sided, by itself; sign: -1 where the claim is that
-    it is below `null`; over_seeds: whether its interval is Student's t.
+    it is below `null`; over_seeds: whether its interval is Student's t; smooth: the figure where curves are read
+    smoothly, which says what their bends may do to it.
     """
 
     claim: str
@@ -51,6 +53,7 @@ class Answer(NamedTuple):
     sign: int = 1
     null: float = 0.0
     over_seeds: bool = False
+    smooth: float = math.nan
 
 
 class Finding(NamedTuple):
@@ -110,7 +113,11 @@ def _detectable(answer: Answer, level: float) -> float:
     interval = answer.interval
     if not answer.over_seeds or not math.isfinite(interval.high):
         return math.nan
-    return _error(interval) * float(sum(stats.t.ppf((1 - level / 2, POWER), interval.n - 1)))
+    freedom = interval.n - 1
+    critical = float(stats.t.ppf(1 - level / 2, freedom))
+    # Far below, the other side's tail counts for nothing.
+    errors = optimize.brentq(lambda away: stats.nct.sf(critical, freedom, away) - POWER, 0, 3 * critical)
+    return _error(interval) * float(errors)
 
 
 def _error(interval: Interval) -> float:
@@ -120,21 +127,23 @@ def _error(interval: Interval) -> float:
 def _p_of_difference(interval: Interval) -> float:
     if not math.isfinite(interval.high):
         return math.nan
-    error = _error(interval)
-    return (
-        float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1)) if error > 0 else float(interval.value == 0)
-    )
+    if (error := _error(interval)) > 0:
+        return float(2 * stats.t.sf(abs(interval.value) / error, interval.n - 1))
+    return math.nan if interval.value else 1.0
 
 
 # ---- at equal reward -------------------------------------------------------------------------------------------------
 
 
-def read_off(rewards: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+def read_off(rewards: np.ndarray, values: np.ndarray, at: np.ndarray, *, smooth: bool = False) -> np.ndarray:
     """Values of the piecewise linear curve through points `[K]`, at rewards `[G]`; the end
-    segments go on beyond their ends.
+    segments go on beyond their ends. smooth: of the cubics that rise and fall with the points (Fritsch and Carlson).
     """
     order = rewards.argsort(kind="stable")
     x, y = rewards[order], values[order]
+    if smooth and (np.diff(x) > 0).all():
+        cubics: np.ndarray = PchipInterpolator(x, y)(at)
+        return cubics
     segment = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
     width = x[segment + 1] - x[segment]
     share = np.divide(at - x[segment], width, out=np.full_like(at, 0.5), where=width > 0)
@@ -149,13 +158,24 @@ class Curve(NamedTuple):
     values: np.ndarray
 
 
-def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], Interval] | None:
-    """`better` - `than`, read where both have the same reward, and the rewards between which that was.
+class Compared(NamedTuple):
+    """A difference at equal reward, the rewards between which it was read, and what it is on smooth curves."""
+
+    low: float
+    high: float
+    difference: Interval
+    smooth: float
+
+
+def at_equal_reward(better: Curve, than: Curve) -> Compared | None:
+    """`better` - `than`, read where both have the same reward.
 
     Two curves are compared by the mean of their difference over GRID, in the range of rewards that both reach; a point
     is compared with a curve at the point's own reward. Means over seeds are taken first. The interval leaves out one
     seed at a time from both at once (jackknife, Student's t of one degree fewer than seeds): with five seeds, the
-    percentiles of a bootstrap are too narrow. None where no reward is shared, or fewer than two seeds have all runs.
+    percentiles of a bootstrap are too narrow. Seeds are all that it counts: not that curves are read straight from
+    point to point, nor that a baseline's images might have been others. None where no reward is shared, or fewer than
+    two seeds have all runs.
     """
     whole = np.isfinite(np.concatenate([*better, *than], 1)).all(1)
     better, than = (Curve(*(part[whole] for part in curve)) for curve in (better, than))
@@ -168,16 +188,18 @@ def at_equal_reward(better: Curve, than: Curve) -> tuple[tuple[float, float], In
     if not (low <= high if point else low < high):
         return None
 
-    def difference(left_out: list[int]) -> float:
+    places = low + GRID * (high - low)
+
+    def difference(left_out: list[int], *, smooth: bool = False) -> float:
         x, y, u, v = (np.delete(part, left_out, 0).mean(0) for part in (*better, *than))
         if len(x) == 1:
-            return float((y - read_off(u, v, x))[0])
+            return float((y - read_off(u, v, x, smooth=smooth))[0])
         if len(u) == 1:
-            return float((read_off(x, y, u) - v)[0])
-        places = low + GRID * (high - low)
-        return float((read_off(x, y, places) - read_off(u, v, places)).mean())
+            return float((read_off(x, y, u, smooth=smooth) - v)[0])
+        return float((read_off(x, y, places, smooth=smooth) - read_off(u, v, places, smooth=smooth)).mean())
 
-    return (float(low), float(high)), _jackknifed(difference, range(n))
+    found = _jackknifed(difference, range(n))
+    return Compared(float(places[0]), float(places[-1]), found, difference([], smooth=True))
 
 
 def _jackknifed(figure: Callable[[list[int]], float], seeds: Sequence[int]) -> Interval:
@@ -208,10 +230,10 @@ def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> 
             nothing = Interval(math.nan, math.nan, math.nan, 0)
             answers.append(Answer(title, quantity, "no reward is shared, or runs are missing", nothing, math.nan))
             continue
-        (low, high), interval = compared
+        low, high, interval, smooth = compared
         at = f"{reward} = {low:.4g}" + (f" to {high:.4g}" if high > low else "")
-        sign = 1 if direction == "higher" else -1
-        answers.append(Answer(title, quantity, at, interval, _p_of_difference(interval), sign, over_seeds=True))
+        sign, p = 1 if direction == "higher" else -1, _p_of_difference(interval)
+        answers.append(Answer(title, quantity, at, interval, p, sign, over_seeds=True, smooth=smooth))
     return answers
 
 
@@ -290,8 +312,9 @@ def _less_stable(claim: LessStable, config: SweepConfig, results: Results) -> li
         runs = [row for row in results if row["seed"] == seed]
         (a, n), (b, m) = stopped(runs, claim.worse), stopped(runs, claim.than)
         shares += [a / n - b / m] if n and m else []
-    # With few seeds no outcome would be rare enough: an answer that cannot be found is none among the others.
-    p = sign_flips(np.array(shares)) if shares and 2 ** (1 - len(shares)) < LEVEL else math.nan
+    # Where no run was stopped, or with too few seeds for any outcome to be rare enough, nothing can be found: that is
+    # no answer among the others.
+    p = sign_flips(np.array(shares)) if any(shares) and 2 ** (1 - len(shares)) < LEVEL else math.nan
     answers.append(Answer(title, "share of runs stopped, difference", at, difference, p))
     return answers
 

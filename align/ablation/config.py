@@ -50,6 +50,14 @@ class Measure(Config):
     captions: PositiveInt
     images: PositiveInt = Field(2, description="of each caption")
     over: str | None = Field(None, description="the model that win/SCORER is over, ties counting half")
+    over_seed: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "of its images' noise; by default that of the images themselves, with which the best of several of its own"
+            " would meet itself"
+        ),
+    )
     metrics: dict[str, Literal["higher", "lower"]] = Field(
         min_length=2,
         description=(

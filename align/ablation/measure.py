@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
+from align.training.compare import SEED as SAME
 from align.training.compare import images_of, scores_of
-from evaluate import distribution, embedded, pipelines, scorers
+from evaluate import distribution, embedded, scorers
 from evaluate.features import Batch
+from evaluate.pipelines import address
 from prompts.io.errors import UserError
 from prompts.io.files import text_sha256, write_json
 from prompts.readers import read_prompts
@@ -23,12 +25,17 @@ CHUNK = 256  # images scored together
 
 
 def measure(
-    model: str, options: Measure, *, baseline: Baseline | None = None, cache: Path | None = None
+    model: str,
+    options: Measure,
+    *,
+    baseline: Baseline | None = None,
+    cache: Path | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`metrics`: every metric of a model, its value and the images it is of, None where the model draws no finite
     images. `drawing_seconds`: core-seconds for ten images.
 
-    cache: a file for what `over` scores, which is the same for every model.
+    cache: a file for what `over` scores, which is the same for every model. known: metrics that `still_known` has.
     """
     texts = captions(options) * options.images
     began = time.process_time()
@@ -36,24 +43,39 @@ def measure(
     drawing = 10 * (time.process_time() - began) / len(texts)
     if not images.isfinite().all():
         return {"metrics": None, "drawing_seconds": drawing}
-    names = {name: name.removeprefix(WIN) for name in options.metrics}
+    known = known or {}
+    names = {name: name.removeprefix(WIN) for name in options.metrics if name not in known}
     wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
     scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], images, texts)
-    values = {name: scores[name].mean().item() for name in options.metrics if name in scores}
+    values = {name: scores[name].mean().item() for name in names if name in scores}
     if wins:
         rivals = _rivals(options, texts, sorted(wins.values()), cache)
         for name, scorer in wins.items():
             gap = scores[scorer] - rivals[scorer]
             values[name] = ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
     batches = [(Batch(list(part)), i * CHUNK) for i, part in enumerate(images.split(CHUNK))]  # which share features
-    for name in options.metrics:
+    for name in names:
         if name not in values:
             metric = distribution.load(name)
             for batch, first in batches:
                 metric.update(batch, texts[first : first + CHUNK])
             values[name] = metric.compute().value
-    metrics = {name: {"value": values[name], "n": len(texts)} for name in options.metrics}
-    return {"metrics": metrics, "drawing_seconds": drawing}
+    metrics = dict(known) | {name: {"value": value, "n": len(texts)} for name, value in values.items()}
+    return {"metrics": {name: metrics[name] for name in options.metrics}, "drawing_seconds": drawing}
+
+
+def still_known(metrics: Mapping[str, Any] | None, before: Measure, now: Measure) -> dict[str, Any]:
+    """Of the metrics of a model that was measured as `before`, those that `now` would find again: all where the images
+    are the same, but for the wins over other images.
+    """
+
+    def images(of: Measure) -> tuple[Any, ...]:
+        return of.prompts, of.captions, of.images, next(iter(of.metrics))  # the reward may have chosen among them
+
+    if metrics is None or images(before) != images(now):
+        return {}
+    same_rivals = (before.over, before.over_seed) == (now.over, now.over_seed)
+    return {name: value for name, value in metrics.items() if same_rivals or not name.startswith(WIN)}
 
 
 def check(options: Measure, baselines: Mapping[str, Baseline]) -> None:
@@ -67,9 +89,9 @@ def check(options: Measure, baselines: Mapping[str, Baseline]) -> None:
         elif distribution.load(name).within_prompt and options.images < 2:
             raise UserError(f"measure.metrics: {name} compares images of one prompt; set measure.images to 2 or more")
     if options.over:
-        pipelines.runnable(options.over)
+        address.runnable(options.over)
     for name, baseline in baselines.items():
-        recipe = pipelines.runnable(baseline.model)
+        recipe = address.runnable(baseline.model)
         if baseline.steps and (recipe.timesteps or recipe.sigmas):
             raise UserError(
                 f"baselines.{name}.steps: {baseline.model} is drawn at the timesteps of its recipe, however many are"
@@ -98,12 +120,13 @@ def _scores(names: Sequence[str], images: Tensor, texts: list[str]) -> dict[str,
 
 
 def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
-    """What the scorers say of the images of `options.over`, of the same captions and the same noise."""
-    of = text_sha256(json.dumps([options.over, texts, names, embedded.digest()]))
+    """What the scorers say of the images of `options.over`, of the same captions."""
+    seed = SAME if options.over_seed is None else options.over_seed
+    of = text_sha256(json.dumps([options.over, seed, texts, names, embedded.digest()]))
     kept = json.loads(cache.read_text(encoding="utf-8")) if cache and cache.is_file() else {}
     if kept.get("of") != of:
         assert options.over is not None
-        scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}"), texts)
+        scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}", seed=seed), texts)
         kept = {"of": of, "scores": {name: score.tolist() for name, score in scores.items()}}
         if cache:
             write_json(cache, kept)

@@ -59,7 +59,8 @@ def result_of(config: SweepConfig, row: Mapping[str, str]) -> dict[str, Any]:
 def _answer_row(finding: Finding) -> dict[str, Any]:
     answer = finding.answer
     row = {"claim": answer.claim, "quantity": answer.quantity, "at": answer.at, **answer.interval._asdict()}
-    row |= {"p": answer.p, "p corrected": finding.p_corrected, "detectable": finding.detectable}
+    row |= {"smooth": answer.smooth, "p": answer.p, "p corrected": finding.p_corrected}
+    row |= {"detectable": finding.detectable}
     return row | {"verdict": finding.verdict}
 
 
@@ -87,8 +88,15 @@ def _number(value: float) -> str:
 
 
 def _answer_line(finding: Finding) -> list[str]:
-    answer, numbers = finding.answer, (finding.p_corrected, finding.detectable)
-    return [answer.quantity, answer.at, str(answer.interval), *map(_number, numbers), finding.verdict]
+    answer, numbers = finding.answer, (finding.answer.smooth, finding.p_corrected, finding.detectable)
+    n = str(answer.interval.n or "")
+    return [answer.quantity, answer.at, n, str(answer.interval), *map(_number, numbers), finding.verdict]
+
+
+ANSWERS = (
+    "quantity", "read at", "n", "figure [95 % interval]", "on smooth curves", "p of all", "would have been found",
+    "the claim",
+)  # fmt: skip
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -110,13 +118,13 @@ def write(config: SweepConfig, results: Results, preset: str, folder: Path) -> N
     """
     name = name_of(preset)
     answered, (header, rows) = findings(config, results), _table(config, results)
+    known = sum(math.isfinite(finding.p_corrected) for finding in answered)
     wanted = sum(config.seeds_of.get(cell, config.seeds) for cell in (CENTRE, *config.cells))
     trained = sum(row["seed"] is not None for row in results)
     caption = (
         f"{trained} of {wanted} runs; mean over seeds [95 % interval]; difference from {CENTRE}, paired by seed [95 %"
         f" interval]. Per run {_measured_on(config.measure)}."
     )
-    answer_header = ["quantity", "read at", "figure [95 % interval]", "p of all", "would have been found", "the claim"]
     claims: dict[str, list[list[str]]] = {}
     for finding in answered:
         claims.setdefault(finding.answer.claim, []).append(_answer_line(finding))
@@ -124,7 +132,7 @@ def write(config: SweepConfig, results: Results, preset: str, folder: Path) -> N
     console = printer()
     for title, head, lines in [
         (name, header, rows),
-        *((f"Claim: {claim}", answer_header, x) for claim, x in claims.items()),
+        *((f"Claim: {claim}", ANSWERS, x) for claim, x in claims.items()),
     ]:
         table = Table(*head, title=title, caption=caption if title == name else None)
         for line in lines:
@@ -133,14 +141,17 @@ def write(config: SweepConfig, results: Results, preset: str, folder: Path) -> N
 
     text = [f"# {name}", "", caption, "", *_markdown(header, rows), "", "![curves](curves.svg)", ""]
     for claim, lines in claims.items():
-        text += [f"## Claim: {claim}", "", *_markdown(answer_header, lines), ""]
+        text += [f"## Claim: {claim}", "", *_markdown(ANSWERS, lines), ""]
     text += [
         (
-            f"Written by `align sweep {preset} --table DIR` from the runs in `runs.csv`. Intervals are over seeds, each"
-            " of 95 % by itself. 'p of all' is corrected for the number of answers (Holm), and a claim holds, or its"
-            f" opposite, where it is below {LEVEL}. 'would have been found': the smallest difference that had a chance"
-            f" of {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one"
-            " that diverged has no figures. Baselines are not trained, and have no interval."
+            f"Written by `align sweep {preset} --table DIR` from the runs in `runs.csv`. Intervals are over n seeds (of"
+            " a share, runs), each of 95 % by itself. Curves are read straight from point to point; 'on smooth curves',"
+            " with cubics in place of lines, says how much their bends may matter, which no interval counts. 'p of all'"
+            f" is corrected for all {known} answers that have one (Holm), and a claim holds, or its opposite, where it"
+            f" is below {LEVEL}. 'would have been found': roughly the smallest difference that had a chance of"
+            f" {POWER:.0%} to be found among so many. A run that the guard stopped counts as what it had become, one"
+            " that diverged has no figures. Baselines are not trained: an interval of a difference from one is for"
+            " these very images of it, and what others might have said is not in it."
         ),
         "",
     ]

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.options import Config
-from evaluate import pipelines
+from evaluate import keyed
 from evaluate.diffusion import NOISE_LEVELS
 
 #: `(positions of prompts) -> (conditioning, the null prompt's, the prompts)`, rows `[B, ...]` each.
@@ -83,7 +83,7 @@ class Batch:
         It is drawn in float32, so that it is the same in any precision.
         """
         if name not in self._noise:
-            rows = [pipelines.noise(self.shape, seed=self.seed, key=f"{key}/{name}") for key in self.keys]
+            rows = [keyed.noise(self.shape, seed=self.seed, key=f"{key}/{name}") for key in self.keys]
             self._noise[name] = torch.stack(rows).to(self.sigma.dtype).to(self.sigma.device)
         return self._noise[name]
 
@@ -170,6 +170,13 @@ class BatchSampler:
             number=k,
         )
 
+    def train_last_step(self) -> None:
+        """From here on draw batches without their number, of which a few-step generator trains its last step: that is
+        rewarded and has all others before it, so that no other takes as much time or memory.
+        """
+        draw = self.draw
+        self.draw = lambda k, m: replace(draw(k, m), number=None)  # type: ignore[method-assign]
+
     def afresh(self, batch: Batch) -> Batch:
         """The same rows at other noise levels, with other noise."""
         keys = tuple(f"{key}/afresh" for key in batch.keys)
@@ -178,7 +185,7 @@ class BatchSampler:
     def _levels(self, k: int | None, keys: Sequence[str]) -> Tensor:
         """A noise level for each key `[B]`, of those that batch k may be taken at."""
         low, high = self.interval(k, self.seed)
-        sigma = torch.cat([self._level(pipelines.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])
+        sigma = torch.cat([self._level(keyed.generator(self.seed, f"{key}/sigma"), low, high) for key in keys])
         return sigma.to(self.dtype).to(self.device)
 
     def _level(self, generator: torch.Generator, low: float, high: float) -> Tensor:

@@ -29,7 +29,7 @@ from evaluate import pipelines
 from evaluate.console import ProgressLog
 from prompts.io import cache
 from prompts.io.errors import UserError
-from prompts.io.files import flush
+from prompts.io.files import flush, text_sha256
 from prompts.readers import Prompts
 
 ROWS = 512  # texts in a file
@@ -215,7 +215,7 @@ def sha256(pipeline: Any) -> str:
 
 def default_folder(made_by: Mapping[str, Any]) -> Path:
     """Where a cache goes that is given no folder."""
-    return cache.folder("texts") / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+    return cache.folder("texts") / text_sha256(json.dumps(made_by, sort_keys=True))[:16]
 
 
 # ---- filling it ------------------------------------------------------------------------------------------------------

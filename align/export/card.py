@@ -13,11 +13,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from align.config.methods import METHODS, Paper
 from align.config.train import TRAIN, TrainConfig
 from align.generators import GeneratorOptions
-from align.networks.initial import hub_id
 from align.presets.load import presets, resolve
 from evaluate import environment, families
-from evaluate.pipelines import Recipe
-from evaluate.results.stats import percent
+from evaluate.pipelines.address import hub_id
+from evaluate.pipelines.recipe import Recipe
+from evaluate.stats import percent
 from prompts.io import hub
 from prompts.io.markdown import block, code, plain, table
 

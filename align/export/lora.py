@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from align.config.train import TrainConfig
-from align.networks.initial import LORA, hub_id, is_in_shards, is_pipeline, weights_file
+from align.networks.initial import LORA, is_in_shards, is_pipeline, weights_file
 from evaluate import pipelines
-from evaluate.pipelines import Recipe
+from evaluate.pipelines import address
+from evaluate.pipelines.address import hub_id
+from evaluate.pipelines.recipe import Recipe
 
 #: The fields of a recipe that say how the pipeline is called.
 CALL = {"steps", "timesteps", "sigmas", "guidance_scale", "height", "width", "arguments", "dtype"}
@@ -34,7 +36,7 @@ def lora_recipe(config: TrainConfig, run: Mapping[str, Any], recipe: Recipe, net
         whole = start
     elif start:
         fields["unet"] = weights_file(start, network, folder)
-    where = None if Path(whole).exists() or pipelines.locate(whole.partition("@")[0]) else hub_id(whole)
+    where = None if Path(whole).exists() or address.locate(address.split(whole)[0]) else hub_id(whole)
     if where:
         base = {"pipeline": where.repository, "revision": where.revision}
     else:

@@ -21,11 +21,12 @@ from align.export.lora import lora_recipe
 from align.networks.initial import LORA
 from align.run_folder import read_run
 from evaluate import families, pipelines, weights
-from evaluate.pipelines import Recipe, overlays
+from evaluate.pipelines import address, overlays
+from evaluate.pipelines.recipe import Recipe
 from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
-from prompts.io.files import write_json
+from prompts.io.files import replace_folder, write_json
 from prompts.io.validate import validate
 from prompts.io.yaml import read_yaml
 
@@ -65,7 +66,7 @@ def export(
         write_recipe(draft, Recipe.model_validate(recipe))
         text = card.card(config, run, Recipe.model_validate(recipe), name=output.resolve().name, place=target.name)
         card.write(draft, text)
-        replace(draft, target)
+        replace_folder(draft, target)
         write_json(output / "run.json", run)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -115,16 +116,6 @@ def forget_paths(folder: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def replace(draft: Path, target: Path) -> None:
-    """Put the folder `draft` in the place of `target`, which stays whole if this fails."""
-    aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
-        target.rename(aside)
-    draft.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy(
@@ -200,7 +191,7 @@ def _fill(
         pipelines.load(str(source), dtype=precision).save_pretrained(folder)
     else:
         if not Path(pipeline).exists():
-            pipelines.locate(pipeline.partition("@")[0])  # for its errors
+            address.locate(address.split(pipeline)[0])  # for its errors
         loaded = pipelines.load(str(source), dtype=precision)
         name = overlays.network_name(loaded)
         rest = os.path.relpath(pipeline, folder.resolve()) if Path(pipeline).exists() else pipeline

@@ -6,7 +6,8 @@ The token is the hub client's own and is part of nothing that is said.
 import re
 from pathlib import Path
 
-from evaluate.pipelines import Recipe, Weights, locate
+from evaluate.pipelines.address import locate, split
+from evaluate.pipelines.recipe import Recipe, Weights
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -33,7 +34,7 @@ def check_recipe(recipe: Recipe, repository: str) -> None:
         if isinstance(source, Weights) and source.repo is None
     ]
     if recipe.pipeline and (
-        recipe.pipeline.startswith(("/", ".")) or locate(recipe.pipeline.partition("@")[0]) == Path(recipe.pipeline)
+        recipe.pipeline.startswith(("/", ".")) or locate(split(recipe.pipeline)[0]) == Path(recipe.pipeline)
     ):
         local.append(recipe.pipeline)
     if local:

@@ -21,7 +21,7 @@ from align.data.batches import Batch
 from align.generators import AS_GIVEN, UNGUIDED, UNSHIFTED, GeneratorOptions
 from align.generators.one_step import OneStep
 from align.networks.preconditioning import Preconditioning
-from evaluate import pipelines
+from evaluate import keyed
 from prompts.io.errors import UserError
 
 
@@ -90,7 +90,7 @@ class FewStep(OneStep):
         """Which step, from 0, a global batch trains: drawn by (seed, number); for what is only looked at the last."""
         if number is None:
             return len(self.levels) - 1
-        generator = pipelines.generator(seed, f"{number}/step")
+        generator = keyed.generator(seed, f"{number}/step")
         return int(torch.randint(len(self.levels), (1,), generator=generator))
 
     def interval(self, batch_number: int | None, seed: int) -> tuple[float, float]:

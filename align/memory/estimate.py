@@ -8,9 +8,9 @@ here; attention keeps the same by CPU's kernel as by flash's: queries, keys, val
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,8 +74,9 @@ class Estimate:
     operations: of a step's matrix products, convolutions and attention in one process, by phase, those that are
     carried out twice included; of a few-step generator, where its last step is trained, which takes most. state: what
     is gathered in the first process's CPU memory while a state is saved, 0 where nothing is sharded. load: of each
-    process's CPU memory while networks are read. encoding: of the GPU's while prompts are encoded ahead, without what
-    lies between layers, and row: of the disk for each of them; 0 where none are.
+    process's CPU memory while networks are read. written: of the first process's while the checkpoint is. encoding: of
+    the GPU's while prompts are encoded ahead, without what lies between layers, and row: of the disk for each of them;
+    0 where none are.
     """
 
     roles: dict[str, Role]
@@ -86,6 +87,7 @@ class Estimate:
     operations: dict[str, float]
     state: int
     load: int
+    written: int
     encoding: int
     row: int
 
@@ -114,7 +116,7 @@ def estimate(
         )
     sharded = config.parallel == "fsdp2" and processes > 1
     tracker = Tracker(block=BLOCK if cuda else 1, shares=_shares(config, processes) if sharded else {})
-    run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda, store=implementation.store)
+    run, parts = _read(_carried_out(config, processes), tracker, cuda=cuda, sharded=sharded, store=implementation.store)
     with as_on_cuda() if cuda else nullcontext(), warnings.catch_warnings(), tracker:
         # `pad_sequence` makes a true tensor of fake ones, with a graph, and torch asks it for its gradient.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
@@ -148,6 +150,7 @@ def estimate(
         operations=_operations(config, tracker, passes),
         state=_bytes(saved),
         load=parts.load,
+        written=parts.written,
         encoding=parts.encoding,
         row=parts.row,
     )
@@ -204,18 +207,19 @@ class _FromFiles(LongestTexts):
 
 class Parts(NamedTuple):
     """What is read before a run is put together. same: whether the student starts from the reference's network.
-    load, encoding, row: `Estimate`'s.
+    load, written, encoding, row: `Estimate`'s.
     """
 
     scoring: setup.Scoring
     same: bool
     load: int
+    written: int
     encoding: int
     row: int
 
 
 def _read(
-    config: TrainConfig, tracker: Tracker, *, cuda: bool, store: Callable[..., Roles]
+    config: TrainConfig, tracker: Tracker, *, cuda: bool, sharded: bool, store: Callable[..., Roles]
 ) -> tuple[Callable[[], setup.Run], Parts]:
     """Fake networks, counted, and what makes a run of them."""
     process = Alone(config, "cpu")
@@ -224,9 +228,13 @@ def _read(
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        load = _bytes(tensor for part in [*modules, *([] if same else [initial])] for tensor in _tensors(part))
+        readers = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
+        read = {id(tensor): tensor for part in [*modules, initial] for tensor in _tensors(part)}
+        load, written = _bytes(read.values()), _written(modules, reference, dtype)
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
         roles = store(config, initial, reference, same=same, device="meta")
+    if sharded:
+        load += _copied(roles, known=read, readers=readers)
     scorers = [*scoring.rewards.scorers.values(), *scoring.held_out.values()]
     _fake([*modules, *roles.networks(), roles.student, roles.assistant, scoring.decoder.vae, *scorers])
     # From here on factories make true tensors, small ones; what meets a fake one becomes fake.
@@ -234,7 +242,6 @@ def _read(
         tracker.hold(f"{WEIGHTS}: {name}", tensors)
     tracker.hold("autoencoder", _tensors(scoring.decoder.vae))
     tracker.hold("scorers", [tensor for scorer in scorers for tensor in _tensors(scorer)])
-    readers = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
     if config.text_encoding == "live":
         tracker.hold("text encoders", [tensor for part in readers for tensor in _tensors(part)])
     if not cuda:  # where all of the pipeline but the text encoders stays
@@ -271,7 +278,24 @@ def _read(
     if isinstance(texts, _FromFiles):
         encoding = _bytes(tensor for part in readers for tensor in _tensors(part))
         row = sum(value.numel() for value in texts.row.values()) * (narrow or dtype).itemsize
-    return make, Parts(scoring, same, load, encoding, row)
+    return make, Parts(scoring, same, load, written, encoding, row)
+
+
+def _copied(roles: Roles, *, known: Mapping[int, Tensor], readers: Sequence[nn.Module]) -> int:
+    """How many bytes more the CPU holds where roles are made there: of their tensors that are not `known` by their id,
+    less those of the text encoders, which have left by then.
+    """
+    made = {id(tensor): tensor for network in roles.networks() for tensor in _tensors(network)}
+    copies = _bytes(tensor for key, tensor in made.items() if key not in known)
+    return max(0, copies - _bytes(tensor for part in readers for tensor in _tensors(part)))
+
+
+def _written(modules: Sequence[nn.Module], network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of a whole pipeline as it is exported: its network in float32, whatever it was kept in, and all else in
+    `dtype`.
+    """
+    kept = ((tensor, torch.float32 if part is network else dtype) for part in modules for tensor in _tensors(part))
+    return sum(tensor.numel() * (to if tensor.is_floating_point() else tensor.dtype).itemsize for tensor, to in kept)
 
 
 def _prepare(run: setup.Run, tracker: Tracker) -> None:
@@ -296,11 +320,11 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
 
     more: micro-batches that are there and are not carried out.
     """
+    run.batches.train_last_step()
     draw = run.batches.draw
 
     def counted(k: int, m: int) -> Batch:
-        # Of a few-step generator the last step: it is rewarded, and has all others before it.
-        batch = replace(draw(k, m), number=None)
+        batch = draw(k, m)
         parts = [batch.sigma, batch.noise("z"), batch.noise("diffusion"), *batch.cond.values(), *batch.uncond.values()]
         tracker.hold("batch", parts)
         if more and not filler:

@@ -106,8 +106,9 @@ def show(needed: Estimate, *, processes: int) -> None:
     table.add_row("in all", f"{needed.total / GIB:.2f}")
     table.add_section()
     table.add_row("beside it, to read networks: each process's CPU memory", f"{needed.load / GIB:.2f}")
+    table.add_row("to write the checkpoint: the first process's", f"{needed.written / GIB:.2f}")
     if needed.state:
-        table.add_row("to save: the first process's CPU memory", f"{needed.state / GIB:.2f}")
+        table.add_row("to save a state: the first process's", f"{needed.state / GIB:.2f}")
     console.print(table)
     peaks = ", ".join(f"{phase} {(size + needed.reserve) / GIB:.2f}" for phase, size in needed.phases.items() if phase)
     console.print(f"most in each phase, in GiB: {peaks}")

@@ -8,31 +8,17 @@ key and every shape has to match.
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from evaluate import pipelines, weights
-from evaluate.pipelines import lora
+from evaluate.pipelines import address, lora
+from evaluate.pipelines.address import SUFFIXES, HubId, hub_id
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-SUFFIXES = ("safetensors", "bin", "pt", "pth", "ckpt")
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it
-
-
-class HubId(NamedTuple):
-    """Where something lies on the hub."""
-
-    repository: str
-    file: str | None
-    revision: str
-
-
-def hub_id(source: str) -> HubId | None:
-    """`OWNER/NAME[/FILE][@REVISION]` taken apart; None for what is none."""
-    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:/([^@]+\.(?:{'|'.join(SUFFIXES)})))?(?:@([\w./-]+))?", source)
-    return HubId(match[1], match[2], match[3] or "main") if match and not source.startswith(".") else None
 
 
 def is_pipeline(source: str) -> bool:
@@ -42,7 +28,7 @@ def is_pipeline(source: str) -> bool:
     where = hub_id(source)
     if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
         return False
-    path = pipelines.locate(source)
+    path = address.locate(source)
     return path is not None and (
         path.is_file() or (path / "model_index.json").is_file() or (path / "recipe.yaml").is_file()
     )
@@ -54,7 +40,7 @@ def is_in_shards(source: str, name: str) -> bool:
         found = _files_in(folder)
         return "model_index.json" in found and len(_pick(found, source, name)) > 1
     where = None if Path(source).exists() else hub_id(source)
-    if where is None or where.file or pipelines.locate(where.repository):
+    if where is None or where.file or address.locate(where.repository):
         return False
     files = _list(where)
     return "model_index.json" in files and len(_pick(files, source, name)) > 1
@@ -81,9 +67,9 @@ def read(source: str, name: str) -> dict[str, Tensor]:
     where = None if path.exists() else hub_id(source)
     if where and where.file:
         return weights.read(hub.fetch(where.repository, where.file, where.revision))
-    if where and pipelines.locate(where.repository) is None:
+    if where and address.locate(where.repository) is None:
         return _read_files(_fetch(where, source, name))
-    folder = pipelines.locate(source)
+    folder = address.locate(source)
     if folder is None:
         raise UserError(f"{source}: no such file or folder, and no hub id; check it")
     recipe = pipelines.read_recipe(source)

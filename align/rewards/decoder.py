@@ -8,9 +8,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.networks.initial import hub_id
 from evaluate.families import Family
-from evaluate.pipelines import locate
+from evaluate.pipelines.address import hub_id, locate
 from evaluate.weights import Files, RandomWeights
 from prompts.io.errors import UserError
 

@@ -19,10 +19,10 @@ from evaluate import families, pipelines, samplers, scorers
 from evaluate.console import ProgressLog, console
 from evaluate.distribution.fd_shapes import fd_shapes
 from evaluate.environment import device_of
-from evaluate.pipelines import Recipe
+from evaluate.pipelines.recipe import Recipe
 from evaluate.precision import drawn_in, dtype_of
-from evaluate.results.stats import paired_difference, percent
 from evaluate.runs.retry import RetryInHalves
+from evaluate.stats import paired_difference, percent
 from prompts.io.errors import UserError
 from prompts.io.files import write_json
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from align.data.batches import seeded
-from align.export.pipeline import replace
 from align.objectives.denoising import assistant_loss
 from align.objectives.weightings import WEIGHTS
 from align.options import Config
@@ -28,6 +27,7 @@ from evaluate.console import ProgressLog, console
 from evaluate.diffusion import NOISE_LEVELS, Schedule, denoise
 from evaluate.pipelines import quiet
 from prompts.io.errors import UserError
+from prompts.io.files import replace_folder
 from prompts.shapes import captions, render, sample_captions
 from prompts.shapes.grammar import FAMILIES, MIX, edited
 
@@ -115,7 +115,7 @@ def save_half(module: Any, folder: Path) -> None:
         if isinstance(part, nn.Module):
             part.half()
     module.save_pretrained(draft)
-    replace(draft, folder)
+    replace_folder(draft, folder)
 
 
 def train_vae(config: VaeConfig, output: Path, *, resume: bool) -> bool:

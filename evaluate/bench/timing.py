@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from evaluate import environment, layouts, pipelines, samplers
 from evaluate.pipelines import fast
 from evaluate.pipelines.random_init import random_pipeline
+from evaluate.pipelines.recipe import Recipe
 from evaluate.precision import dtype_of
 from evaluate.results.csv_io import read_csv, write_csv
 from prompts.io import hub
@@ -136,7 +137,7 @@ class Timing:
 
 
 @torch.no_grad()
-def time_pipeline(pipeline: Any, recipe: pipelines.Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
+def time_pipeline(pipeline: Any, recipe: Recipe, *, batch: int, repeats: int, prompt: str = PROMPT) -> Timing:
     """Draw `batch` images WARMUP + `repeats` times and time the last `repeats`."""
 
     def draw() -> Tensor:

@@ -14,7 +14,6 @@ Estimate(value=0.31, low=0.27, high=0.35, n=512, note='')
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,14 +94,6 @@ def gather(metric: DistributionMetric) -> DistributionMetric:
     for part in parts[1:]:
         parts[0].merge(part)
     return parts[0]
-
-
-def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
-    """`value` and Student's t half-widths of 95 % around it; NaN without a degree of freedom."""
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, freedom)) * error if freedom > 0 else math.nan
-    return value - half, value + half
 
 
 _files = Variants(__name__, what="distribution metric")

@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluate.distribution import DistributionMetric, Estimate, t_interval
+from evaluate.distribution import DistributionMetric, Estimate
 from evaluate.distribution.fid import DATASETS
 from evaluate.distribution.jackknife import MANY_GROUPS, group_of, leave_out
 from evaluate.features import inception, lpips, shapes_clip
 from evaluate.images import as_bytes
+from evaluate.stats import t_interval
 
 VARIANTS = {
     "diversity/shapes-clip": (

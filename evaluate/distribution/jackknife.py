@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from evaluate.distribution import Estimate, t_interval
-from evaluate.results.stats import jackknife_error
+from evaluate.distribution import Estimate
+from evaluate.stats import jackknife_error, t_interval
 
 #: Parts of a set, each left out once. Few where a value is dear; more give a steadier interval.
 GROUPS, MANY_GROUPS = 10, 50

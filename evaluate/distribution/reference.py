@@ -5,7 +5,6 @@ hash and the images' hash; or `.npz` with `mu` and `sigma`, as pytorch-fid, clea
 none of these: it is taken for what its user calls it, and known by its own hash.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from evaluate.distribution.samples import MakeReference, Sample
 from evaluate.features import Extractor
 from prompts.io import cache
 from prompts.io.errors import UserError
-from prompts.io.files import replace
+from prompts.io.files import replace, text_sha256
 
 CHUNK = 512  # images whose features are taken together
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -73,7 +72,7 @@ def folder_features(files: list[Path], extractor: Extractor, *, home: Path | Non
     hashed = sorted(
         (weight_files.sha256(path), path) for path in track(files, "hashing the reference", console=console)
     )
-    digest = hashlib.sha256("".join(file_hash for file_hash, _ in hashed).encode()).hexdigest()
+    digest = text_sha256("".join(file_hash for file_hash, _ in hashed))
     paths = [path for _, path in hashed]
 
     def measured() -> Tensor:
@@ -88,7 +87,7 @@ def kept(extractor: Extractor, of: str, measure: Callable[[], Tensor], *, home: 
 
     home: where they are kept, if it can be written to.
     """
-    key = hashlib.sha256(json.dumps([extractor.made_by, of], sort_keys=True).encode()).hexdigest()
+    key = text_sha256(json.dumps([extractor.made_by, of], sort_keys=True))
     target = (home or cache.folder("features")) / f"{key}.safetensors"
     if target.is_file():
         return weight_files.read(target)["features"]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from evaluate import distribution, pipelines, scorers
 from evaluate.bench import timing
 from evaluate.papers.figures import SECONDS, Column, Figure, read_columns, read_figures
+from evaluate.pipelines.recipe import Recipe
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records, file_name
@@ -75,9 +76,9 @@ class Leaderboards:
 
     folder: Path
     _rows: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    _recipes: dict[str, pipelines.Recipe] = field(default_factory=dict)
+    _recipes: dict[str, Recipe] = field(default_factory=dict)
 
-    def recipe(self, model: str) -> pipelines.Recipe:
+    def recipe(self, model: str) -> Recipe:
         """The model's recipe, read once."""
         if model not in self._recipes:
             self._recipes[model] = pipelines.read_recipe(model)
@@ -167,7 +168,7 @@ def _is_of(records: Records, row: Mapping[str, str]) -> bool:
     )
 
 
-def _deviations(row: dict[str, str], today: pipelines.Recipe, protocol: str, column: Column) -> tuple[str, ...]:
+def _deviations(row: dict[str, str], today: Recipe, protocol: str, column: Column) -> tuple[str, ...]:
     """Why a row of a leaderboard is no repetition of the paper's; empty where it is one.
 
     today: the model's recipe as it is now.

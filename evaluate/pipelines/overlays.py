@@ -6,7 +6,6 @@ UNet or transformer: `network` takes the place of its weights, `delta` is added 
 added as products of low rank.
 """
 
-import hashlib
 import importlib
 import json
 import re
@@ -22,6 +21,7 @@ from evaluate import families, weights
 from evaluate.pipelines import lora
 from prompts.io import hub
 from prompts.io.errors import UserError
+from prompts.io.files import text_sha256
 
 #: Parts that are not loaded: an image that a safety checker has blackened would be scored as the model's own.
 UNUSED = ("safety_checker", "feature_extractor")
@@ -43,7 +43,7 @@ class Overlay(NamedTuple):
     def digest(self) -> str:
         """Hash of the files' names and bytes."""
         lines = [f"{path.relative_to(self.root).as_posix()} {weights.sha256(path)}\n" for path in self.files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return text_sha256("".join(lines))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

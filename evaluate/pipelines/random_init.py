@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evaluate import layouts, pipelines, weights
-from evaluate.pipelines import overlays
+from evaluate.pipelines import address, overlays
 from prompts.io import hub
 from prompts.io.errors import UserError, first_line
 
@@ -63,14 +63,14 @@ def _assembled(folder: Path, *, dtype: torch.dtype, device: str) -> Any:
 
 def _configs(model: str, made: Path, revision: str | None = None) -> Path:
     """The folder with a model's configs, that of the pipeline it leans on where it has one. made: where layouts go."""
-    path, recipe = pipelines.locate(model), pipelines.runnable(model)
+    path, recipe = address.locate(model), address.runnable(model)
     if path is None:
-        repo, _, pinned = model.partition("@")
+        repo, pinned = address.split(model)
         allow = [f"*{suffix}" for suffix in overlays.TEXTS]
         fetch = partial(hub.fetch_folder, repo, pinned or revision or "main", allow=allow, ignore=["*.index.json"])
         return layouts.instead(repo, fetch, made)
     folder = path if path.is_dir() else path.parent
-    return _configs(pipelines.beside(folder, recipe.pipeline), made, recipe.revision) if recipe.pipeline else folder
+    return _configs(address.beside(folder, recipe.pipeline), made, recipe.revision) if recipe.pipeline else folder
 
 
 def _build(kind: Any, folder: Path, device: str) -> nn.Module:

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluate.distribution import t_interval
 from evaluate.results import sets
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
-from evaluate.results.stats import paired_difference, percent
+from evaluate.stats import paired_difference, percent, t_interval
 from prompts.io.errors import UserError
 from prompts.io.files import write_as, write_json
 

@@ -30,7 +30,7 @@ from scipy import stats
 from evaluate.results.compare import mismatch
 from evaluate.results.records import Records
 from evaluate.results.sets import UNGROUPED, jackknife_groups, set_difference, unpaired
-from evaluate.results.stats import bootstrap_means, expand, holm, shrink
+from evaluate.stats import bootstrap_means, expand, holm, shrink
 from prompts.io.errors import UserError
 
 #: Smallest drop that matters where none is named: this share of the baseline's mean.

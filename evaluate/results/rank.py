@@ -20,7 +20,7 @@ from evaluate.results.compare import without_nan
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
 from evaluate.results.side_by_side import check_comparable
-from evaluate.results.stats import bootstrap_means, holm, shrink
+from evaluate.stats import bootstrap_means, holm, shrink
 from prompts.io.errors import UserError
 from prompts.io.files import write_as, write_json
 

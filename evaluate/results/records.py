@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluate import distribution
-from evaluate.results.stats import Mean, clustered_mean, macro_values
+from evaluate.stats import Mean, clustered_mean, macro_values
 from prompts.io.errors import UserError
 from prompts.io.files import replace, text_sha256
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluate.results.records import Records
-from evaluate.results.stats import jackknife_error
+from evaluate.stats import jackknife_error
 
 UNGROUPED = "holds no value of it without each group of prompts, being of an older version or of too few prompts"
 

@@ -10,8 +10,8 @@ from evaluate.results import sets
 from evaluate.results.compare import compare, mismatch
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
-from evaluate.results.stats import percent
 from evaluate.results.summary import summarise
+from evaluate.stats import percent
 from prompts.io import markdown
 from prompts.io.errors import UserError
 from prompts.io.files import replace, write_as

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from evaluate.results.compare import groups_of
 from evaluate.results.csv_io import write_csv
 from evaluate.results.records import Records
-from evaluate.results.stats import clustered_mean
+from evaluate.stats import clustered_mean
 from prompts.io.files import write_as
 
 

@@ -22,6 +22,7 @@ import torch
 from evaluate import distribution, environment, pipelines, samplers, scorers
 from evaluate.console import console
 from evaluate.distribution import DistributionMetric
+from evaluate.pipelines import address
 from evaluate.results import leaderboard, summary
 from evaluate.results.records import Records, file_name
 from evaluate.runs.blocks import Block, cut_into_blocks
@@ -65,7 +66,7 @@ def run(
     blocks are left to other shards.
     """
     leaderboard.read(row_of(settings))  # one that cannot take this run's row is refused now
-    if not settings.images and (said := pipelines.unsaid(settings.model)):
+    if not settings.images and (said := address.unsaid(settings.model)):
         console.print(said)
     loaded, metrics = _load(settings, load)
     made_by = identity(settings)
@@ -173,7 +174,7 @@ def _load(settings: Settings, load: Callable[..., Scorer]) -> tuple[list[Scorer]
     if settings.images:
         existing_images(settings.images, settings.suite.prompts, seeds=len(settings.seeds))
     else:
-        pipelines.runnable(settings.model)
+        address.runnable(settings.model)
     names = {kind: [name for name in settings.metrics if kind.resolve(name)] for kind in (scorers, distribution)}
     compared = _compared(settings, names[distribution])
     metrics = [

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from evaluate import distribution, environment, pipelines, scorers
+from evaluate import distribution, environment, scorers
 from evaluate.console import console
+from evaluate.pipelines import address
 from evaluate.precision import drawn_in, dtype_of
 from prompts import suites
 from prompts.io import hub
@@ -103,7 +104,7 @@ def from_options(
         dtype_of(dtype)
     device = environment.device_of(device)
     # All of them now: the last one's name is not to be found wrong when the others have been drawn.
-    recipes = [None if images else pipelines.runnable(model) for model in models]
+    recipes = [None if images else address.runnable(model) for model in models]
     metrics = tuple(dict.fromkeys(map(_metric, metrics or whole.metrics or METRICS)))
     paths = dict(_weights(text, metrics) for text in weights)
     return [

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from evaluate.pipelines import Recipe
+from evaluate.pipelines.recipe import Recipe
 from prompts import extensions
 from prompts.io.validate import validate
 

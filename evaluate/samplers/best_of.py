@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from evaluate import scorers
-from evaluate.pipelines import Recipe
+from evaluate.pipelines.recipe import Recipe
 from evaluate.samplers import SamplerOptions, stock
 
 

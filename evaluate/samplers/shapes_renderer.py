@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate import pipelines
-from evaluate.pipelines import Recipe
+from evaluate import keyed
+from evaluate.pipelines.recipe import Recipe
 from evaluate.samplers import SamplerOptions
 from prompts.io.errors import UserError
 
@@ -36,7 +36,7 @@ class Renderer:
 
         try:
             drawn = [
-                render([prompt], seed=pipelines.generator(seed, key).initial_seed())
+                render([prompt], seed=keyed.generator(seed, key).initial_seed())
                 for prompt, seed, key in zip(prompts, seeds, keys, strict=True)
             ]
         except ValueError as error:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from evaluate import families
-from evaluate.pipelines import Recipe, generator, noise
+from evaluate.keyed import generator, noise
+from evaluate.pipelines.recipe import Recipe
 from evaluate.samplers import SamplerOptions
 
 

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,21 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another place"
         ) from None
+
+
+def replace_folder(draft: Path, target: Path) -> None:
+    """Put the folder `draft` in the place of `target`, which stays whole if this fails."""
+    aside = target.with_name(f".{target.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    try:
+        draft.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

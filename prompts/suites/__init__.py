@@ -9,7 +9,6 @@ stem is the suite's name. Nothing else has to be registered.
 'shapes/0001'
 """
 
-import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from prompts import extensions
 from prompts.io.errors import UserError
+from prompts.io.files import text_sha256
 from prompts.suites import _overlap, _recipe
 from prompts.suites._overlap import Match
 from prompts.suites._read import SUFFIXES, Row, coco_rows, dpg_rows, table_rows
@@ -160,7 +160,7 @@ def _suite(
     )
     content = json.dumps([p.content for p in prompts], ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     try:
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = text_sha256(content)
     except UnicodeEncodeError as error:
         before = content[: error.start][-40:]
         raise UserError(f"{source}: half of a character behind {before!r}; write it anew") from None

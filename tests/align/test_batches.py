@@ -46,7 +46,7 @@ def test_parts_are_the_whole_batch_to_the_bit(world: int, chunks: int) -> None:
 
 
 def test_a_process_draws_its_own_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, noise = [], batches.pipelines.noise
+    keys, noise = [], batches.keyed.noise
 
     def counted(shape: Any, *, seed: int, key: str) -> torch.Tensor:
         keys.append(key)

@@ -20,7 +20,7 @@ from align.training import compare_image as comparison
 from align.training.compare_image import COLUMNS, Scores, Section, sections
 from align.training.validation import compared_captions
 from evaluate import embedded, families, pipelines, scorers
-from evaluate.pipelines import Recipe
+from evaluate.pipelines.recipe import Recipe
 from prompts.io.errors import UserError
 from prompts.io.validate import validate
 from prompts.shapes import sample_captions

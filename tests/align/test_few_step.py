@@ -25,7 +25,7 @@ from align.networks.preconditioning import Preconditioning
 from align.objectives.kl import ikl_loss
 from align.objectives.score_divergence import score_divergence_loss
 from evaluate import families
-from evaluate.pipelines import Recipe
+from evaluate.pipelines.recipe import Recipe
 from prompts.io.errors import UserError
 from prompts.io.validate import validate
 

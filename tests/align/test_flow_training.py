@@ -24,7 +24,7 @@ from align.training.result import finish
 from align.training.setup import Run
 from evaluate import families, pipelines, samplers, weights
 from evaluate.families.zimage import TOKENS, ZImage
-from evaluate.pipelines import generator, noise
+from evaluate.keyed import generator, noise
 from prompts.io.validate import validate
 
 PROMPTS = ["a small red circle", "Nothing of the grammar, at all!", ""]

@@ -32,7 +32,8 @@ from align.training.process import Alone
 from evaluate import families, pipelines
 from evaluate.diffusion import Denoiser, FlowSchedule, NoiseLevels, Schedule, append_dims, denoise
 from evaluate.families.sd15 import StableDiffusion
-from evaluate.pipelines import Recipe, lora
+from evaluate.pipelines import lora
+from evaluate.pipelines.recipe import Recipe
 from prompts.io.errors import UserError
 from prompts.io.validate import validate
 

@@ -352,6 +352,22 @@ def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Pa
     assert wide.parts["text encoders"] - usual.parts["text encoders"] == pytest.approx(more, rel=0.05)
 
 
+def test_memory_beside_a_gpu_has_the_copies_that_are_cut_up_and_the_checkpoint_in_float32(tiny: Path) -> None:
+    pipeline = pipelines.load(str(tiny))
+    network, encoder = (
+        sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (pipeline.unet, pipeline.text_encoder)
+    )
+    whole = network + encoder + sum(t.nbytes for t in (*pipeline.vae.parameters(), *pipeline.vae.buffers()))
+    made = config(tiny, held_out={}, precision="bf16")
+    for parallel, processes in (("ddp", 1), ("ddp", 2), ("fsdp2", 2)):
+        found = memory.estimate(made.model_copy(update={"parallel": parallel}), processes=processes)
+        copies = max(0, 2 * network - encoder) if parallel == "fsdp2" else 0  # the student's and the assistant's
+        assert found.load == whole + copies
+        assert found.written == whole
+    narrow = memory.estimate(config(tiny, held_out={}, precision="bf16", lora={"rank": 2}))
+    assert narrow.written == whole  # though the base is kept in bf16
+
+
 @pytest.mark.slow
 def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of_a_cpu(
     tiny: Path, capsys: pytest.CaptureFixture[str]
@@ -365,7 +381,7 @@ def test_saving_what_is_sharded_takes_one_tensor_of_a_gpu_and_the_whole_state_of
     assert resident + largest <= found.phases["saving"] < resident + found.state / 4
     remedies.show(found, processes=2)
     shown = " ".join(capsys.readouterr().err.split())
-    assert "the first process's CPU memory" in shown
+    assert f"to save a state: the first process's {found.state / memory.GIB:.2f}" in shown
     assert ", saving " in shown
     alone = memory.estimate(config(tiny, held_out={}))
     assert alone.state == 0

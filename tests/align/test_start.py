@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from align.networks.initial import hub_id, load_into
+from align.networks.initial import load_into
 from align.networks.lora import LoraConfig as Adapters
 from align.networks.roles import Roles
 from evaluate.families import UNET_LAYERS
 from evaluate.pipelines import lora as loras
+from evaluate.pipelines.address import hub_id
 from prompts.io.errors import UserError
 
 

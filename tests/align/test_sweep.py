@@ -17,6 +17,7 @@ from tiny import SMALL_RUN
 
 from align.ablation import claims, sweep, table
 from align.ablation.config import SWEEP, SweepConfig
+from align.ablation.measure import still_known
 from align.ablation.plot import INK
 from align.presets.load import presets, resolve
 from evaluate import embedded
@@ -405,12 +406,53 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
     assert claims.by_seed(found, "best-of-3", "shapes/clip", 2) == pytest.approx([three["shapes/clip"]] * 2)
     table.write(config, found, "small", tmp_path / "table")
     assert "| best-of-3 |" in (tmp_path / "table" / "README.md").read_text()
+    # Over the same images drawn with other noise it is told what to do about what is measured already.
+    apart = config.model_copy(update={"measure": config.measure.model_copy(update={"over_seed": 7})})
+    with pytest.raises(UserError, match=r"over_seed was not set and is now 7; keep the old value, add --measure-again"):
+        sweep.plan(apart, tmp_path)
     # What the images of `over` score is kept, and taken.
     kept = json.loads((tmp_path / "over.json").read_text()) | {"scores": {"shapes/clip": [-1000.0] * 12}}
     for of, wins in ((kept["of"], 1.0), ("another model, or other captions", 0.5)):
         (tmp_path / "over.json").write_text(json.dumps(kept | {"of": of}))
         assert sweep.carry_out(runs[0].folder)
         assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == wins
+
+
+def test_what_is_finished_can_be_measured_again_without_being_trained_again(tiny: Path, tmp_path: Path) -> None:
+    metrics = dict.fromkeys(("shapes/clip", "win/shapes/clip", "diversity/shapes-clip"), "higher")
+    measure = {"prompts": "shapes:test", "captions": 6, "over": str(tiny), "metrics": metrics}
+    baselines = {"base": {"model": str(tiny)}, "gone": {"model": str(tiny), "best_of": 2}}
+    config = make(tiny, measure=measure, baselines=baselines)
+    assert sweep.sweep(config, tmp_path, processes=2)
+    before = {run.folder: (run.result, (run.folder / "log.jsonl").exists()) for run in sweep.plan(config, tmp_path)}
+    trained = (tmp_path / "centre" / "seed-0" / "log.jsonl").stat().st_mtime_ns
+    apart = make(tiny, measure=measure | {"over_seed": 7}, baselines=baselines)
+    checkpoint = tmp_path / "other" / "seed-0" / "checkpoint"
+    checkpoint.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"other/seed-0: measured otherwise, and its checkpoint is not there any more"):
+        sweep.sweep(apart, tmp_path, processes=2, measure_again=True)
+    assert all(run.finished for run in sweep.plan(config, tmp_path)), "nothing was set aside"
+    (tmp_path / "elsewhere").rename(checkpoint)
+    # What was known is taken as it was, so that it shows whether it was measured.
+    content = result(checkpoint.parent)
+    content["metrics"]["shapes/clip"]["value"] = content["drawing_seconds"] = 123.0
+    (checkpoint.parent / "result.json").write_text(json.dumps(content))
+
+    assert sweep.sweep(apart, tmp_path, processes=2, measure_again=True)
+    for run in sweep.plan(apart, tmp_path):
+        old, new = before[run.folder][0], run.result
+        assert not (run.folder / sweep.EARLIER).exists()
+        assert new["training_seconds"] == old["training_seconds"]
+        assert new["metrics"]["win/shapes/clip"] != old["metrics"]["win/shapes/clip"]
+        if run.cell != "other":
+            assert new["metrics"]["shapes/clip"] == old["metrics"]["shapes/clip"]
+    assert result(checkpoint.parent)["metrics"]["shapes/clip"]["value"] == 123.0
+    assert result(checkpoint.parent)["drawing_seconds"] == 123.0
+    assert (tmp_path / "centre" / "seed-0" / "log.jsonl").stat().st_mtime_ns == trained
+    # Other images leave nothing of it.
+    options = apart.measure.model_copy(update={"captions": 5})
+    known = still_known(content["metrics"], apart.measure, options), still_known(content["metrics"], options, options)
+    assert known == ({}, content["metrics"])
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -502,6 +544,19 @@ def test_reading_off_a_curve_is_exact_on_straight_lines_and_beyond_their_ends() 
     assert claims.read_off(x, 3 * x + 1, at) == pytest.approx(3 * at + 1)
     bent = np.array([4.0, 0.0, 1.0])
     assert claims.read_off(x, bent, at) == pytest.approx([-1.0, 0.25, 2.5, 7.0])
+    # Smooth it goes through the same points, and between them as the bend suggests.
+    knots = np.linspace(0, 2, 5)
+    assert claims.read_off(knots, knots**2, knots, smooth=True) == pytest.approx(knots**2)
+    between = np.array([0.75, 1.25])
+    straight, smooth = (claims.read_off(knots, knots**2, between, smooth=each) for each in (False, True))
+    assert (abs(smooth - between**2) < abs(straight - between**2) / 3).all()
+
+
+def test_curves_of_one_bend_cut_into_other_segments_differ_only_where_they_are_read_straight() -> None:
+    x, u = np.tile(np.linspace(0, 4, 5), (5, 1)), np.tile(np.array([0.0, 0.5, 2.5, 3.0, 4.0]), (5, 1))
+    found = claims.at_equal_reward(claims.Curve(x, x**2), claims.Curve(u, u**2))
+    assert found is not None
+    assert abs(found.difference.value) > max(0.1, 4 * abs(found.smooth))
 
 
 def test_the_difference_at_equal_reward_is_the_closed_form() -> None:
@@ -509,8 +564,9 @@ def test_the_difference_at_equal_reward_is_the_closed_form() -> None:
     x, u = np.tile([0.0, 1.0, 2.0], (5, 1)), np.tile([0.5, 3.0], (5, 1))
     found = claims.at_equal_reward(claims.Curve(x, 5 - 2 * x), claims.Curve(u, 4 - 2 * u))
     assert found is not None
-    assert found[0] == pytest.approx((0.5, 2.0))
-    assert found[1] == pytest.approx((1.0, 1.0, 1.0, 5))
+    assert (found.low, found.high) == pytest.approx((0.65, 1.85)), "four fifths of what both reach"
+    assert found.difference == pytest.approx((1.0, 1.0, 1.0, 5))
+    assert found.smooth == pytest.approx(1.0)
     assert claims.at_equal_reward(claims.Curve(x, x), claims.Curve(u + 9, u)) is None, "no reward is shared"
     x[1:, 0] = np.nan
     assert claims.at_equal_reward(claims.Curve(x, x), claims.Curve(u, u)) is None, "one seed has all runs"
@@ -522,8 +578,8 @@ def test_a_point_is_compared_with_a_curve_at_its_own_reward() -> None:
     for sides, gap in (((point, line), 1.0), ((line, point), -1.0)):
         found = claims.at_equal_reward(*sides)
         assert found is not None
-        assert found[0] == pytest.approx((1.0, 1.0))
-        assert found[1] == pytest.approx((gap, gap, gap, 5))
+        assert (found.low, found.high) == pytest.approx((1.0, 1.0))
+        assert found.difference == pytest.approx((gap, gap, gap, 5))
     assert claims.at_equal_reward(claims.Curve(u + 5, u), line) is None, "beyond the curve's end"
 
 
@@ -536,7 +592,7 @@ def test_the_interval_at_equal_reward_covers_as_it_says() -> None:
         y, v = (1 - z + shared + 0.03 * rng.standard_normal((5, 3)) for z in (x, u))
         found = claims.at_equal_reward(claims.Curve(x, y + 0.3), claims.Curve(u, v))
         assert found is not None
-        inside += found[1].low <= 0.3 <= found[1].high
+        inside += found.difference.low <= 0.3 <= found.difference.high
     assert 0.92 <= inside / 300 <= 0.98
 
 
@@ -577,6 +633,20 @@ def test_spreads_of_runs_that_share_their_seeds_are_compared_as_the_level_says(w
     assert 0.015 <= np.mean(np.array(chances) < 0.05) <= 0.07
 
 
+@pytest.mark.parametrize("seeds", [4, 5, 8])
+def test_the_smallest_difference_is_found_four_times_in_five(seeds: int) -> None:
+    """Of normal differences, by the test that is made, at the first of 33 levels."""
+    rng, level = np.random.default_rng(seeds), claims.LEVEL / 33
+    one = claims.mean_of(rng.standard_normal(seeds))
+    answer = claims.Answer("", "", "", one, 0.5, over_seeds=True)
+    away = claims._detectable(answer, level) / claims._error(one)
+    found = 0
+    for _ in range(4000):
+        seen = claims.mean_of(rng.standard_normal(seeds) + away / math.sqrt(seeds))
+        found += claims._p_of_difference(seen) < level
+    assert found / 4000 == pytest.approx(claims.POWER, abs=0.02)
+
+
 def test_a_difference_that_would_have_been_found_is_found_as_often_as_is_said() -> None:
     """And in worlds where nothing is different, some claim is made in one of twenty, whatever the number of claims."""
     found, wrong, smallest = 0, 0, []
@@ -611,6 +681,9 @@ def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> N
     assert len(read_csv(tmp_path / "runs.csv")) == len(rows)
     text, drawing = (tmp_path / "README.md").read_text(), (tmp_path / "curves.svg").read_text()
     assert "## Claim: at equal reward, A is better than B" in text
+    known = [row for row in read_csv(tmp_path / "claims.csv") if row["p"] not in ("", "nan")]
+    assert f"for all {len(known)} answers that have one" in text
+    assert len(known) == 5, "two at equal reward and three spreads: none was stopped, which is no answer"
     assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and INK not in drawing
     table.write(config, rows, "mine/planted.yaml", tmp_path / "file")
     text = (tmp_path / "file" / "README.md").read_text()

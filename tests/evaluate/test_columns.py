@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from evaluate import cli, scorers
 from evaluate.results.csv_io import read_csv
 from evaluate.results.records import Records
-from evaluate.results.stats import clustered_mean, macro_values
 from evaluate.runs import score
 from evaluate.runs.store import file_name
+from evaluate.stats import clustered_mean, macro_values
 from prompts import suites
 
 SCORERS = '''

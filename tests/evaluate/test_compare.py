@@ -16,7 +16,7 @@ from evaluate.results.records import Records
 from evaluate.results.side_by_side import show as show_all
 from evaluate.results.side_by_side import side_by_side
 from evaluate.results.side_by_side import write as write_all
-from evaluate.results.stats import wilson
+from evaluate.stats import wilson
 from prompts.io.errors import UserError
 
 A = np.array([1.0, 2.0, 3.0, 4.0])

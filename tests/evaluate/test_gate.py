@@ -16,7 +16,7 @@ from evaluate import cli
 from evaluate.results import gate
 from evaluate.results.gate import Verdict, decide, overall, tail
 from evaluate.results.records import Records
-from evaluate.results.stats import bootstrap_means, clustered_mean, expand, holm, shrink
+from evaluate.stats import bootstrap_means, clustered_mean, expand, holm, shrink
 from prompts.io.errors import UserError
 
 PARTI = 1632

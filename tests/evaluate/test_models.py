@@ -17,16 +17,17 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SIDE
 
 from evaluate import cli, embedded, families, pipelines, samplers, weights
-from evaluate.pipelines import overlays, random_init
+from evaluate.pipelines import address, overlays, random_init
+from evaluate.pipelines.recipe import Recipe, Weights
 from evaluate.results.csv_io import read_csv
 from evaluate.runs.settings import from_options
 from prompts.io import hub
 from prompts.io.errors import UserError
 
-RECIPES = {name: pipelines.read_recipe(name) for name in pipelines.names()}
+RECIPES = {name: pipelines.read_recipe(name) for name in address.names()}
 
 
-def kind(recipe: pipelines.Recipe) -> tuple[Any, ...]:
+def kind(recipe: Recipe) -> tuple[Any, ...]:
     """What tells recipes apart that are put together otherwise."""
     parts = (recipe.unet, recipe.delta, recipe.lora, recipe.timesteps, recipe.sigmas)
     return (*map(type, parts), recipe.scheduler and recipe.scheduler.name)
@@ -60,13 +61,13 @@ PROMPTS = ["a small red circle", "a large blue square left of a small red circle
 ROWS = {"DI* Table 1": 11, "DI* Table 2": 12, "DI* Table 3": 11, "DI++ Table 1": 46, "DI++ Table 2": 29}
 
 
-def draw(pipeline: Any, recipe: pipelines.Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
+def draw(pipeline: Any, recipe: Recipe, prompts: list[str], **options: Any) -> torch.Tensor:
     return samplers.draw(pipeline, recipe, prompts, **{"seed": 3, "width": SIDE, "height": SIDE} | options)
 
 
 def own(tmp_path: Path, text: str, **changes: Any) -> str:
     """A recipe of one's own: that of a row, with changes."""
-    content = yaml.safe_load((pipelines.MODELS / f"{text}.yaml").read_text()) | changes
+    content = yaml.safe_load((address.MODELS / f"{text}.yaml").read_text()) | changes
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     return str(path)
@@ -92,7 +93,7 @@ def test_a_row_says_what_it_is(name: str) -> None:
         return
     assert {"pipeline", "steps", "guidance_scale", "width", "height", "dtype"} <= recipe.model_fields_set
     assert recipe.about.parameters
-    sources = [source for source in (recipe.unet, recipe.delta, recipe.lora) if isinstance(source, pipelines.Weights)]
+    sources = [source for source in (recipe.unet, recipe.delta, recipe.lora) if isinstance(source, Weights)]
     pinned = [recipe.revision, *(source.revision for source in sources)]
     if not all(pinned):
         assert "revision" in (recipe.about.note or "")
@@ -166,7 +167,7 @@ def test_a_slip_of_a_shipped_models_name_is_told_without_the_hub(given: str, mea
 
 
 def test_other_hub_ids_still_go_to_the_hub(published: Hub) -> None:
-    assert pipelines.locate("somebody/base") is pipelines.locate("tianweiy/DMD2") is None
+    assert address.locate("somebody/base") is address.locate("tianweiy/DMD2") is None
     published.requests.clear()
     with pytest.raises(UserError, match=r"somebody/base: recipe\.yaml cannot be fetched"):
         pipelines.read_recipe("somebody/base")
@@ -197,7 +198,7 @@ def test_old_names_of_parts_are_read(models: Hub) -> None:
 def test_bare_networks_deltas_and_loras_are_what_their_files_say(models: Hub) -> None:
     base = pipelines.load("sdxl-50step").unet.state_dict()
     recipe = RECIPES["sdxl-dmd2-1step-1024"]
-    assert isinstance(recipe.unet, pipelines.Weights)
+    assert isinstance(recipe.unet, Weights)
     bare = weights.read(hub.fetch(str(recipe.unet.repo), recipe.unet.file, str(recipe.unet.revision)))
     loaded = pipelines.load("sdxl-dmd2-1step-1024")
     assert all(torch.equal(value, bare[key]) for key, value in loaded.unet.state_dict().items())
@@ -347,20 +348,20 @@ def test_a_recipe_that_the_hub_did_not_say_is_not_the_default_one(models: Hub, m
     with pytest.raises(UserError, match=r"recipe\.yaml cannot be fetched"):
         pipelines.read_recipe("somebody/one-step")
     monkeypatch.setattr(models, "busy", set())
-    assert pipelines.read_recipe("somebody/one-step") == pipelines.Recipe()
-    pipelines._published.cache_clear()
+    assert pipelines.read_recipe("somebody/one-step") == Recipe()
+    address._published.cache_clear()
     monkeypatch.setattr(models, "busy", {"recipe.yaml"})  # it has said so before
-    assert pipelines.read_recipe("somebody/one-step") == pipelines.Recipe()
+    assert pipelines.read_recipe("somebody/one-step") == Recipe()
 
 
 def test_a_model_without_a_recipe_says_how_it_is_drawn_and_who_knows_better(tiny: Path) -> None:
     repo = RECIPES["pixart-15step"].pipeline
-    assert pipelines.unsaid(f"{repo}") == (
+    assert address.unsaid(f"{repo}") == (
         f"{repo} has no recipe: 50 steps, guidance 7.5, fp32 unless you say else; pixart-15step and"
         " pixart-25step draw it as published"
     )
-    assert pipelines.unsaid(str(tiny)).startswith(f"{tiny} has no recipe")
-    assert pipelines.unsaid("shapes/base") == pipelines.unsaid("pixart-15step") == ""
+    assert address.unsaid(str(tiny)).startswith(f"{tiny} has no recipe")
+    assert address.unsaid("shapes/base") == address.unsaid("pixart-15step") == ""
 
 
 def test_a_pipeline_that_nothing_draws_with_is_refused_before_its_weights_are_fetched(published: Hub) -> None:
@@ -416,7 +417,7 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(
 ) -> None:
     gone, base = "0" * 40, RECIPES["sd15-25step"].pipeline
     unet = RECIPES["sd15-dmd2-1step"].unet
-    there = unet.revision if isinstance(unet, pipelines.Weights) else None
+    there = unet.revision if isinstance(unet, Weights) else None
     for changes, said in (
         ({"pipeline": "nobody/nothing"}, "nobody/nothing: .*no such repository.*hf auth login"),
         ({"revision": gone}, f"{base}: .*no revision {gone}.*name another revision"),

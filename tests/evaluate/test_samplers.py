@@ -6,14 +6,15 @@ import pytest
 import tiny_families
 import torch
 
-from evaluate import families, pipelines, samplers, scorers
+from evaluate import families, keyed, pipelines, samplers, scorers
+from evaluate.pipelines.recipe import Recipe
 from prompts.io.errors import UserError
 from prompts.shapes import sample_captions
 
 PROMPTS = sample_captions(6, split="test", seed=3)
 
 
-def recipe(**sampler: object) -> pipelines.Recipe:
+def recipe(**sampler: object) -> Recipe:
     return pipelines.read_recipe("shapes/base").model_copy(update={"sampler": sampler or None})
 
 
@@ -65,14 +66,12 @@ def test_an_image_does_not_depend_on_what_is_drawn_beside_it(base: object) -> No
 @pytest.mark.parametrize("together", [1, 3])
 def test_sana_sprint_is_drawn_as_stock_diffusers_does(tmp_path: Path, together: int) -> None:
     pipeline = tiny_families.pipeline("sana_sprint", tmp_path)
-    recipe = pipelines.Recipe(
-        steps=2, guidance_scale=4.5, height=64, width=64, arguments={"use_resolution_binning": False}
-    )
+    recipe = Recipe(steps=2, guidance_scale=4.5, height=64, width=64, arguments={"use_resolution_binning": False})
     texts = ["a cat", "two dogs", "a bird"]
     (expected,) = pipeline(
         prompt=texts[:1],
-        latents=pipelines.noise((4, 2, 2), seed=3, key="0")[None],
-        generator=pipelines.generator(3, "0\0steps"),
+        latents=keyed.noise((4, 2, 2), seed=3, key="0")[None],
+        generator=keyed.generator(3, "0\0steps"),
         output_type="pt",
         **recipe.call(),
     ).images

@@ -17,7 +17,7 @@ from evaluate.results import gate, rank, sets
 from evaluate.results.compare import compare, mismatch
 from evaluate.results.gate import Verdict
 from evaluate.results.records import Records
-from evaluate.results.stats import jackknife_error
+from evaluate.stats import jackknife_error
 from prompts.io.errors import UserError
 
 ALPHA = 0.05

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest
 
 from evaluate.distribution.frechet import Moments, frechet_distance
-from evaluate.results.stats import paired_difference, wilson
+from evaluate.stats import paired_difference, wilson
 
 
 def test_moments_merge_to_those_of_the_whole() -> None:

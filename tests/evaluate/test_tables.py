@@ -20,6 +20,7 @@ from evaluate import cli, distribution, pipelines, scorers
 from evaluate.papers import files, match, plan, render
 from evaluate.papers.figures import TABLES, Column, read_columns, read_figures, read_sources
 from evaluate.papers.match import Cell, cells, lacking
+from evaluate.pipelines import address
 from evaluate.results import leaderboard
 from evaluate.results.csv_io import read_csv, write_csv
 from evaluate.results.records import file_name
@@ -188,7 +189,7 @@ def test_models_are_recipes_and_their_rows_are_these() -> None:
     found = {(figure.model, TABLES[name].label) for name in OWN for figure in read_figures(name) if figure.model}
     told = {
         (model, row)
-        for model in pipelines.names()
+        for model in address.names()
         for about in [pipelines.read_recipe(model).about]
         if about
         for row in about.rows
@@ -197,7 +198,7 @@ def test_models_are_recipes_and_their_rows_are_these() -> None:
     lost = {figure.row for name in OWN for figure in read_figures(name) if not figure.model}
     assert lost == {"SD15-DI++-1Step", "DiT-DI++-1Step"}
     others = {figure.model for name in TABLES for figure in read_figures(name) if figure.model}
-    assert others <= set(pipelines.names())
+    assert others <= set(address.names())
 
 
 def test_the_papers_settings_are_the_recipes_or_a_note_says_so(tmp_path: Path) -> None:
@@ -571,8 +572,8 @@ def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.Mo
     )
     recipes = tmp_path / "models"
     recipes.mkdir()
-    for model in pipelines.names():
-        content = yaml.safe_load((pipelines.MODELS / f"{model}.yaml").read_text())
+    for model in address.names():
+        content = yaml.safe_load((address.MODELS / f"{model}.yaml").read_text())
         if not content.get("reported_only"):
             content |= {"width": tiny_models.SIDE, "height": tiny_models.SIDE}
         (recipes / f"{model}.yaml").write_text(yaml.safe_dump(content))

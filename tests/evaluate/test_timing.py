@@ -13,10 +13,11 @@ from evaluate import cli, pipelines
 from evaluate.bench import timing
 from evaluate.pipelines import random_init
 from evaluate.pipelines.fast import tune
+from evaluate.pipelines.recipe import Recipe
 from evaluate.results.csv_io import read_csv
 from prompts.io.errors import UserError
 
-RECIPE = pipelines.Recipe(steps=2, guidance_scale=1.0)
+RECIPE = Recipe(steps=2, guidance_scale=1.0)
 
 
 @pytest.fixture(scope="module")

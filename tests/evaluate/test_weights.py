@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from evaluate import pipelines, weights
+from evaluate import keyed, pipelines, weights
 from prompts.io.errors import UserError
 
 
@@ -125,8 +125,8 @@ def test_a_bad_recipe_names_the_field(tmp_path: Path, tiny: Path, text: str, mes
 
 
 def test_noise_depends_on_seed_and_key_alone() -> None:
-    a = pipelines.noise((4, 8, 8), seed=1, key="prompt 7")
+    a = keyed.noise((4, 8, 8), seed=1, key="prompt 7")
     torch.rand(100)
-    assert torch.equal(a, pipelines.noise((4, 8, 8), seed=1, key="prompt 7"))
-    assert not torch.equal(a, pipelines.noise((4, 8, 8), seed=2, key="prompt 7"))
-    assert not torch.equal(a, pipelines.noise((4, 8, 8), seed=1, key="prompt 8"))
+    assert torch.equal(a, keyed.noise((4, 8, 8), seed=1, key="prompt 7"))
+    assert not torch.equal(a, keyed.noise((4, 8, 8), seed=2, key="prompt 7"))
+    assert not torch.equal(a, keyed.noise((4, 8, 8), seed=1, key="prompt 8"))

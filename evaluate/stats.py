@@ -33,6 +33,12 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> P
     return Paired(float(mean), float(mean - half), float(mean + half), win, *wilson(win, len(difference), level=level))
 
 
+def t_interval(value: float, error: float, freedom: int) -> tuple[float, float]:
+    """`value` and Student's t half-widths of 95 % around it; NaN without a degree of freedom."""
+    half = float(stats.t.ppf(0.975, freedom)) * error if freedom > 0 else math.nan
+    return value - half, value + half
+
+
 def percent(share: float, low: float, high: float) -> str:
     """A share and its interval, as people read them: `84% [82, 86]`."""
     return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
