@@ -7,7 +7,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from evaluate.pipelines import address
 from prompts.io.errors import UserError
 from prompts.io.files import writable, write_json
 
@@ -216,6 +215,7 @@ def models() -> None:
 
     from evaluate import embedded, pipelines
     from evaluate.console import printer
+    from evaluate.pipelines import address
     from evaluate.pipelines.recipe import describe
 
     recipes = {name: pipelines.read_recipe(name) for name in (*embedded.models(), *address.names())}

@@ -227,8 +227,8 @@ def _read(
     pipeline = setup.load_pipeline(config, dtype, random_weights=True, device="meta")
     with torch.device("meta"):
         initial, reference, same = setup.load_networks(config, pipeline, random_weights=True)
-        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        readers = [part for part in encoders(pipeline).values() if isinstance(part, nn.Module)]
+        modules = _modules(pipeline.components)
+        readers = _modules(encoders(pipeline))
         read = {id(tensor): tensor for part in [*modules, initial] for tensor in _tensors(part)}
         load, written = _bytes(read.values()), _written(modules, reference, dtype)
         scoring = setup.Scoring(config, pipeline, device="meta", dtype=dtype, random_weights=True)
@@ -260,7 +260,6 @@ def _read(
         device="cpu",
         dtype=narrow or dtype,
     )
-    generator = setup.make_generator(config, preconditioning)
     make = partial(
         setup.assemble,
         config,
@@ -268,7 +267,7 @@ def _read(
         process,
         pipeline=pipeline,
         preconditioning=preconditioning,
-        generator=generator,
+        generator=setup.make_generator(config, preconditioning),
         roles=roles,
         texts=texts,
         scoring=scoring,
@@ -279,6 +278,10 @@ def _read(
         encoding = _bytes(tensor for part in readers for tensor in _tensors(part))
         row = sum(value.numel() for value in texts.row.values()) * (narrow or dtype).itemsize
     return make, Parts(scoring, same, load, written, encoding, row)
+
+
+def _modules(parts: Mapping[str, Any]) -> list[nn.Module]:
+    return [part for part in parts.values() if isinstance(part, nn.Module)]
 
 
 def _copied(roles: Roles, *, known: Mapping[int, Tensor], readers: Sequence[nn.Module]) -> int:

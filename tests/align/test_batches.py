@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from align.data import batches
 from align.data.batches import Batch, BatchSampler, NoiseLevelOptions
+from evaluate import keyed
 from evaluate.diffusion import NOISE_LEVELS, Schedule, lognormal
 from prompts.io.errors import UserError
 
@@ -46,13 +46,13 @@ def test_parts_are_the_whole_batch_to_the_bit(world: int, chunks: int) -> None:
 
 
 def test_a_process_draws_its_own_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, noise = [], batches.keyed.noise
+    keys, noise = [], keyed.noise
 
     def counted(shape: Any, *, seed: int, key: str) -> torch.Tensor:
         keys.append(key)
         return noise(shape, seed=seed, key=key)
 
-    monkeypatch.setattr(batches.pipelines, "noise", counted)
+    monkeypatch.setattr(keyed, "noise", counted)
     batch = sampler(rank=1, world=2, micro_batches=3).draw(3, 0)
     assert not keys, "what nobody asks for is not drawn"
     for name in ("z", "diffusion", "z"):
@@ -107,6 +107,14 @@ def test_noise_levels_are_drawn_within_an_interval() -> None:
     assert upper.min() >= 1 and upper.max() <= 3 and len(upper.unique()) == len(upper)
     (far, *_) = sampler(interval=lambda k, seed: (100.0, 200.0))(0)
     assert far.sigma.tolist() == [100.0] * len(far.sigma)
+
+
+def test_batches_without_a_number_are_the_same_otherwise() -> None:
+    draws, numbered = sampler(), sampler()(5)
+    draws.train_last_step()
+    (batch,), (other,) = draws(5), numbered
+    assert batch.number is None and other.number == 5
+    assert batch.sigma.equal(other.sigma) and batch.noise("z").equal(other.noise("z"))
 
 
 def test_the_same_rows_meet_other_noise_afresh() -> None:

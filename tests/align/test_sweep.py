@@ -357,7 +357,8 @@ def test_a_run_that_diverges_or_is_stopped_is_a_result(
 def test_a_run_that_stopped_itself_is_told_when_it_has(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def start(run: sweep.Trial, _: Any) -> subprocess.Popen[bytes]:
+    def start(job: sweep.Job, _: Any) -> subprocess.Popen[bytes]:
+        (run,) = job
         run.folder.mkdir(parents=True)
         why = {"step": 3, "why": "step 3: assistant is nan", "by": "divergence"} if run.cell == "other" else None
         (run.folder / "result.json").write_text(json.dumps({"stopped": why}))

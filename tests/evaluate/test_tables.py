@@ -577,7 +577,7 @@ def world(models: Hub, real_scorers: Hub, tmp_path: Path, monkeypatch: pytest.Mo
         if not content.get("reported_only"):
             content |= {"width": tiny_models.SIDE, "height": tiny_models.SIDE}
         (recipes / f"{model}.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(pipelines, "MODELS", recipes)
+    monkeypatch.setattr(address, "MODELS", recipes)
     return tmp_path / "results"
 
 
