@@ -352,6 +352,7 @@ def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Pa
     assert wide.parts["text encoders"] - usual.parts["text encoders"] == pytest.approx(more, rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_beside_a_gpu_has_the_copies_that_are_cut_up_and_the_checkpoint_in_float32(tiny: Path) -> None:
     pipeline = pipelines.load(str(tiny))
     network, encoder = (

@@ -419,6 +419,7 @@ def test_a_baseline_is_measured_once_beside_the_runs(tiny: Path, tmp_path: Path)
         assert result(runs[0].folder)["metrics"]["win/shapes/clip"]["value"] == wins
 
 
+@pytest.mark.slow
 def test_what_is_finished_can_be_measured_again_without_being_trained_again(tiny: Path, tmp_path: Path) -> None:
     metrics = dict.fromkeys(("shapes/clip", "win/shapes/clip", "diversity/shapes-clip"), "higher")
     measure = {"prompts": "shapes:test", "captions": 6, "over": str(tiny), "metrics": metrics}

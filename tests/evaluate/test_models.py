@@ -344,6 +344,7 @@ def test_a_recipe_may_set_what_the_schedulers_file_does_not_have(tmp_path: Path,
 
 def test_a_recipe_that_the_hub_did_not_say_is_not_the_default_one(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     models.folder("somebody/one-step", "main")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
     monkeypatch.setattr(models, "busy", {"recipe.yaml"})
     with pytest.raises(UserError, match=r"recipe\.yaml cannot be fetched"):
         pipelines.read_recipe("somebody/one-step")
