@@ -185,6 +185,7 @@ def small(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_estimate_of_a_few_step_generator_has_its_reward(tiny: Path, seed: int) -> None:
     few = {"name": "few_step", "sigma_init": 2.5, "levels": [1.2, 0.6, 0.3], "input_scale": "sigma_init", "eta": 0.0}
     content = SMALL_RUN | {"reference": str(tiny), "method": "di*", "seed": seed}
@@ -332,6 +333,7 @@ def test_sdxl_is_counted_and_weighed_without_its_weights(tmp_path: Path) -> None
     assert found.parts["optimiser states"] == pytest.approx(2 * 2 * 4 * adapter, rel=0.01)
 
 
+@pytest.mark.slow
 def test_text_encoders_take_memory_only_where_they_stay(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "wide"
     shutil.copytree(tiny, folder)
@@ -524,6 +526,7 @@ def test_a_run_is_refused_for_want_of_memory_alone(
     assert "could not be estimated (NotImplementedError)" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_an_estimate_of_shared_images(tiny: Path) -> None:
     options = {"learning_rate": 1e-3, "shares_images": True}
     shared, anew = (

@@ -102,6 +102,7 @@ def test_a_lora_over_rounded_weights_has_no_scores_of_theirs(tmp_path: Path) -> 
         assert ("## Scores" in text) == (not lora)
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_them(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny")
     quantized._levels.cache_clear()  # which another test may have left
