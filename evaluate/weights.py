@@ -25,7 +25,8 @@ from prompts.io.files import text_sha256
 M = TypeVar("M", bound=nn.Module)
 
 REMEDY = "these are the weights of another model"
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+#: Endings of files of weights.
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 #: What loading a file that is damaged, or is not what its name says, raises in diffusers, transformers and peft.
 DAMAGE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError)
 

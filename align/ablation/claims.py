@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from scipy.interpolate import PchipInterpolator
 
 from align.ablation.config import CENTRE, EqualReward, LessStable, SweepConfig
-from evaluate.stats import holm, paired_difference
+from evaluate.stats import holm, paired_difference, t_interval
 
 LEVEL = 0.05  # of all answers together
 POWER = 0.8
@@ -207,8 +207,7 @@ def _jackknifed(figure: Callable[[list[int]], float], seeds: Sequence[int]) -> I
     t of one degree fewer than seeds.
     """
     n, value, without = len(seeds), figure([]), np.array([figure([seed]) for seed in seeds])
-    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt((n - 1) * without.var())
-    return Interval(value, value - half, value + half, n)
+    return Interval(value, *t_interval(value, math.sqrt((n - 1) * without.var()), n - 1), n)
 
 
 def _equal_reward(claim: EqualReward, config: SweepConfig, results: Results) -> list[Answer]:

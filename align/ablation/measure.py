@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from align.ablation.config import WIN, Baseline, Measure
-from align.training.compare import SEED as SAME
-from align.training.compare import images_of, scores_of
+from align.training import compare
 from evaluate import distribution, embedded, scorers
 from evaluate.features import Batch
 from evaluate.pipelines import address
@@ -37,13 +36,15 @@ def measure(
 
     cache: a file for what `over` scores, which is the same for every model. known: metrics that `still_known` has.
     """
+    known = known or {}
+    if known.keys() >= options.metrics.keys():  # which of them is better has changed, or one is not asked any more
+        return {"metrics": {name: known[name] for name in options.metrics}, "drawing_seconds": None}
     texts = captions(options) * options.images
     began = time.process_time()
     images = _drawn(model, texts, options, baseline or Baseline(model=model))
     drawing = 10 * (time.process_time() - began) / len(texts)
     if not images.isfinite().all():
         return {"metrics": None, "drawing_seconds": drawing}
-    known = known or {}
     names = {name: name.removeprefix(WIN) for name in options.metrics if name not in known}
     wins = {name: scorer for name, scorer in names.items() if name.startswith(WIN)}
     scores = _scores([name for name in dict.fromkeys(names.values()) if scorers.resolve(name)], images, texts)
@@ -112,21 +113,22 @@ def _drawn(model: str, texts: list[str], options: Measure, baseline: Baseline) -
     overrides = {key: value for key, value in options_of_call.items() if value}
     reward = next(iter(options.metrics))
     sampler = {"name": "best_of", "n": baseline.best_of, "scorer": reward} if baseline.best_of > 1 else None
-    return images_of(model, texts, title="measuring", sampler=sampler, **overrides)
+    return compare.images_of(model, texts, title="measuring", sampler=sampler, **overrides)
 
 
 def _scores(names: Sequence[str], images: Tensor, texts: list[str]) -> dict[str, Tensor]:
-    return scores_of({name: scorers.load(name) for name in names}, images, texts, at_once=CHUNK)
+    return compare.scores_of({name: scorers.load(name) for name in names}, images, texts, at_once=CHUNK)
 
 
 def _rivals(options: Measure, texts: list[str], names: list[str], cache: Path | None) -> dict[str, Tensor]:
     """What the scorers say of the images of `options.over`, of the same captions."""
-    seed = SAME if options.over_seed is None else options.over_seed
+    seed = compare.SEED if options.over_seed is None else options.over_seed
     of = text_sha256(json.dumps([options.over, seed, texts, names, embedded.digest()]))
     kept = json.loads(cache.read_text(encoding="utf-8")) if cache and cache.is_file() else {}
     if kept.get("of") != of:
         assert options.over is not None
-        scores = _scores(names, images_of(options.over, texts, title=f"drawing {options.over}", seed=seed), texts)
+        images = compare.images_of(options.over, texts, title=f"drawing {options.over}", seed=seed)
+        scores = _scores(names, images, texts)
         kept = {"of": of, "scores": {name: score.tolist() for name, score in scores.items()}}
         if cache:
             write_json(cache, kept)

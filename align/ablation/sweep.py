@@ -194,7 +194,7 @@ def sweep(config: SweepConfig, output: Path, *, processes: int, measure_again: b
     from align.ablation.measure import check
 
     runs = plan(config, output, measure_again=measure_again)
-    outdated = [run for run in runs if _measured_otherwise(run, config.measure)]
+    outdated = [run for run in runs if _measured_otherwise(run, config.measure)] if measure_again else []
     if outdated or not all(run.finished for run in runs):
         check(config.measure, config.baselines)
     with alone(output):
@@ -242,8 +242,8 @@ def _carry_out(config: SweepConfig, runs: list[Trial], processes: int) -> bool:
 def _jobs(runs: list[Trial]) -> list[Job]:
     """What a process does: a run by itself, or several that are measured again."""
     again = [run for run in runs if (run.folder / EARLIER).is_file()]
-    alone = [(run,) for run in runs if run not in again]
-    return [tuple(again[i : i + TOGETHER]) for i in range(0, len(again), TOGETHER)] + alone
+    others = [(run,) for run in runs if run not in again]
+    return [tuple(again[i : i + TOGETHER]) for i in range(0, len(again), TOGETHER)] + others
 
 
 def _told(job: Job, *, stopped: bool) -> list[Trial]:

@@ -20,6 +20,10 @@ from prompts.io.markdown import table
 
 #: Its file of runs, one in each row.
 RUNS = "runs.csv"
+ANSWERS = (
+    "quantity", "read at", "n", "figure [95 % interval]", "on smooth curves", "p of all", "would have been found",
+    "the claim",
+)  # fmt: skip
 
 
 def _run_row(config: SweepConfig, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,12 +95,6 @@ def _answer_line(finding: Finding) -> list[str]:
     answer, numbers = finding.answer, (finding.answer.smooth, finding.p_corrected, finding.detectable)
     n = str(answer.interval.n or "")
     return [answer.quantity, answer.at, n, str(answer.interval), *map(_number, numbers), finding.verdict]
-
-
-ANSWERS = (
-    "quantity", "read at", "n", "figure [95 % interval]", "on smooth curves", "p of all", "would have been found",
-    "the claim",
-)  # fmt: skip
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -333,7 +333,7 @@ def _trainer(
     from align.training.process import Launched
 
     run = setup.build(config, folder, Launched(config, folder), show=False, random_weights=random_weights)
-    run.batches.train_last_step()  # the one that is counted
+    run.batches.numbered = False  # so it is counted
 
     def step(k: int) -> None:
         metrics = Metrics()
@@ -352,7 +352,7 @@ def _plain(
     from align.memory import estimate as memory
 
     run = plain.build(config, device=device, random_weights=random_weights)
-    run.batches.train_last_step()
+    run.batches.numbered = False
     seconds = _seconds(lambda k: plain.step(run, k), config.steps, device)
     peak = timing.peak_mib(device)
 

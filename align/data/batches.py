@@ -141,6 +141,9 @@ class BatchSampler:
         )
         self.interval, self.rank, self.world, self.micro_batches = interval, rank, world, micro_batches
         self.device, self.dtype = device, dtype
+        #: Without numbers a few-step generator trains its last step in every batch: that is rewarded and has all others
+        #: before it, so that no other takes as much time or memory.
+        self.numbered = True
         self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, 0, epoch)).permutation(prompts))
 
     def rows(self, m: int) -> range:
@@ -167,15 +170,8 @@ class BatchSampler:
             keys=keys,
             shape=self.shape,
             seed=self.seed,
-            number=k,
+            number=k if self.numbered else None,
         )
-
-    def train_last_step(self) -> None:
-        """From here on draw batches without their number, of which a few-step generator trains its last step: that is
-        rewarded and has all others before it, so that no other takes as much time or memory.
-        """
-        draw = self.draw
-        self.draw = lambda k, m: replace(draw(k, m), number=None)  # type: ignore[method-assign]
 
     def afresh(self, batch: Batch) -> Batch:
         """The same rows at other noise levels, with other noise."""

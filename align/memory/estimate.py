@@ -323,7 +323,7 @@ def _hold_batches(run: setup.Run, tracker: Tracker, *, more: int) -> None:
 
     more: micro-batches that are there and are not carried out.
     """
-    run.batches.train_last_step()
+    run.batches.numbered = False
     draw = run.batches.draw
 
     def counted(k: int, m: int) -> Batch:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evaluate import pipelines, weights
 from evaluate.pipelines import address, lora
-from evaluate.pipelines.address import SUFFIXES, HubId, hub_id
+from evaluate.pipelines.address import HubId, hub_id
 from prompts.io import hub
 from prompts.io.errors import UserError
 
@@ -26,7 +26,7 @@ def is_pipeline(source: str) -> bool:
     network or something of the hub.
     """
     where = hub_id(source)
-    if Path(source).suffix[1:] in SUFFIXES or (where and (where.file or where.revision != "main")):
+    if Path(source).suffix in weights.SUFFIXES or (where and (where.file or where.revision != "main")):
         return False
     path = address.locate(source)
     return path is not None and (
@@ -62,7 +62,7 @@ def load_into(pipeline: Any, name: str, network: nn.Module, source: str) -> None
 def read(source: str, name: str) -> dict[str, Tensor]:
     """The tensors that `source` names, of the network `name` or of a LoRA."""
     path = Path(source)
-    if path.is_file() and path.suffix[1:] in SUFFIXES:
+    if path.is_file() and path.suffix in weights.SUFFIXES:
         return weights.read(path)
     where = None if path.exists() else hub_id(source)
     if where and where.file:

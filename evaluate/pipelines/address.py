@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from evaluate import embedded, layouts
 from evaluate.pipelines.recipe import Recipe
+from evaluate.weights import SUFFIXES
 from prompts.io import hub
 from prompts.io.errors import UserError
 from prompts.io.yaml import read_model
@@ -19,7 +20,6 @@ MODELS = Path(__file__).parents[1] / "models"
 #: From 0 to 1: how like a shipped model's name another must be to be taken for a slip of it, and
 #: a name that could be a hub id.
 ALIKE, HUB_ALIKE = 0.6, 0.85
-SUFFIXES = ("safetensors", "bin", "pt", "pth", "ckpt")  # of files of weights
 
 
 class HubId(NamedTuple):
@@ -32,7 +32,8 @@ class HubId(NamedTuple):
 
 def hub_id(source: str) -> HubId | None:
     """`OWNER/NAME[/FILE][@REVISION]` taken apart; None for what is none."""
-    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:/([^@]+\.(?:{'|'.join(SUFFIXES)})))?(?:@([\w./-]+))?", source)
+    endings = "|".join(map(re.escape, SUFFIXES))
+    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:/([^@]+(?:{endings})))?(?:@([\w./-]+))?", source)
     return HubId(match[1], match[2], match[3] or "main") if match and not source.startswith(".") else None
 
 

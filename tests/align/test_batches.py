@@ -111,7 +111,7 @@ def test_noise_levels_are_drawn_within_an_interval() -> None:
 
 def test_batches_without_a_number_are_the_same_otherwise() -> None:
     draws, numbered = sampler(), sampler()(5)
-    draws.train_last_step()
+    draws.numbered = False
     (batch,), (other,) = draws(5), numbered
     assert batch.number is None and other.number == 5
     assert batch.sigma.equal(other.sigma) and batch.noise("z").equal(other.noise("z"))

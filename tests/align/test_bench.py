@@ -5,6 +5,7 @@ drawn weights, and what is written.
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -75,6 +76,19 @@ def test_a_run_on_drawn_weights_needs_configs_alone(tiny: Path, tmp_path: Path) 
     seconds, peak, flops = module._trainer(config, torch.device("cpu"), tmp_path / "run", random_weights=True)
     assert len(seconds) == config.steps - module.UNTIMED and peak > 100 and flops() > 1e6
     assert not list((tmp_path / "run").iterdir()), "what is measured is not kept"
+
+
+def test_of_a_few_step_generator_the_step_that_is_counted_is_timed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one: which a batch with a number trains is drawn."""
+    monkeypatch.setattr(module, "_seconds", lambda *_: [1.0])
+    monkeypatch.setattr("align.training.process.Launched", lambda *_: None)
+    for measured, builder in ((module._trainer, "align.training.setup"), (module._plain, "align.bench.plain")):
+        run = SimpleNamespace(batches=SimpleNamespace(numbered=True))
+        monkeypatch.setattr(f"{builder}.build", lambda *_, run=run, **__: run)
+        measured(make(tiny), torch.device("cpu"), tmp_path, random_weights=True)
+        assert not run.batches.numbered
 
 
 def test_drawn_weights_are_never_zeros() -> None:

@@ -426,7 +426,7 @@ def test_what_is_finished_can_be_measured_again_without_being_trained_again(tiny
     baselines = {"base": {"model": str(tiny)}, "gone": {"model": str(tiny), "best_of": 2}}
     config = make(tiny, measure=measure, baselines=baselines)
     assert sweep.sweep(config, tmp_path, processes=2)
-    before = {run.folder: (run.result, (run.folder / "log.jsonl").exists()) for run in sweep.plan(config, tmp_path)}
+    before = {run.folder: run.result for run in sweep.plan(config, tmp_path)}
     trained = (tmp_path / "centre" / "seed-0" / "log.jsonl").stat().st_mtime_ns
     apart = make(tiny, measure=measure | {"over_seed": 7}, baselines=baselines)
     checkpoint = tmp_path / "other" / "seed-0" / "checkpoint"
@@ -442,7 +442,7 @@ def test_what_is_finished_can_be_measured_again_without_being_trained_again(tiny
 
     assert sweep.sweep(apart, tmp_path, processes=2, measure_again=True)
     for run in sweep.plan(apart, tmp_path):
-        old, new = before[run.folder][0], run.result
+        old, new = before[run.folder], run.result
         assert not (run.folder / sweep.EARLIER).exists()
         assert new["training_seconds"] == old["training_seconds"]
         assert new["metrics"]["win/shapes/clip"] != old["metrics"]["win/shapes/clip"]
@@ -532,6 +532,13 @@ def test_what_is_planted_is_found_and_nothing_else() -> None:
         "spread": {"the opposite holds"},
         "share": {"inconclusive"},
     }
+
+
+def test_where_no_run_was_stopped_that_is_no_answer_among_the_others() -> None:
+    for stopped in (0, 8):
+        share = claims.findings(*planted(gap=0.5, spread=1.0, stopped=stopped, seeds=8))[-1]
+        assert share.answer.quantity.startswith("share of runs stopped")
+        assert math.isnan(share.answer.p) == (stopped == 0)
 
 
 def test_where_nothing_is_planted_it_is_inconclusive() -> None:
@@ -685,7 +692,7 @@ def test_the_table_pairs_by_seed_and_its_files_say_the_same(tmp_path: Path) -> N
     assert "## Claim: at equal reward, A is better than B" in text
     known = [row for row in read_csv(tmp_path / "claims.csv") if row["p"] not in ("", "nan")]
     assert f"for all {len(known)} answers that have one" in text
-    assert len(known) == 5, "two at equal reward and three spreads: none was stopped, which is no answer"
+    assert len(known) == 5, "two at equal reward and three spreads"
     assert "currentColor" in drawing and "prefers-color-scheme:dark" in drawing and INK not in drawing
     table.write(config, rows, "mine/planted.yaml", tmp_path / "file")
     text = (tmp_path / "file" / "README.md").read_text()
