@@ -2,6 +2,7 @@
 in the layout of the real ones.
 """
 
+import importlib
 import os
 import sys
 import tempfile
@@ -45,6 +46,13 @@ for name in (
 # The same digits with a GPU and without: what is compared is compared on the CPU, but where a test is of the GPU.
 if "TEST_ON_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# An editable install is looked for last of all, after `tests`, which is on the path for its helpers: `tests/align` would
+# be taken for `align`.
+helpers = sys.path.pop(sys.path.index(str(Path(__file__).parent)))
+for package in ("align", "evaluate", "prompts"):
+    importlib.import_module(package)
+sys.path.insert(0, helpers)
 
 import torch  # noqa: E402
 

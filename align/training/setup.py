@@ -17,7 +17,7 @@ from align.data.batches import Batch, BatchSampler, Texts, seeded
 from align.data.text_embeddings import TextEmbeddings, prepare, release
 from align.generators import Generator
 from align.networks import sharding
-from align.networks.initial import load_into
+from align.networks.initial import check_trainable, load_into
 from align.networks.lora import check_targets
 from align.networks.optimizers import Optimizer
 from align.networks.preconditioning import Preconditioning
@@ -275,6 +275,8 @@ def make_learners(
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool, device: Any = "cpu") -> Any:
     """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds."""
+    for field in ("initial", "reference"):
+        check_trainable(field, getattr(config, field))
     source, dtypes = config.pipeline or config.reference, narrow_parts(config)
     if random_weights:
         pipeline = random_pipeline(source, dtype=dtype, device=device)
