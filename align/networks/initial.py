@@ -38,8 +38,8 @@ def check_trainable(field: str, source: str | None) -> None:
     """Raises UserError where the images of `source`, the value of `field`, are made by more than its network."""
     if source and is_pipeline(source) and (sampler := pipelines.read_recipe(source).sampler):
         raise UserError(
-            f"{field} = {source}: the sampler {sampler.get('name')} makes its images, and only a network can be trained; "
-            "name the pipeline that its recipe.yaml draws with"
+            f"{field} = {source}: the sampler {sampler.get('name')} makes its images, and only a network can be "
+            "trained; name the pipeline that its recipe.yaml draws with"
         )
 
 

@@ -175,9 +175,10 @@ def _deviations(row: dict[str, str], today: Recipe, protocol: str, column: Colum
     """
     recipe, words = json.loads(row["recipe"]), shlex.split(row["command"])
     options = dict(pairwise(words))
-    copies = max(int(options.get("--per-prompt", 1)), suites.card(column.suite).per_prompt)
-    n, whole = int(row["n"]), suite_size(column.suite) * copies
-    own_weights = any(word.startswith((f"{protocol}=", f"{metric_of(protocol)}=")) for word in words)
+    copies = max(int(options.get("--per-prompt", 1)), suite_card(column.suite).per_prompt)
+    n, whole = int(row["n"]), suite_card(column.suite).n * copies
+    metric = metric_of(protocol)
+    own_weights = any(word.startswith((f"{protocol}=", f"{metric}=")) for word in words)
     reasons = {
         "of images that were drawn elsewhere": recipe is None,
         "drawn by another recipe than today's": recipe is not None and recipe != today.record(),
@@ -214,9 +215,9 @@ def lacking(column: Column) -> str:
 
 
 @cache
-def suite_size(suite: str) -> int:
-    """How many prompts the published suite has."""
-    return suites.card(suite).n
+def suite_card(suite: str) -> suites.Card:
+    """What is known of the suite, read once for all the cells of a table."""
+    return suites.card(suite)
 
 
 def only_part(n: int, whole: int) -> str:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from evaluate import distribution
 from evaluate.console import console
 from evaluate.papers.figures import SECONDS
-from evaluate.papers.match import Leaderboards, Ours, cells, lacking, only_part, runnable, suite_size
-from prompts import suites
+from evaluate.papers.match import Leaderboards, Ours, cells, lacking, only_part, runnable, suite_card
 from prompts.io.errors import UserError
 
 TO_BE_TIMED = "they are the hardware's: run 'evaluate time --model NAME' where you want them measured"
@@ -57,8 +56,8 @@ def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
     """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
     if isinstance(ours, str):
         return False
-    copies = suites.card(suite).per_prompt
-    whole = suite_size(suite) * copies
+    copies = suite_card(suite).per_prompt
+    whole = suite_card(suite).n * copies
     part = limit is not None and ours.apart == (only_part(ours.n, whole),) and ours.n >= min(limit * copies, whole)
     return not ours.apart or part
 
@@ -73,7 +72,7 @@ def run_missing(name: str, folder: Path, *, limit: int | None = None, device: st
 
     work, say = missing(name, folder, limit=limit), console.print
     for suite, (models, metrics) in work.runs.items():
-        count = min(limit or math.inf, suite_size(suite))
+        count = min(limit or math.inf, suite_card(suite).n)
         say(f"to run: {suite}, {count:,} prompts, {', '.join(metrics)}: {', '.join(models)}", highlight=False)
     for why, what in work.skipped.items():
         say(f"skipped: {', '.join(what)}: {why}", highlight=False)

@@ -13,6 +13,7 @@ import yaml
 
 from evaluate.report.page_image import PageImage
 from prompts.io.errors import UserError, first_line
+from prompts.io.yaml import parse
 
 #: Points a curve has at most; of a longer one each is the mean of as many steps as it takes.
 POINTS = 1500
@@ -104,7 +105,7 @@ def _curve(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[list[float 
 def _config(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
-        if not isinstance(yaml.safe_load(text), dict):
+        if not isinstance(parse(text), dict):
             raise ValueError("no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(

@@ -13,7 +13,11 @@ from prompts.io.validate import validate
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+#: libyaml's, several times as fast, where PyYAML was built with it.
+_Fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Fastest):  # type: ignore[misc]
     """As YAML 1.2 has it true and false alone are booleans, so that `off` is a word."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  as its base has it

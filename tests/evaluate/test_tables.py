@@ -699,7 +699,7 @@ def test_it_is_run_and_shown_once_it_is_here(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(suites, "names", lambda: ["geneval"])
     monkeypatch.setattr(suites, "card", lambda name: suites.Card(553, "", ""))
     monkeypatch.setattr(scorers, "variants", lambda: {"geneval": "six tasks"})
-    match.suite_size.cache_clear()
+    match.suite_card.cache_clear()
     try:
         work = plan.missing("known/geneval", tmp_path)
         assert work.runs["geneval"][1] == ["geneval"]  # its tasks are groups of prompts, not metrics to run
@@ -712,7 +712,7 @@ def test_it_is_run_and_shown_once_it_is_here(tmp_path: Path, monkeypatch: pytest
         assert cell.difference is None
         assert "by which code" in cell.why
     finally:
-        match.suite_size.cache_clear()
+        match.suite_card.cache_clear()
 
 
 def test_a_distribution_metric_is_never_run_by_itself(tmp_path: Path) -> None:
