@@ -47,8 +47,8 @@ for name in (
 if "TEST_ON_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# An editable install is looked for last of all, after `tests`, which is on the path for its helpers: there `tests/align`
-# would be taken for `align`.
+# An editable install is looked for last of all, after `tests`, which is on the path for its helpers:
+# there `tests/align` would be taken for `align`.
 helpers = sys.path.pop(sys.path.index(str(Path(__file__).parent)))
 for package in ("align", "evaluate", "prompts"):
     importlib.import_module(package)

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def _standardise(vae: Any, images: Tensor) -> None:
 
 def make_tokenizer() -> Any:
     """A CLIPTokenizer in which every word of the grammar is one token and any other text is still spelled out."""
+    from transformers import CLIPTokenizer
+
+    words, merges = _vocabulary()
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[*merges], model_max_length=24)
+
+
+@cache
+def _vocabulary() -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Tokens in their order, and the pairs that are merged in theirs, learned from the grammar's captions."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -165,11 +175,9 @@ def make_tokenizer() -> Any:
         (caption for family in FAMILIES for caption in captions("train", family)),
         trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", special_tokens=special, show_progress=False),
     )
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges = tuple(tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"])
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *special]
-    return CLIPTokenizer(
-        vocab={word: i for i, word in enumerate(dict.fromkeys(words))}, merges=merges, model_max_length=24
-    )
+    return tuple(dict.fromkeys(words)), merges
 
 
 def _ends(tokenizer: Any) -> dict[str, int]:
