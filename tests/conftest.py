@@ -49,10 +49,11 @@ if "TEST_ON_GPU" not in os.environ:
 
 # An editable install is looked for last of all, after `tests`, which is on the path for its helpers:
 # there `tests/align` would be taken for `align`.
-helpers = sys.path.pop(sys.path.index(str(Path(__file__).parent)))
+path, helpers = sys.path, str(Path(warm.__file__).parent)
+sys.path = [folder for folder in path if folder != helpers]  # twice there in a process of xdist
 for package in ("align", "evaluate", "prompts"):
     importlib.import_module(package)
-sys.path.insert(0, helpers)
+sys.path = path
 
 import torch  # noqa: E402
 

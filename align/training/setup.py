@@ -274,7 +274,10 @@ def make_learners(
 
 
 def load_pipeline(config: TrainConfig, dtype: torch.dtype, *, random_weights: bool, device: Any = "cpu") -> Any:
-    """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds."""
+    """The pipeline that the reference is part of. device: where random weights are drawn, on a GPU in seconds.
+
+    Raises UserError where what the student starts from, or the reference, is more than a network.
+    """
     for field in ("initial", "reference"):
         check_trainable(field, getattr(config, field))
     source, dtypes = config.pipeline or config.reference, narrow_parts(config)

@@ -56,9 +56,9 @@ def _there(ours: Ours | str, suite: str, limit: int | None) -> bool:
     """Whether it is all that a run would make: of the whole suite, or with `limit` of at least so many prompts."""
     if isinstance(ours, str):
         return False
-    copies = suite_card(suite).per_prompt
-    whole = suite_card(suite).n * copies
-    part = limit is not None and ours.apart == (only_part(ours.n, whole),) and ours.n >= min(limit * copies, whole)
+    card = suite_card(suite)
+    short = ours.apart == (only_part(ours.n, card.n * card.per_prompt),)
+    part = limit is not None and short and ours.n >= min(limit, card.n) * card.per_prompt
     return not ours.apart or part
 
 
